@@ -1,3 +1,25 @@
+import * as image from './image.js'
+import * as job from './job.js'
+import * as node from './node.js'
+import type { Route } from './route.js'
+import * as tenant from './tenant.js'
+
+export * from './command.js'
 export * from './errors.js'
 export * from './ids.js'
+export * from './image.js'
+export * from './job.js'
+export * from './node.js'
+export * from './openapi.js'
+export * from './report.js'
+export * from './route.js'
+export * from './tenant.js'
 export * from './units.js'
+
+const isRoute = (value: unknown): value is Route =>
+  typeof value === 'object' && value !== null && 'scope' in value && 'path' in value && 'method' in value
+
+/** Every route of the API, in the order of the document. */
+export const routes: readonly Route[] = [job, image, tenant, node].flatMap((resource) =>
+  Object.values(resource).filter(isRoute),
+)

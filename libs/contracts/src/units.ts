@@ -27,20 +27,18 @@ export function parseDuration(text: string): number | undefined {
 }
 
 const quantity = (what: string, parse: (text: string) => number | undefined, min: number, max: number) =>
-  z
-    .union([z.number(), z.string().max(32)])
-    .transform((value, context) => {
-      const parsed = typeof value === 'number' ? value : parse(value)
-      if (parsed === undefined || !Number.isSafeInteger(parsed)) {
-        context.addIssue({ code: 'custom', message: `must be ${what}` })
-        return z.NEVER
-      }
-      if (parsed < min || parsed > max) {
-        context.addIssue({ code: 'custom', message: `must be between ${min} and ${max}, is ${parsed}` })
-        return z.NEVER
-      }
-      return parsed
-    })
+  z.union([z.number(), z.string().max(32)]).transform((value, context) => {
+    const parsed = typeof value === 'number' ? value : parse(value)
+    if (parsed === undefined || !Number.isSafeInteger(parsed)) {
+      context.addIssue({ code: 'custom', message: `must be ${what}` })
+      return z.NEVER
+    }
+    if (parsed < min || parsed > max) {
+      context.addIssue({ code: 'custom', message: `must be between ${min} and ${max}, is ${parsed}` })
+      return z.NEVER
+    }
+    return parsed
+  })
 
 /** A size in bytes: a whole number or text with a unit; becomes a number. */
 export const Bytes = (min: number, max: number) =>
