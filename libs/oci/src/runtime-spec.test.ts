@@ -1,0 +1,131 @@
+import { expect, test } from '@jest/globals'
+import { defaultCapabilities, defaultCapabilityMask, defaultSeccomp } from './profile.js'
+import { INIT_PATH, type RuntimeInput, runtimeSpec } from './runtime-spec.js'
+
+const input: RuntimeInput = {
+  cgroupPath: '/berth/ten_a/att_b',
+  cgroupVersion: 'v1',
+  architecture: 'x64',
+  rootfs: '/data/attempts/att_b/rootfs',
+  init: '/opt/berth-init',
+  files: { '/etc/hosts': '/data/attempts/att_b/hosts' },
+  hostname: 'job-1',
+  ids: { base: 1_065_536, count: 65_536 },
+  limits: { memoryBytes: 256 * 1024 ** 2, cpus: 0.5, pids: 64, shmBytes: 65_536 },
+}
+
+test('root inside is the first id of the tenant outside, and every namespace is private', () => {
+  const { linux, process } = runtimeSpec(input)
+  expect(linux.uidMappings).toEqual([{ containerID: 0, hostID: 1_065_536, size: 65_536 }])
+  expect(linux.gidMappings).toEqual(linux.uidMappings)
+  expect(linux.namespaces.map((n) => n.type).sort()).toEqual([
+    'cgroup',
+    'ipc',
+    'mount',
+    'network',
+    'pid',
+    'user',
+    'uts',
+  ])
+  expect(process).toMatchObject({ args: [INIT_PATH], noNewPrivileges: true, user: { uid: 0, gid: 0 } })
+})
+
+test('limits become resources: no swap, one process for init, quota per 100 ms', () => {
+  expect(runtimeSpec(input).linux.resources).toMatchObject({
+    memory: { limit: 268_435_456, swap: 268_435_456 },
+    cpu: { period: 100_000, quota: 50_000, shares: 512 },
+    pids: { limit: 65 },
+    devices: [{ allow: false, access: 'rwm' }],
+  })
+  expect(runtimeSpec({ ...input, limits: { ...input.limits, cpus: 0.01 } }).linux.resources).toMatchObject({
+    cpu: { quota: 1000, shares: 10 },
+  })
+})
+
+test('nothing of the host is mounted but init and the given files, and sysfs is read-only', () => {
+  const { mounts } = runtimeSpec(input)
+  expect(mounts.filter((m) => m.type === 'bind').map((m) => [m.source, m.destination])).toEqual([
+    ['/opt/berth-init', '/dev/.berth/init'],
+    ['/data/attempts/att_b/hosts', '/etc/hosts'],
+  ])
+  expect(mounts.find((m) => m.destination === '/sys')?.options).toContain('ro')
+  expect(mounts.find((m) => m.destination === '/dev/shm')?.options).toContain('size=65536')
+})
+
+test('the cgroup file system is seen, read-only, where it is one mount', () => {
+  const seen = (cgroupVersion: 'v1' | 'v2') =>
+    runtimeSpec({ ...input, cgroupVersion }).mounts.find((m) => m.destination === '/sys/fs/cgroup')?.options
+  expect(seen('v1')).toBeUndefined()
+  expect(seen('v2')).toContain('ro')
+})
+
+test('equal input gives equal bytes', () => {
+  expect(JSON.stringify(runtimeSpec(input))).toBe(JSON.stringify(runtimeSpec(structuredClone(input))))
+})
+
+test.each([
+  'bpf',
+  'keyctl',
+  'add_key',
+  'request_key',
+  'io_uring_setup',
+  'io_uring_enter',
+  'userfaultfd',
+  'mount',
+  'umount2',
+  'move_mount',
+  'open_tree',
+  'fsopen',
+  'pivot_root',
+  'unshare',
+  'setns',
+  'init_module',
+  'finit_module',
+  'delete_module',
+  'kexec_load',
+  'clock_settime',
+  'settimeofday',
+  'sethostname',
+  'setdomainname',
+  'perf_event_open',
+  'quotactl',
+  'swapon',
+  'reboot',
+  'syslog',
+  'acct',
+  'open_by_handle_at',
+  'name_to_handle_at',
+  'process_vm_writev',
+  'kcmp',
+  'iopl',
+  'modify_ldt',
+  'memfd_secret',
+])('%s is not allowed', (name) => {
+  const rules = defaultSeccomp('x64').syscalls.filter((r) => r.names.includes(name) && r.action === 'SCMP_ACT_ALLOW')
+  expect(rules).toEqual([])
+})
+
+test('sockets of no family but unix, inet, inet6 and netlink; clone makes no namespace; clone3 falls back', () => {
+  const { syscalls, defaultAction } = defaultSeccomp('x64')
+  const of = (name: string) => syscalls.filter((r) => r.names.includes(name))
+  expect(defaultAction).toBe('SCMP_ACT_ERRNO')
+  expect(of('socket').map((r) => r.args?.[0]?.value)).toEqual([1, 2, 10, 16])
+  expect(of('clone')).toEqual([
+    expect.objectContaining({ args: [{ index: 0, value: 0x7e020000, valueTwo: 0, op: 'SCMP_CMP_MASKED_EQ' }] }),
+  ])
+  expect(of('clone3')).toEqual([expect.objectContaining({ action: 'SCMP_ACT_ERRNO', errnoRet: 38 })])
+})
+
+test('no system call is listed twice', () => {
+  const names = defaultSeccomp('arm64')
+    .syscalls.filter((r) => !r.args)
+    .flatMap((r) => r.names)
+  expect(names.length).toBe(new Set(names).size)
+})
+
+test('capabilities are within Docker’s default, and the mask says the same', () => {
+  const docker =
+    'CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE'
+  for (const name of defaultCapabilities) expect(docker.split(' ')).toContain(name.slice(4))
+  expect(defaultCapabilityMask.toString(16)).toBe('800405fb')
+})
