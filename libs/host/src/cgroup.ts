@@ -1,0 +1,139 @@
+import { readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { setTimeout as delay } from 'node:timers/promises'
+import { errnoOf, Fault, ignore } from '@berth/contracts'
+
+/**
+ * Limits of a group; what is not given stays as it is, `max` lifts the limit. Memory counts page cache and swap too:
+ * nothing of a group is ever swapped out beyond `memoryBytes`.
+ */
+export interface CgroupLimits {
+  readonly memoryBytes?: number | 'max'
+  /** Thousandths of a CPU; 1500 is one and a half. */
+  readonly cpuMillis?: number | 'max'
+  readonly pids?: number | 'max'
+}
+
+export interface CgroupUsage {
+  /** Microseconds of CPU since the group was made, its sub-groups included. */
+  readonly cpuUsageUs: number
+  /** Microseconds in which it wanted to run but its CPU quota was spent. */
+  readonly cpuThrottledUs: number
+  readonly memoryBytes: number
+  readonly memoryPeakBytes: number
+  /** Processes that the kernel's out-of-memory killer ended. */
+  readonly oomKills: number
+  readonly pids: number
+  /** Forks refused since the pids limit was reached. */
+  readonly pidsRefused: number
+}
+
+/**
+ * The control groups of this machine, whichever version. A group is named by its path below the root of every
+ * hierarchy, without a leading slash: `berth/ten_…/att_…`. The berth agent makes the parents (instance and tenant);
+ * the OCI runtime makes the groups of the containers below them.
+ */
+export interface Cgroups {
+  /** Controller (`memory`, `cpu`, …) → directory of the group; on v2 all are the same directory. */
+  paths(group: string): ReadonlyMap<string, string>
+  /** Makes the group and its ancestors and sets its limits; one that exists just gets the limits. */
+  create(group: string, limits?: CgroupLimits): void
+  /** @throws Fault when the group is gone or the kernel refuses a value */
+  setLimits(group: string, limits: CgroupLimits): void
+  /** @returns undefined when there is no such group (any more) */
+  usage(group: string): CgroupUsage | undefined
+  /** Names of the direct sub-groups, sorted; none when the group is not there. */
+  children(group: string): readonly string[]
+  /** Processes (host pids) in the group and below, sorted; none when the group is not there. */
+  processes(group: string): readonly number[]
+  /** Kills everything in the group and below, also what forks meanwhile. @throws Fault when some live on after 5 s */
+  kill(group: string): Promise<void>
+  /** Removes the group and everything below; a missing one is fine. @throws Fault when processes keep it for 5 s */
+  remove(group: string): Promise<void>
+}
+
+/** How long kill and remove try: a process may sit in an uninterruptible wait for that long at most. */
+const patienceMs = 5_000
+
+/** @throws Fault unless the name is a plain relative path: it is joined to sysfs directories as it stands */
+export function checkGroup(group: string): string {
+  const parts = group.split('/')
+  if (!parts.every((part) => /^[\w:-][\w.:-]{0,127}$/.test(part)))
+    throw new Fault(`name the cgroup ${JSON.stringify(group)}`, { cause: new Error('not a plain relative path') })
+  return group
+}
+
+/** `a/b/c` → `a`, `a/b`, `a/b/c`. */
+export const ancestry = (group: string): readonly string[] =>
+  group.split('/').map((_, index, parts) => parts.slice(0, index + 1).join('/'))
+
+/** Writes one value to a control file. @throws Fault naming file and value */
+export function writeControl(path: string, value: string | number): void {
+  try {
+    writeFileSync(path, String(value), { flag: 'r+' }) // r+: a control file is never made by writing to it
+  } catch (cause) {
+    throw new Fault(`write ${JSON.stringify(String(value))} to ${path}`, { cause })
+  }
+}
+
+/** The text of a control file without its newline; undefined when group or file is gone. */
+export function readControl(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'utf8').trimEnd()
+  } catch (error) {
+    // ENODEV: the group was removed between open and read.
+    return ignore(error, 'ENOENT', 'ENODEV')
+  }
+}
+
+/** A number of a control file; 0 when it is gone. */
+export const readNumber = (path: string) => Number(readControl(path) ?? 0)
+
+/** The number behind `key` in a flat-keyed file such as `memory.events`; 0 when there is none. */
+export function readKeyed(path: string, key: string): number {
+  const line = (readControl(path) ?? '').split('\n').find((text) => text.startsWith(`${key} `))
+  return line === undefined ? 0 : Number(line.slice(key.length + 1))
+}
+
+/** The direct sub-groups of a directory, unsorted. */
+export function subgroups(directory: string): readonly string[] {
+  try {
+    return readdirSync(directory, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map((entry) => entry.name)
+  } catch (error) {
+    ignore(error, 'ENOENT', 'ENODEV')
+    return []
+  }
+}
+
+/** Process ids in a group's directory and below; may hold duplicates. */
+export function processesBelow(directory: string): readonly number[] {
+  const own = (readControl(`${directory}/cgroup.procs`) ?? '').split('\n').filter((text) => text !== '')
+  return [...own.map(Number), ...subgroups(directory).flatMap((name) => processesBelow(`${directory}/${name}`))]
+}
+
+/** Sorted, each once. A 0 stands for a process outside of our pid namespace, which we could not signal. */
+export const uniquePids = (pids: readonly number[]) => [...new Set(pids)].filter((pid) => pid > 0).sort((a, b) => a - b)
+
+/** Runs `attempt` until it returns true. @throws Fault naming `what` after 5 s */
+export async function persist(what: string, attempt: () => boolean): Promise<void> {
+  const deadline = performance.now() + patienceMs
+  for (let pause = 0.5; !attempt(); pause = Math.min(pause * 2, 50)) {
+    if (performance.now() > deadline) throw new Fault(what, { cause: new Error(`still there after ${patienceMs} ms`) })
+    await delay(pause)
+  }
+}
+
+/** Removes a directory of groups, deepest first. @returns false while processes (or dying ones) keep a part of it */
+export function removeDirectories(directory: string): boolean {
+  const below = subgroups(directory).map((name) => removeDirectories(`${directory}/${name}`))
+  if (below.includes(false)) return false
+  try {
+    rmdirSync(directory)
+    return true
+  } catch (error) {
+    if (errnoOf(error) === 'EBUSY' || errnoOf(error) === 'ENOTEMPTY') return false
+    ignore(error, 'ENOENT', 'ENODEV')
+    return true
+  }
+}

@@ -1,0 +1,6 @@
+export type { CgroupLimits, Cgroups, CgroupUsage } from './cgroup.js'
+export * from './cgroup-layout.js'
+export * from './files.js'
+export * from './mount.js'
+export * from './run.js'
+export * from './unwind.js'
