@@ -1,0 +1,301 @@
+/* enter.c: berth-enter, what the agent executes to start the OCI runtime.
+ *
+ *   berth-enter [option ...] -- PROGRAM ARG ...
+ *
+ * Makes a private mount namespace, carries out the options in the order given, and executes PROGRAM in it. What
+ * is mounted here exists in that namespace alone, so it is gone when the last process of the sandbox is: nothing
+ * has to be unmounted, whatever dies first. Host mounts made later are not seen either (all is private).
+ *
+ *   --umount PATH                  detach a mount (the cgroup2 tree of a "hybrid" host)
+ *   --idmap INSIDE:OUTSIDE:COUNT   ids of later --lower mounts are shifted so (repeatable)
+ *   --lower SRC DEST               SRC read-only at DEST, idmapped; DEST becomes the next overlay's lower layer
+ *   --overlay TARGET UPPER WORK    overlay of the lowers given so far, topmost first, and starts a new list
+ *   --overlay-ro TARGET            the same without an upper
+ *   --listen PATH                  listening unix socket at PATH, mode 0600, as fd 3 of PROGRAM
+ *   --chdir PATH                   enter a directory
+ *
+ * Its own failures: one line `berth-enter: STEP: PATH: ERROR` on stderr, exit code 120. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { FAILED = 120, LISTEN_FD = 3, BACKLOG = 8, MAX_IDMAPS = 64, MAX_LOWERS = 500 /* overlayfs' own limit */ };
+
+/* linux/mount.h and the system call numbers of the new mount API (the same on all architectures since 5.2). */
+enum {
+  NR_OPEN_TREE = 428, NR_MOVE_MOUNT = 429, NR_FSOPEN = 430, NR_FSCONFIG = 431, NR_FSMOUNT = 432,
+  NR_MOUNT_SETATTR = 442,
+};
+enum {
+  CLONE_TREE = 1, FROM_EMPTY = 4, OPEN_CLOEXEC = 1, SET_FLAG = 0, SET_STRING = 1, CREATE = 6,
+  ATTR_RDONLY = 0x1, ATTR_NODEV = 0x4, ATTR_IDMAP = 0x100000,
+};
+struct mount_attributes { uint64_t set, clear, propagation, userns_fd; };
+
+static struct { unsigned inside, outside, count; } idmaps[MAX_IDMAPS];
+static int nidmaps, userns = -1;
+static const char *lowers[MAX_LOWERS];
+static int nlowers;
+
+static _Noreturn void fail(const char *step, const char *path) {
+  const char *hint = "";
+  if (strcmp(step, "idmap") == 0 && (errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP))
+    hint = " (this kernel or filesystem has no idmapped mounts)";
+  fprintf(stderr, "berth-enter: %s: %s: %s%s\n", step, path, strerror(errno), hint);
+  exit(FAILED);
+}
+
+static _Noreturn void misuse(const char *what, const char *argument) {
+  errno = EINVAL;
+  fail(what, argument);
+}
+
+static void write_file(pid_t pid, const char *name, const char *text, size_t len) {
+  char path[64];
+  snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
+  int fd = open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0 || write(fd, text, len) != (ssize_t)len) fail("idmap", path);
+  close(fd);
+}
+
+static void add_idmap(const char *text) {
+  unsigned inside, outside, count;
+  char rest;
+  if (sscanf(text, "%u:%u:%u%c", &inside, &outside, &count, &rest) != 3 || count == 0) misuse("idmap", text);
+  if (nidmaps == MAX_IDMAPS || userns >= 0) misuse("idmap: too many, or after --lower", text);
+  idmaps[nidmaps].inside = inside;
+  idmaps[nidmaps].outside = outside;
+  idmaps[nidmaps++].count = count;
+}
+
+/* A user namespace lives as long as a process or an fd is in it: a child makes one, waits on a pipe to be
+ * mapped and held, and goes. On disk ids are natural, so the map from disk to mount is the one from inside to
+ * outside. */
+static int make_userns(void) {
+  int ready[2], hold[2];
+  char byte, map[MAX_IDMAPS * 36], path[64];
+  size_t len = 0;
+  if (pipe2(ready, O_CLOEXEC) < 0 || pipe2(hold, O_CLOEXEC) < 0) fail("idmap", "pipe");
+  pid_t pid = fork();
+  if (pid < 0) fail("idmap", "fork");
+  if (pid == 0) {
+    close(hold[1]);
+    if (unshare(CLONE_NEWUSER) < 0 || write(ready[1], "", 1) != 1) _exit(errno);
+    _exit(read(hold[0], &byte, 1) < 0);   /* end of file: the parent is done, or dead */
+  }
+  close(ready[1]);
+  close(hold[0]);
+  if (read(ready[0], &byte, 1) != 1) {
+    int status = 0;
+    waitpid(pid, &status, 0);
+    errno = WEXITSTATUS(status);
+    fail("idmap", "unshare");
+  }
+  for (int i = 0; i < nidmaps; i++)
+    len += (size_t)snprintf(map + len, sizeof map - len, "%u %u %u\n", idmaps[i].inside, idmaps[i].outside, idmaps[i].count);
+  write_file(pid, "uid_map", map, len);
+  write_file(pid, "gid_map", map, len);
+  snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) fail("idmap", path);
+  close(hold[1]);
+  close(ready[0]);
+  waitpid(pid, NULL, 0);
+  return fd;
+}
+
+static void set_attributes(const char *step, int tree, const char *path, struct mount_attributes a) {
+  if (syscall(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH, &a, sizeof a) < 0) fail(step, path);
+}
+
+static void attach(const char *step, int mount, const char *at) {
+  if (syscall(NR_MOVE_MOUNT, mount, "", AT_FDCWD, at, FROM_EMPTY) < 0) fail(step, at);
+  close(mount);
+}
+
+/* A detached copy of one mount, read-only. Set-uid binaries must go on working inside, so no nosuid. */
+static int read_only_clone(const char *step, const char *source) {
+  int tree = (int)syscall(NR_OPEN_TREE, AT_FDCWD, source, CLONE_TREE | O_CLOEXEC);
+  if (tree < 0) fail(step, source);
+  set_attributes(step, tree, source, (struct mount_attributes){.set = ATTR_RDONLY | ATTR_NODEV});
+  return tree;
+}
+
+static void mount_lower(const char *source, const char *at) {
+  if (nlowers == MAX_LOWERS) misuse("lower: too many", source);
+  int tree = read_only_clone("lower", source);
+  if (nidmaps > 0) {
+    if (userns < 0) userns = make_userns();
+    set_attributes("idmap", tree, source, (struct mount_attributes){.set = ATTR_IDMAP, .userns_fd = (uint64_t)userns});
+  }
+  attach("lower", tree, at);
+  lowers[nlowers++] = at;
+}
+
+/* The options that Docker and containerd give: layers are shared and read by tar-like tools, so nothing may be
+ * kept in extended attributes that only this overlay understands. */
+static const char *const overlay_options[][2] = {
+  {"index", "off"}, {"metacopy", "off"}, {"redirect_dir", "off"}, {"xino", "off"},
+};
+enum { OVERLAY_OPTIONS = sizeof overlay_options / sizeof *overlay_options };
+
+/* Appends key=value to mount(2)'s option string, with a backslash before each of `special`. */
+static char *append(char *at, const char *end, const char *key, const char *value, const char *special) {
+  for (const char *c = key; *c && at < end; c++) *at++ = *c;
+  for (; *value && at + 1 < end; value++) {
+    if (strchr(special, *value)) *at++ = '\\';
+    *at++ = *value;
+  }
+  return at;
+}
+
+/* Before Linux 6.5: all lowers in one string, and that in the one page that mount(2) takes. */
+static void mount_overlay_by_string(const char *at, const char *upper, const char *work) {
+  static char text[4096];
+  char *t = text, *end = text + sizeof text - 1;
+  for (int i = 0; i < nlowers; i++) t = append(t, end, i ? ":" : "lowerdir=", lowers[i], ":,\\");
+  if (upper) {
+    t = append(t, end, ",upperdir=", upper, ",\\");
+    t = append(t, end, ",workdir=", work, ",\\");
+  }
+  for (int i = 0; i < OVERLAY_OPTIONS; i++) {
+    t = append(t, end, ",", overlay_options[i][0], "");
+    t = append(t, end, "=", overlay_options[i][1], "");
+  }
+  if (t + 1 >= end) misuse("overlay: paths longer than this kernel takes (4095 bytes)", at);
+  if (mount("berth", at, "overlay", (unsigned long)MS_NODEV | (upper ? 0 : MS_RDONLY), text) < 0) fail("overlay", at);
+}
+
+static void configure(int fs, const char *key, const char *value) {
+  if (syscall(NR_FSCONFIG, fs, SET_STRING, key, value, 0) < 0) fail("overlay", value);
+}
+
+/* `lowerdir+` (Linux 6.5) takes one path a call, of any bytes. The other build is for testing the fallback. */
+static bool takes_lowers_singly(int fs) {
+#ifdef BERTH_OVERLAY_BY_STRING
+  (void)fs;
+  return false;
+#else
+  return syscall(NR_FSCONFIG, fs, SET_STRING, "lowerdir+", lowers[0], 0) == 0;
+#endif
+}
+
+static void mount_overlay(const char *at, const char *upper, const char *work) {
+  if (nlowers == 0) misuse("overlay: no --lower before", at);
+  int fs = (int)syscall(NR_FSOPEN, "overlay", OPEN_CLOEXEC);
+  if (fs < 0) fail("overlay", "fsopen");
+  if (takes_lowers_singly(fs)) {
+    for (int i = 1; i < nlowers; i++) configure(fs, "lowerdir+", lowers[i]);
+    configure(fs, "source", "berth");
+    if (upper) {
+      configure(fs, "upperdir", upper);
+      configure(fs, "workdir", work);
+    }
+    for (int i = 0; i < OVERLAY_OPTIONS; i++) configure(fs, overlay_options[i][0], overlay_options[i][1]);
+    if (syscall(NR_FSCONFIG, fs, CREATE, NULL, NULL, 0) < 0) fail("overlay", at);
+    int tree = (int)syscall(NR_FSMOUNT, fs, OPEN_CLOEXEC, ATTR_NODEV | (upper ? 0 : ATTR_RDONLY));
+    if (tree < 0) fail("overlay", at);
+    attach("overlay", tree, at);
+  } else {
+    mount_overlay_by_string(at, upper, work);
+  }
+  close(fs);
+  nlowers = 0;
+}
+
+/* An overlay without upper needs two lowers; one is a bind mount already. */
+static void mount_read_only(const char *at) {
+  if (nlowers != 1) {
+    mount_overlay(at, NULL, NULL);
+    return;
+  }
+  attach("overlay-ro", read_only_clone("overlay-ro", lowers[0]), at);
+  nlowers = 0;
+}
+
+/* By its name in its own directory: sun_path has room for 107 bytes only. */
+static void listen_at(const char *path) {
+  char *dir = strdup(path), *base = strdup(path);
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  int here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (!dir || !base || here < 0 || chdir(dirname(dir)) < 0) fail("listen", path);
+  const char *name = basename(base);
+  if (strlen(name) >= sizeof address.sun_path) misuse("listen: name too long", path);
+  memcpy(address.sun_path, name, strlen(name));
+  if (unlink(name) < 0 && errno != ENOENT) fail("listen", path);
+  mode_t before = umask(0177);
+  int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+  if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, BACKLOG) < 0) fail("listen", path);
+  umask(before);
+  if (fd != LISTEN_FD && (dup2(fd, LISTEN_FD) < 0 || close(fd) < 0)) fail("listen", path);
+  if (fchdir(here) < 0) fail("listen", path);
+  close(here);
+  free(dir);
+  free(base);
+}
+
+/* fd 3 is the socket's. What the agent left open there by accident would otherwise be overwritten while in use. */
+static void reserve_listen_fd(void) {
+  int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+  if (null < 0 || (null != LISTEN_FD && dup3(null, LISTEN_FD, O_CLOEXEC) < 0)) fail("listen", "/dev/null");
+  if (null > LISTEN_FD) close(null);
+}
+
+static const struct { const char *name; int arguments; } options[] = {
+  {"--umount", 1}, {"--idmap", 1}, {"--lower", 2}, {"--overlay", 3}, {"--overlay-ro", 1}, {"--listen", 1}, {"--chdir", 1},
+};
+enum { UMOUNT, IDMAP, LOWER, OVERLAY, OVERLAY_RO, LISTEN, CHDIR, OPTIONS };
+
+static int option_of(const char *text) {
+  int i = 0;
+  while (i < OPTIONS && strcmp(text, options[i].name) != 0) i++;
+  return i;
+}
+
+static void carry_out(int option, char **a) {
+  switch (option) {
+    case UMOUNT:
+      if (umount2(a[0], MNT_DETACH) < 0) fail("umount", a[0]);
+      break;
+    case IDMAP: add_idmap(a[0]); break;
+    case LOWER: mount_lower(a[0], a[1]); break;
+    case OVERLAY: mount_overlay(a[0], a[1], a[2]); break;
+    case OVERLAY_RO: mount_read_only(a[0]); break;
+    case LISTEN: listen_at(a[0]); break;
+    default:
+      if (chdir(a[0]) < 0) fail("chdir", a[0]);
+  }
+}
+
+int main(int argc, char **argv) {
+  if (argc == 2 && strcmp(argv[1], "--version") == 0) return printf("berth-enter 1\n") < 0 ? FAILED : 0;
+  reserve_listen_fd();
+  if (unshare(CLONE_NEWNS) < 0) fail("unshare", "mount namespace");
+  if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) fail("private", "/");
+  int i = 1;
+  while (i < argc && strcmp(argv[i], "--") != 0) {
+    int option = option_of(argv[i]);
+    if (option == OPTIONS) misuse("unknown option", argv[i]);
+    if (i + options[option].arguments >= argc) misuse("option without its arguments", argv[i]);
+    carry_out(option, argv + i + 1);
+    i += 1 + options[option].arguments;
+  }
+  if (i + 1 >= argc) misuse("usage", "berth-enter [option ...] -- PROGRAM ARG ...");
+  execvp(argv[i + 1], argv + i + 1);
+  fail("exec", argv[i + 1]);
+}
