@@ -23,6 +23,11 @@ export interface RuntimeInput {
   readonly hostname: string
   readonly ids: IdRange
   readonly limits: Pick<Limits, 'memoryBytes' | 'cpus' | 'pids' | 'shmBytes'>
+  /**
+   * The default seccomp profile as BPF, base64, where the runtime takes it ready-made (crun's annotation
+   * `run.oci.seccomp_bpf_data`). Compiling it was half of a start: `crun run` 22 ms with, 11 ms without.
+   */
+  readonly seccompBpf?: string
 }
 
 export interface OciMount {
@@ -37,6 +42,7 @@ export interface RuntimeSpec {
   readonly ociVersion: '1.0.2'
   readonly root: { readonly path: string; readonly readonly: boolean }
   readonly hostname: string
+  readonly annotations: Readonly<Record<string, string>>
   readonly process: {
     readonly terminal: false
     readonly user: { readonly uid: number; readonly gid: number }
@@ -136,6 +142,7 @@ export function runtimeSpec(input: RuntimeInput): RuntimeSpec {
     ociVersion: '1.0.2',
     root: { path: input.rootfs, readonly: false },
     hostname: input.hostname,
+    annotations: input.seccompBpf ? { 'run.oci.seccomp_bpf_data': input.seccompBpf } : {},
     process: {
       terminal: false,
       user: { uid: 0, gid: 0 },
