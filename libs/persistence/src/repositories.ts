@@ -1,0 +1,304 @@
+// repositories.ts: all that others see of Postgres.
+//
+// Postgres is the truth about what is wanted and what has become of it. A row in an unfinished state is itself the
+// pending command: whoever sends commands may crash at any time, because `jobs.reconcile` finds again what no node has
+// acknowledged. So a method that answers with commands has already committed what they follow from; sending them is
+// only a matter of latency.
+//
+// Every method that reads a tenant's rows takes an `Access`. What is outside of it does not exist: `…_not_found`.
+// Methods throw `Failure` for what the caller got wrong, `Fault` where Postgres failed (worth another try).
+import type {
+  ApiKey,
+  AttemptId,
+  AttemptState,
+  Batch,
+  BatchId,
+  CancelAttempt,
+  ForgetAttempt,
+  heartbeat,
+  IdKind,
+  Image,
+  Input,
+  Job,
+  JobId,
+  JobSpec,
+  JobState,
+  joinNode,
+  KeyId,
+  Node,
+  NodeId,
+  NodeReport,
+  NodeState,
+  Quota,
+  ResourceUsage,
+  RunAttempt,
+  StreamServer,
+  Tenant,
+  TenantId,
+  TenantScope,
+  Usage,
+} from '@berth/contracts'
+
+export interface Clock {
+  now(): Date
+}
+
+/** Mints ids; the result is parsed with the kind's schema before it is used. */
+export interface Ids {
+  mint(kind: IdKind): string
+}
+
+/** Whose rows a call may see. */
+export type Access = { readonly tenantId: TenantId } | 'operator'
+
+/** A stretch of a list, newest first: at most `limit` items older than the item with id `after`. */
+export interface PageRequest {
+  readonly after?: string | undefined
+  readonly limit: number
+}
+
+/** `next` is the `after` of the following page; null on the last one. */
+export interface PageOf<T> {
+  readonly items: readonly T[]
+  readonly next: string | null
+}
+
+/** A command, and the node it is for. */
+export interface Addressed<Command> {
+  readonly nodeId: NodeId
+  readonly command: Command
+}
+
+export type PlacedAttempt = Addressed<RunAttempt>
+
+/** A job that changed, for those who wait for it. */
+export interface JobChange {
+  readonly jobId: JobId
+  readonly tenantId: TenantId
+  readonly batchId: BatchId | null
+  /** Whether the job is in a final state now. */
+  readonly finished: boolean
+}
+
+export interface Tenants {
+  /** @throws name_taken */
+  create(tenant: { readonly name: string; readonly quota?: Partial<Quota> | undefined }): Promise<Tenant>
+  /** @throws tenant_not_found */
+  get(id: TenantId): Promise<Tenant>
+  list(filter: { readonly name?: string | undefined }, page: PageRequest): Promise<PageOf<Tenant>>
+  /** @throws tenant_not_found */
+  update(
+    id: TenantId,
+    change: { readonly quota?: Partial<Quota> | undefined; readonly state?: Tenant['state'] | undefined },
+  ): Promise<Tenant>
+}
+
+/** What authentication needs of a key. Expiry and revocation are for the caller to judge, at its own time. */
+export interface KeyRecord {
+  readonly id: KeyId
+  /** null: an operator's key. */
+  readonly tenantId: TenantId | null
+  readonly tenantState: Tenant['state'] | null
+  readonly requestsPerMinute: number | null
+  readonly scopes: ApiKey['scopes']
+  readonly expiresAt: Date | null
+  readonly revokedAt: Date | null
+}
+
+/** `hash` is the SHA-256 of the secret, 32 bytes; the secret itself never comes here. */
+export interface NewKey {
+  readonly tenantId: TenantId | null
+  readonly name: string
+  readonly hash: Uint8Array
+  readonly hint: string
+  readonly scopes: readonly (TenantScope | 'operator')[]
+  readonly expiresAt?: Date | undefined
+}
+
+export interface Keys {
+  /** @throws tenant_not_found */
+  create(key: NewKey): Promise<ApiKey>
+  /** Makes an operator's key unless one with this hash exists. */
+  ensureOperator(key: { readonly name: string; readonly hash: Uint8Array; readonly hint: string }): Promise<void>
+  byHash(hash: Uint8Array): Promise<KeyRecord | undefined>
+  list(access: Access, page: PageRequest): Promise<PageOf<ApiKey>>
+  /** Revoking a revoked key changes nothing. @throws key_not_found */
+  revoke(access: Access, id: KeyId): Promise<ApiKey>
+  /** Notes the keys as used at `at`; older notes only ever move forward. */
+  touch(ids: readonly KeyId[], at: Date): Promise<void>
+}
+
+export type JoinBody = Input<typeof joinNode>['body']
+export type HeartbeatBody = Input<typeof heartbeat>['body']
+/** Attempts that the node lists but must end and forget: unknown here, of another node, or given up as lost. */
+export interface Standing {
+  readonly unwanted: readonly AttemptId[]
+}
+
+export interface Nodes {
+  /** `tokenHash` is the SHA-256 of the node's token. @throws name_taken */
+  create(node: { readonly name: string; readonly tokenHash: Uint8Array }): Promise<Node>
+  byToken(
+    tokenHash: Uint8Array,
+  ): Promise<{ readonly id: NodeId; readonly name: string; readonly state: NodeState } | undefined>
+  /** @throws node_not_found */
+  get(id: NodeId): Promise<Node>
+  list(page: PageRequest): Promise<PageOf<Node>>
+  /** @throws node_not_found, wrong_state (of a pending or lost node) */
+  update(id: NodeId, change: { readonly state: 'ready' | 'draining' }): Promise<Node>
+  /** @throws node_not_found */
+  rotateToken(id: NodeId, tokenHash: Uint8Array): Promise<Node>
+  /** Its attempts are lost, and retried by their policy. @throws node_not_found */
+  delete(id: NodeId): Promise<readonly JobChange[]>
+  /** @throws node_not_found */
+  join(id: NodeId, body: JoinBody): Promise<Standing>
+  /** Also acknowledges the commands that the listed attempts show as arrived. @throws node_not_found */
+  heartbeat(id: NodeId, body: HeartbeatBody): Promise<Standing>
+  /** Where the node's streams are served; undefined for a node that is gone or never joined. */
+  streams(id: NodeId): Promise<StreamServer | undefined>
+  /** Images on ready nodes, by reference. */
+  images(): Promise<readonly Image[]>
+}
+
+export interface JobFilter {
+  readonly state?: readonly JobState[] | undefined
+  readonly batchId?: BatchId | undefined
+  /** `key` or `key=value`; all must match. */
+  readonly label?: readonly string[] | undefined
+}
+
+/** One attempt with the first 64 KiB of each stream, which are null until the attempt has ended. */
+export interface AttemptOutput {
+  readonly attemptId: AttemptId
+  readonly number: number
+  readonly nodeId: NodeId
+  readonly state: AttemptState
+  readonly usage: ResourceUsage | null
+  readonly stdout: Buffer | null
+  readonly stderr: Buffer | null
+}
+
+export interface Reconciled {
+  /** Placed attempts that no node has acknowledged for 2 s. */
+  readonly resend: readonly PlacedAttempt[]
+  /** Cancels asked for, or due because a deadline passed, and not acknowledged. */
+  readonly cancels: readonly Addressed<CancelAttempt>[]
+  /** Attempts given up: their node is silent, or no longer knows of them. */
+  readonly lost: number
+  /** Queued jobs whose deadline passed. */
+  readonly timedOut: number
+  /** Every job that changed because of the above. */
+  readonly changed: readonly JobChange[]
+}
+
+export interface Jobs {
+  /** @throws job_not_found */
+  get(access: Access, id: JobId): Promise<Job>
+  list(access: Access, filter: JobFilter, page: PageRequest): Promise<PageOf<Job>>
+  /** Of the given attempt, else of the last; undefined where there is none. @throws job_not_found */
+  output(access: Access, id: JobId, attempt?: number): Promise<AttemptOutput | undefined>
+  /** @param by id of the key that asked. @throws job_not_found */
+  requestCancel(
+    access: Access,
+    id: JobId,
+    by: string,
+  ): Promise<{ readonly job: Job; readonly cancel?: Addressed<CancelAttempt> }>
+  /** @throws job_not_found, wrong_state (unfinished) */
+  delete(access: Access, id: JobId): Promise<readonly Addressed<ForgetAttempt>[]>
+  /** undefined: stale, unknown, repeated, or not placed on this node. */
+  recordStarted(nodeId: NodeId, report: NodeReport & { readonly kind: 'started' }): Promise<JobChange | undefined>
+  /** Frees what the attempt held, exactly once, and ends the job or queues it again by its policy. Else as above. */
+  recordFinished(nodeId: NodeId, report: NodeReport & { readonly kind: 'finished' }): Promise<JobChange | undefined>
+  /** Notes that the node has seen these generations; `nodes.heartbeat` does this too. */
+  acknowledge(
+    nodeId: NodeId,
+    attempts: readonly { readonly id: AttemptId; readonly generation: number }[],
+  ): Promise<void>
+  /** Finds what is overdue and acts on it. Call it every second, on one replica. */
+  reconcile(now: Date): Promise<Reconciled>
+  /** Deletes up to `limit` jobs whose retention is over. */
+  expire(limit: number): Promise<{ readonly jobs: number; readonly forgotten: readonly Addressed<ForgetAttempt>[] }>
+}
+
+export interface Batches {
+  /** @throws batch_not_found */
+  get(access: Access, id: BatchId): Promise<Batch>
+  /** Cancels every unfinished job of it. @throws batch_not_found */
+  cancel(
+    access: Access,
+    id: BatchId,
+    by: string,
+  ): Promise<{
+    readonly batch: Batch
+    readonly cancels: readonly Addressed<CancelAttempt>[]
+    readonly changed: readonly JobChange[]
+  }>
+}
+
+export interface Admission {
+  /**
+   * Reserves quota and stores the job in one statement; places it at once where nobody waits and a node has room.
+   * @throws tenant_not_found, tenant_suspended, quota_exceeded (`QuotaExceeded`)
+   */
+  admitJob(
+    tenantId: TenantId,
+    spec: JobSpec,
+  ): Promise<{
+    readonly job: Job
+    readonly placed?: PlacedAttempt
+  }>
+  /** All of them or none, then places what can be placed (of any tenant, in fair order). @throws as admitJob */
+  admitBatch(
+    tenantId: TenantId,
+    name: string | undefined,
+    specs: readonly JobSpec[],
+  ): Promise<{ readonly batch: Batch; readonly jobIds: readonly JobId[]; readonly placed: readonly PlacedAttempt[] }>
+  /** Places up to `limit` queued jobs, fairly between tenants. Replicas may call it at the same time. */
+  placeQueued(limit: number): Promise<readonly PlacedAttempt[]>
+}
+
+export interface UsageTotals {
+  /** The period is widened to whole UTC hours, and says so in the answer. @throws tenant_not_found */
+  get(tenantId: TenantId, from: Date, to: Date): Promise<Usage>
+}
+
+export type IdempotencyStart =
+  | { readonly kind: 'new' }
+  | { readonly kind: 'stored'; readonly status: number; readonly body: string | null }
+  | { readonly kind: 'in_progress' }
+  | { readonly kind: 'mismatch' }
+
+export interface Idempotency {
+  /**
+   * @param principal who asks: keys of different principals never meet
+   * @param requestHash SHA-256 over method, path and body
+   * @returns `new` also where the first request began over 60 s ago and never finished: its replica has crashed
+   */
+  begin(principal: string, key: string, requestHash: Uint8Array): Promise<IdempotencyStart>
+  /** Keeps the answer for 24 h. `body` is repeated byte for byte. */
+  finish(
+    principal: string,
+    key: string,
+    answer: { readonly status: number; readonly body: string | null },
+  ): Promise<void>
+  /** Frees the key: the request failed in a way that a repeat may mend. */
+  abandon(principal: string, key: string): Promise<void>
+  /** @returns how many were past their 24 h and are deleted now */
+  expire(limit: number): Promise<number>
+}
+
+export interface Database {
+  readonly tenants: Tenants
+  readonly keys: Keys
+  readonly nodes: Nodes
+  readonly jobs: Jobs
+  readonly batches: Batches
+  readonly admission: Admission
+  readonly usage: UsageTotals
+  readonly idempotency: Idempotency
+  /** Runs `work` unless another replica is running work of the same name; then undefined. */
+  exclusively<T>(name: string, work: () => Promise<T>): Promise<T | undefined>
+  /** One round trip. @throws Fault */
+  ping(): Promise<void>
+  close(): Promise<void>
+}
