@@ -24,6 +24,7 @@ struct connection agent;   /* not initialised here: its megabytes would be in th
 
 static enum { LIFE, MAIN_ENDED, SHUTDOWN, SHUTDOWN_KILLED } sandbox = LIFE;
 static uint64_t kill_all_ns, dead_ns;   /* of SHUTDOWN: when SIGKILL is due; when the last process was gone */
+static bool look_again;                 /* a SHUTDOWN began: no SIGCHLD tells that there are no children at all */
 
 /* Where a SHUTDOWN nobody listens to gives up: long enough for an agent to restart, short for `berth down`. */
 static const uint64_t LINGER = 5 * SECOND;
@@ -253,6 +254,7 @@ void proc_shutdown(uint32_t grace_ms) {
     if (alive(p) && p->cause == CAUSE_ITSELF) p->cause = CAUSE_SHUTDOWN;
   kill_all_ns = due;
   sandbox = SHUTDOWN;
+  look_again = true;
   if (grace_ms) spawn_signal(0, SCOPE_SANDBOX, SIGTERM);
 }
 
@@ -265,7 +267,8 @@ static void overdue(struct proc *p, uint64_t now) {
 }
 
 uint64_t proc_timers(uint64_t now) {
-  uint64_t next = dead_ns ? dead_ns + LINGER : 0;
+  uint64_t next = look_again ? now : dead_ns ? dead_ns + LINGER : 0;
+  look_again = false;
   if (sandbox == SHUTDOWN && now >= kill_all_ns) {
     spawn_signal(0, SCOPE_SANDBOX, SIGKILL);
     sandbox = SHUTDOWN_KILLED;

@@ -117,13 +117,20 @@ export class Agent {
   readonly frames: Frame[] = []
   closed = false
   acknowledges = true
-  /** Called for each frame that comes, after it was booked. */
-  onFrame: (f: Frame) => void = () => undefined
-  private rest = Buffer.alloc(0)
+  /** Called with each new piece of output, of any stream. */
+  onData: (bytes: Buffer) => void = () => undefined
+  private rest: Buffer = Buffer.alloc(0)
   private waiting: (() => void)[] = []
-  private readonly outputs = new Map<string, Output>()
+  /** Per stream, where this connection's next DATA must begin. */
+  private readonly told = new Map<string, bigint>()
+  private readonly outputs: Map<string, Output>
 
-  constructor(readonly socket: Socket) {
+  /** @param before the agent that was here: what it kept of the output is taken over, as from its disk */
+  constructor(
+    readonly socket: Socket,
+    before?: Agent,
+  ) {
+    this.outputs = before?.outputs ?? new Map()
     socket.on('data', (d: Buffer) => this.receive(d))
     socket.on('error', () => this.end())
     socket.on('close', () => this.end())
@@ -150,7 +157,6 @@ export class Agent {
       }
       this.rest = this.rest.subarray(end)
       this.book(f)
-      this.onFrame(f)
     }
     this.wake()
   }
@@ -161,10 +167,21 @@ export class Agent {
       return
     }
     const o = this.outputOf(f.proc, f.stream)
+    const key = `${f.proc}/${f.stream}`
     const offset = f.payload.readBigUInt64LE(0)
-    if (offset !== o.end) throw new Error(`proc ${f.proc} stream ${f.stream}: data at ${offset}, expected ${o.end}`)
-    if (o.keep) o.chunks.push(Buffer.from(f.payload.subarray(8)))
-    o.end += BigInt(f.payload.length - 8)
+    const expected = this.told.get(key)
+    if (offset > o.end || (expected !== undefined && offset !== expected))
+      throw new Error(`proc ${key}: data at ${offset}, told to ${expected}, kept to ${o.end}`)
+    const end = offset + BigInt(f.payload.length - 8)
+    this.told.set(key, end)
+    if (end <= o.end) {
+      if (this.acknowledges) this.ack(f.proc, f.stream, o.end) // an earlier one may be lost
+      return
+    }
+    const fresh = f.payload.subarray(8 + Number(o.end - offset))
+    this.onData(fresh)
+    if (o.keep) o.chunks.push(Buffer.from(fresh))
+    o.end = end
     if (this.acknowledges) this.ack(f.proc, f.stream, o.end)
   }
 
@@ -175,10 +192,6 @@ export class Agent {
     return o
   }
 
-  /** Output is taken up at this offset, as after a reconnect. */
-  resumeAt(proc: number, stream: number, offset: bigint): void {
-    this.outputOf(proc, stream).end = offset
-  }
   countOnly(proc: number, stream: number): void {
     this.outputOf(proc, stream).keep = false
   }
@@ -269,7 +282,7 @@ export class Sandbox {
   }
 
   /** A greeted connection. The socket file appears a moment after the start: tried until it does. */
-  async connect(greet = true): Promise<Agent> {
+  async connect({ greet = true, after }: { greet?: boolean; after?: Agent } = {}): Promise<Agent> {
     for (const deadline = Date.now() + 10_000; ; await new Promise((r) => setTimeout(r, 2))) {
       const socket = createConnection(this.path)
       const up = await new Promise<boolean>((done) => {
@@ -277,7 +290,7 @@ export class Sandbox {
       })
       if (!up && Date.now() < deadline) continue
       if (!up) throw new Error(`nobody listens at ${this.path}`)
-      const agent = new Agent(socket)
+      const agent = new Agent(socket, after)
       if (greet) {
         agent.send(1, 0, u32(1))
         await agent.frame(65)
