@@ -1,0 +1,5 @@
+export * from './certificate.js'
+export * from './client.js'
+export * from './server.js'
+export * from './token.js'
+export type { OutputRequest } from './wire.js'
