@@ -58,12 +58,13 @@ export class InitClient {
           else resolve()
         }
         const receive = (event: InitEvent) => {
-          if (greeted) return options.onEvent(event)
-          if (event.type === 'hello' && event.version === PROTOCOL_VERSION) announced = event.processes
+          if (greeted) options.onEvent(event)
+          else if (event.type === 'hello' && event.version === PROTOCOL_VERSION) announced = event.processes
           else if (event.type === 'state' && announced !== undefined) processes.push(event)
           else throw new ProtocolError(`answered the greeting with ${event.type}`)
-          greeted = processes.length === announced
-          if (greeted) settle()
+          if (greeted || processes.length !== announced) return
+          greeted = true
+          settle()
         }
         socket.on('data', (chunk) => feed(socket, reader, chunk, receive))
         closed.then((error) => settle(error ?? new Error('the connection was closed')))
