@@ -436,7 +436,7 @@ test('a wake-up reaches every replica, also after a reconnection', async () => {
     })
   }
   await bothHear()
-  await admin.client('KILL', 'TYPE', 'pubsub')
+  await admin.call('CLIENT', 'KILL', 'TYPE', 'pubsub')
   await bothHear()
   await admin.publish('berth:wake', '{"not":"ids"}')
   await until('logged', () => logged.some(({ event }) => event === 'queue.wake.invalid'))
