@@ -1,0 +1,49 @@
+import { describe, expect, test } from '@jest/globals'
+import { type AttemptEvent, attemptLifecycle, type JobEvent, jobLifecycle, type Lifecycle } from './lifecycle.js'
+
+function attempt<S extends string, E extends string>(table: Lifecycle<S, E>, from: S, event: E): S | 'refused' {
+  if (!table.allowed(from, event)) {
+    expect(() => table.next(from, event)).toThrow(expect.objectContaining({ code: 'wrong_state' }))
+    return 'refused'
+  }
+  return table.next(from, event)
+}
+
+const jobEvents: readonly JobEvent[] = ['place', 'start', 'succeed', 'fail', 'time_out', 'cancel', 'retry']
+const attemptEvents: readonly AttemptEvent[] = ['start', 'succeed', 'fail', 'time_out', 'cancel', 'lose']
+
+// Every pair of state and event, as one row a state; '-' is refused.
+test.each([
+  ['queued', 'placed - - - timed_out canceled -'],
+  ['placed', '- running succeeded failed timed_out canceled queued'],
+  ['running', '- - succeeded failed timed_out canceled queued'],
+  ['succeeded', '- - - - - - -'],
+  ['failed', '- - - - - - -'],
+  ['timed_out', '- - - - - - -'],
+  ['canceled', '- - - - - - -'],
+] as const)('a %s job', (state, row) => {
+  const got = jobEvents.map((event) => attempt(jobLifecycle, state, event))
+  expect(got.map((to) => (to === 'refused' ? '-' : to)).join(' ')).toBe(row)
+})
+
+test.each([
+  ['placed', 'running succeeded failed timed_out canceled lost'],
+  ['running', '- succeeded failed timed_out canceled lost'],
+  ['succeeded', '- - - - - -'],
+  ['failed', '- - - - - -'],
+  ['timed_out', '- - - - - -'],
+  ['canceled', '- - - - - -'],
+  ['lost', '- - - - - -'],
+] as const)('a %s attempt', (state, row) => {
+  const got = attemptEvents.map((event) => attempt(attemptLifecycle, state, event))
+  expect(got.map((to) => (to === 'refused' ? '-' : to)).join(' ')).toBe(row)
+})
+
+describe('a refusal', () => {
+  test('names the subject, its state, and the states that would do', () => {
+    expect(() => jobLifecycle.next('failed', 'start', 'job job_1')).toThrow('job job_1 is failed; start needs placed')
+  })
+  test('states without events are the final ones', () => {
+    expect(jobLifecycle.states.filter(jobLifecycle.isFinal)).toEqual(['succeeded', 'failed', 'timed_out', 'canceled'])
+  })
+})

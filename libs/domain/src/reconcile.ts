@@ -1,0 +1,67 @@
+// reconcile.ts: what is wanted of a node × what the node says it has. Level-triggered: it looks at both lists and not
+// at what happened in between, so lost messages and restarts of either side need no case of their own.
+import type { AttemptId } from '@berth/contracts'
+
+/** A command that no heartbeat has shown as arrived is sent again after this long. */
+export const RESEND_AFTER_MS = 2_000
+
+/**
+ * An attempt that the node knew and no longer lists is given up after this long. Three heartbeats: one may have been
+ * written before a report overtook it.
+ */
+export const MISSING_MS = 6_000
+
+/** An unfinished attempt as Postgres has it. */
+export interface WantedAttempt {
+  readonly id: AttemptId
+  readonly generation: number
+  readonly acknowledgedGeneration: number
+  readonly commandedAt: Date
+  readonly missingSince: Date | null
+}
+
+/** An attempt as the node lists it. */
+export interface SaidAttempt {
+  readonly id: AttemptId
+  readonly generation: number
+}
+
+export interface Differences {
+  /** Commands that have arrived: the node tells a newer generation than was known. */
+  readonly acknowledged: readonly SaidAttempt[]
+  /** Acknowledged before and not listed now, for the first time. */
+  readonly missing: readonly AttemptId[]
+  /** Listed again after having been missing. */
+  readonly found: readonly AttemptId[]
+  /** Listed, but not wanted here. Whether the node must end them depends on how they ended; see the caller. */
+  readonly strange: readonly AttemptId[]
+}
+
+/** Compares a node's unfinished attempts with what it lists in a heartbeat. */
+export function compare(wanted: readonly WantedAttempt[], said: readonly SaidAttempt[]): Differences {
+  const byId = new Map(wanted.map((attempt) => [attempt.id, attempt]))
+  const listed = new Set(said.map((attempt) => attempt.id))
+  return {
+    acknowledged: said.flatMap(({ id, generation }) => {
+      const attempt = byId.get(id)
+      if (!attempt) return []
+      const seen = Math.min(generation, attempt.generation)
+      return seen > attempt.acknowledgedGeneration ? [{ id, generation: seen }] : []
+    }),
+    missing: wanted
+      .filter((one) => one.acknowledgedGeneration > 0 && one.missingSince === null && !listed.has(one.id))
+      .map((one) => one.id),
+    found: wanted.filter((one) => one.missingSince !== null && listed.has(one.id)).map((one) => one.id),
+    strange: said.filter(({ id }) => !byId.has(id)).map(({ id }) => id),
+  }
+}
+
+export type Overdue = 'resend' | 'lost' | undefined
+
+/** What is due for an attempt whose node lives: its command once more, or giving it up. */
+export function overdue(attempt: WantedAttempt, now: Date): Overdue {
+  const since = (time: Date) => now.getTime() - time.getTime()
+  if (attempt.missingSince !== null && since(attempt.missingSince) >= MISSING_MS) return 'lost'
+  const pending = attempt.acknowledgedGeneration < attempt.generation
+  return pending && since(attempt.commandedAt) >= RESEND_AFTER_MS ? 'resend' : undefined
+}
