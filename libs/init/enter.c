@@ -76,7 +76,8 @@ static void write_file(pid_t pid, const char *name, const char *text, size_t len
 static void add_idmap(const char *text) {
   unsigned inside, outside, count;
   char rest;
-  if (sscanf(text, "%u:%u:%u%c", &inside, &outside, &count, &rest) != 3 || count == 0) misuse("idmap", text);
+  if (sscanf(text, "%u:%u:%u%c", &inside, &outside, &count, &rest) != 3 || count == 0)
+    misuse("idmap: not INSIDE:OUTSIDE:COUNT", text);
   if (nidmaps == MAX_IDMAPS || userns >= 0) misuse("idmap: too many, or after --lower", text);
   idmaps[nidmaps].inside = inside;
   idmaps[nidmaps].outside = outside;

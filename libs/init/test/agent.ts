@@ -249,7 +249,9 @@ export class Agent {
     return this.until(`frame ${type} of ${proc}`, () => this.of(type, proc, stream))
   }
   async exit(proc: number): Promise<Exit> {
-    return exitOf(await this.frame(71, proc))
+    const ended = await this.until(`end of ${proc}`, () => this.of(71, proc) ?? this.of(68, proc))
+    if (ended.type === 68) throw new Error(`${proc} never ran: ${JSON.stringify(failureOf(ended))}`)
+    return exitOf(ended)
   }
   async run(proc: number, s: Spawn): Promise<Exit> {
     this.spawn(proc, s)
