@@ -79,14 +79,15 @@ export class CgroupsV1 implements Cgroups {
   }
 
   async kill(group: string): Promise<void> {
-    const pids = `${this.#path(group, 'pids')}/pids.max`
-    // No more forks: so a fork bomb cannot outrun the loop below.
-    if (readControl(pids) !== undefined) writeControl(pids, 0)
+    const limit = `${this.#path(group, 'pids')}/pids.max`
+    const before = readControl(limit)
+    if (before !== undefined) writeControl(limit, 0) // no more forks: a fork bomb cannot outrun the loop
     await persist(`kill the processes of cgroup ${group}`, () => {
       const alive = this.processes(group)
       for (const pid of alive) killNow(pid)
       return alive.length === 0
     })
+    if (before !== undefined) writeControl(limit, before)
   }
 
   async remove(group: string): Promise<void> {

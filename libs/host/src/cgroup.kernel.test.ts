@@ -1,0 +1,76 @@
+import { once } from 'node:events'
+import { afterEach, beforeEach, describe, expect, test } from '@jest/globals'
+import { cgroupContract, startIn, until } from './cgroup.contract.js'
+import { cgroupLayout, openCgroups } from './cgroup-layout.js'
+import { CgroupsV1 } from './cgroup-v1.js'
+import { CgroupsV2 } from './cgroup-v2.js'
+
+const parent = `berth-t${process.pid}`
+const layout = cgroupLayout()
+const { unified } = layout
+const v1 = (group: string) => layout.hierarchies.map((hierarchy) => `${hierarchy.path}/${group}`)
+
+// Each machine tests what it has; one that is hybrid tests both, v2 with what controllers its cgroup2 holds.
+if (layout.hierarchies.length > 0)
+  describe('v1', () => cgroupContract(() => new CgroupsV1(layout.hierarchies), v1, parent))
+if (unified !== undefined)
+  describe('v2', () =>
+    cgroupContract(
+      () => new CgroupsV2(unified),
+      (group) => [`${unified}/${group}`],
+      parent,
+    ))
+
+describe('limits on this machine', () => {
+  const cgroups = openCgroups()
+  const group = `${parent}/limited`
+  const directories = () => (layout.kind === 'v2' ? [`${unified}/${group}`] : v1(group))
+  const start = (script: string) => startIn(directories(), script)
+
+  beforeEach(() => cgroups.create(group))
+  afterEach(async () => {
+    await cgroups.kill(parent)
+    await cgroups.remove(parent)
+  })
+
+  test('memory: the hog is killed and counted, and its peak is at most the limit', async () => {
+    cgroups.setLimits(group, { memoryBytes: 32 << 20 })
+    const hog = await start('exec tail /dev/zero')
+    const [code, signal] = await once(hog, 'exit')
+    const usage = cgroups.usage(group)
+    expect([code, signal]).toEqual([null, 'SIGKILL'])
+    expect(usage?.oomKills).toBe(1)
+    expect(usage?.memoryPeakBytes).toBeGreaterThan(16 << 20)
+    expect(usage?.memoryPeakBytes).toBeLessThanOrEqual(32 << 20)
+  })
+
+  test('memory limits grow, shrink and are lifted', () => {
+    for (const memoryBytes of [64 << 20, 16 << 20, 128 << 20, 'max', 32 << 20] as const)
+      expect(() => cgroups.setLimits(group, { memoryBytes })).not.toThrow()
+  })
+
+  test('pids: forks beyond the limit are refused and counted', async () => {
+    cgroups.setLimits(group, { pids: 8 })
+    await start('for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 & done; wait')
+    await until('a refused fork', () => (cgroups.usage(group)?.pidsRefused ?? 0) > 0)
+    expect(cgroups.usage(group)?.pids).toBeLessThanOrEqual(8)
+  })
+
+  test('cpu: a spinning process is held to its quota, and its time is counted', async () => {
+    cgroups.setLimits(group, { cpuMillis: 100 })
+    await start('while :; do :; done')
+    const began = performance.now()
+    await until('200 ms of CPU time', () => (cgroups.usage(group)?.cpuUsageUs ?? 0) > 200_000)
+    const elapsedMs = performance.now() - began
+    // A tenth of a CPU needs two seconds for it; one period of start-up may be free.
+    expect(elapsedMs).toBeGreaterThan(1_000)
+    expect(cgroups.usage(group)?.cpuThrottledUs).toBeGreaterThan(0)
+  })
+
+  test('a killed group can be used again: the kill leaves no limit behind', async () => {
+    await start('exec sleep 1000')
+    await cgroups.kill(group)
+    const child = await start('exit 0')
+    expect(await once(child, 'exit')).toEqual([0, null])
+  })
+})

@@ -1,0 +1,98 @@
+import { existsSync, readFileSync } from 'node:fs'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
+import { CommandFailed, expectSuccess, printable, run } from './run.js'
+
+const node = (script: string, ...args: string[]): [string, ...string[]] => [process.execPath, '-e', script, ...args]
+
+describe('run', () => {
+  let dir = ''
+  beforeAll(async () => {
+    dir = await mkdtemp(join(tmpdir(), 'berth-run-'))
+  })
+  afterAll(() => rm(dir, { recursive: true, force: true }))
+
+  test('keeps the streams apart and tells the exit code as a result', async () => {
+    const result = await run(node('process.stdout.write("out"); process.stderr.write("err"); process.exitCode = 7'))
+    expect(result).toMatchObject({ exitCode: 7, signal: undefined, stdout: 'out', stderr: 'err', truncated: false })
+    expect(result.wallMs).toBeGreaterThan(0)
+  })
+
+  test('a signal leaves no exit code', async () => {
+    const result = await run(node('process.kill(process.pid, "SIGTERM"); setInterval(() => 0, 1000)'))
+    expect(result).toMatchObject({ exitCode: undefined, signal: 'SIGTERM', timedOut: false, canceled: false })
+  })
+
+  test('arguments reach the program as they are: no shell sees them', async () => {
+    const nasty = ['$(touch pwned)', '; id', '`id`', "a'b", '*', 'two words', '\n']
+    const result = await run(node('console.log(JSON.stringify(process.argv.slice(1)))', '--', ...nasty), { cwd: dir })
+    expect(JSON.parse(result.stdout)).toEqual(nasty)
+    expect(existsSync(join(dir, 'pwned'))).toBe(false)
+  })
+
+  test('the environment of the caller is not inherited', async () => {
+    process.env.BERTH_TEST_SECRET = 'hidden'
+    const bare = await run(['env'])
+    const given = await run(['/usr/bin/env'], { env: { ONLY: 'this' } })
+    delete process.env.BERTH_TEST_SECRET
+    expect(bare.stdout).not.toContain('hidden')
+    expect(given.stdout).toBe('ONLY=this\n')
+  })
+
+  test('stdin is delivered whole, and a program that does not read it does no harm', async () => {
+    const big = 'x'.repeat(1_000_000)
+    expect((await run(['wc', '-c'], { stdin: big })).stdout.trim()).toBe('1000000')
+    expect((await run(['true'], { stdin: big })).exitCode).toBe(0)
+    expect((await run(['cat'])).stdout).toBe('')
+  })
+
+  test('output beyond the limit is dropped and flagged, and the program is not blocked by it', async () => {
+    const result = await run(['head', '-c', '3000000', '/dev/zero'], { maxOutputBytes: 1000 })
+    expect(result).toMatchObject({ exitCode: 0, truncated: true })
+    expect(result.stdout).toHaveLength(1000)
+    expect(await run(['head', '-c', '1000', '/dev/zero'], { maxOutputBytes: 1000 })).toMatchObject({ truncated: false })
+  })
+
+  test('the timeout kills the whole process group', async () => {
+    const marker = join(dir, 'child.pid')
+    const result = await run(['sh', '-c', 'sleep 1000 & echo $! > "$0"; wait', marker], { timeoutMs: 300 })
+    expect(result).toMatchObject({ exitCode: undefined, signal: 'SIGKILL', timedOut: true, canceled: false })
+    const child = readFileSync(marker, 'utf8').trim()
+    const state = existsSync(`/proc/${child}/stat`) ? readFileSync(`/proc/${child}/stat`, 'utf8').split(') ')[1] : 'Z'
+    expect(state?.[0]).toBe('Z') // dead, at most not yet reaped
+  })
+
+  test('an abort kills it, before and after the start', async () => {
+    const controller = new AbortController()
+    const running = run(['sleep', '1000'], { signal: controller.signal })
+    controller.abort()
+    expect(await running).toMatchObject({ canceled: true, timedOut: false, signal: 'SIGKILL' })
+    expect(await run(['sleep', '1000'], { signal: AbortSignal.abort() })).toMatchObject({ canceled: true })
+  })
+
+  test('a daemon that keeps the pipes open does not hold up the result', async () => {
+    const result = await run(['sh', '-c', 'sleep 60 & echo $!'])
+    process.kill(Number(result.stdout), 'SIGKILL')
+    expect(result.exitCode).toBe(0)
+    expect(result.wallMs).toBeLessThan(30_000)
+  })
+
+  test('what cannot be started is a fault that names it', async () => {
+    await expect(run(['/nonexistent/program'])).rejects.toThrow('start /nonexistent/program')
+    await expect(run(['echo', 'a\0b'])).rejects.toThrow('start echo')
+  })
+
+  test('expectSuccess tells command, reason and what was said', async () => {
+    const failed = await run(['sh', '-c', 'echo because >&2; exit 3'])
+    expect(() => expectSuccess(failed)).toThrow(CommandFailed)
+    expect(() => expectSuccess(failed)).toThrow('sh -c "echo because >&2; exit 3": exit code 3: because')
+    const ok = await run(['true'])
+    expect(expectSuccess(ok)).toBe(ok)
+  })
+
+  test('printable quotes only what needs it', () => {
+    expect(printable(['crun', '--root=/run/x', 'a b', ''])).toBe('crun --root=/run/x "a b" ""')
+  })
+})
