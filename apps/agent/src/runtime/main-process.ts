@@ -20,6 +20,8 @@ const MAIN = 1
 /** A connection that ends again and again without any event in between is taken for a dead sandbox. */
 const MAX_IDLE_CONNECTIONS = 3
 
+const EINVAL = 22
+
 /** Where one output stream goes. */
 export interface OutputSink {
   /** The stream goes on at this offset; everything before is stored, or was dropped on purpose. */
@@ -145,8 +147,9 @@ export class MainProcess {
         this.#finish({ kind: 'exited', exit: event.exit })
         break
       case 'error':
-        // Before it runs, the request refused is the SPAWN; later it is a signal or input that came too late.
-        if (!this.#started) this.#finish({ kind: 'failed', stage: 'setup', errno: event.errno })
+        // EINVAL before it runs: the SPAWN itself was refused. Anything else is a signal or input that came too late.
+        if (!this.#started && event.errno === EINVAL)
+          this.#finish({ kind: 'failed', stage: 'setup', errno: event.errno })
         break
     }
   }

@@ -2,14 +2,13 @@
 // ran out of memory); what is told is, in this order: it never ran · somebody ended it · its timeout did · memory ran
 // out · the sandbox vanished · its own exit. A cancel goes before the timeout because a person asked for it.
 
-import { constants } from 'node:os'
 import type { AttemptFinished, ReasonCode } from '@berth/contracts'
 import type { MainEnd } from '../runtime/main-process.js'
 
 /** Why an attempt never got as far as running its command. */
 export type NotRun = {
   readonly kind: 'notRun'
-  readonly code: Extract<ReasonCode, 'image_not_found' | 'user_not_found' | 'start_failed' | 'sandbox_lost'>
+  readonly code: Extract<ReasonCode, 'image_not_found' | 'user_not_found' | 'start_failed'>
   readonly message: string
 }
 
@@ -29,15 +28,36 @@ export interface Circumstances {
 
 export type Outcome = Pick<AttemptFinished, 'outcome' | 'exitCode' | 'signal' | 'oomKilled' | 'reason'>
 
-/** Number → `SIGTERM`; real-time signals by their number, as kill(1) lists them. */
-const signalNames = new Map(Object.entries(constants.signals).map(([name, number]) => [number, name]))
-// Two names each in Node's table; these are the usual ones.
-for (const name of ['SIGABRT', 'SIGIO'] as const) signalNames.set(constants.signals[name], name)
-export const signalName = (signal: number) => signalNames.get(signal) ?? `SIG${signal}`
+/** Signals of Linux by their number (signal(7), x86 and arm). */
+const signals = (
+  'HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU URG ' +
+  'XCPU XFSZ VTALRM PROF WINCH IO PWR SYS'
+).split(' ')
+
+/** 15 → `SIGTERM`; real-time signals by their number: `SIG34`. */
+export const signalName = (signal: number) => `SIG${signals[signal - 1] ?? signal}`
+
+/** Error numbers that starting a program meets (errno(3), the same on x86 and arm). */
+const ENOENT = 2
+const errorNames: Readonly<Record<number, string>> = {
+  1: 'EPERM',
+  2: 'ENOENT',
+  7: 'E2BIG',
+  8: 'ENOEXEC',
+  11: 'EAGAIN',
+  12: 'ENOMEM',
+  13: 'EACCES',
+  20: 'ENOTDIR',
+  21: 'EISDIR',
+  22: 'EINVAL',
+  26: 'ETXTBSY',
+  36: 'ENAMETOOLONG',
+  40: 'ELOOP',
+}
 
 /** The outcome and reason of an attempt. */
 export function decideOutcome(ending: Ending, about: Circumstances): Outcome {
-  if (ending.kind === 'notRun') return notRun(ending)
+  if (ending.kind === 'notRun') return notRun(ending, about)
   const status = statusOf(ending)
   const oomKilled = about.oomKills > 0 && !endedWell(ending)
   if (about.cancel) return { ...status, oomKilled, ...canceled(about.cancel) }
@@ -63,13 +83,15 @@ function statusOf(ending: Exclude<Ending, NotRun>): Pick<Outcome, 'exitCode' | '
     return { exitCode: exitCode ?? null, signal: signal === undefined ? null : signalName(signal) }
   }
   if (ending.kind === 'failed' && ending.stage === 'exec')
-    return { exitCode: ending.errno === constants.errno.ENOENT ? 127 : 126, signal: null }
+    return { exitCode: ending.errno === ENOENT ? 127 : 126, signal: null }
   return { exitCode: null, signal: null }
 }
 
-function notRun({ code, message }: NotRun): Outcome {
-  const outcome = code === 'sandbox_lost' ? 'lost' : 'failed'
-  return { exitCode: null, signal: null, oomKilled: false, ...verdict(outcome, code, message, 'agent') }
+function notRun({ code, message }: NotRun, about: Circumstances): Outcome {
+  // A limit so small that not even the container could be set up.
+  if (about.oomKills > 0)
+    return { exitCode: null, signal: null, oomKilled: true, ...outOfMemory(about.limits.memoryBytes) }
+  return { exitCode: null, signal: null, oomKilled: false, ...verdict('failed', code, message, 'agent') }
 }
 
 function canceled({ cause, by }: NonNullable<Circumstances['cancel']>): Verdict {
@@ -107,13 +129,11 @@ function exited({ exitCode, signal }: Extract<MainEnd, { kind: 'exited' }>['exit
 }
 
 function failed({ stage, errno }: Extract<MainEnd, { kind: 'failed' }>): Verdict {
-  const why = errnoNames.get(errno) ?? `errno ${errno}`
-  if (stage === 'exec' && errno === constants.errno.ENOENT)
+  const why = errorNames[errno] ?? `errno ${errno}`
+  if (stage === 'exec' && errno === ENOENT)
     return verdict('failed', 'command_not_found', 'the command, or the interpreter it names, was not found')
   if (stage === 'exec') return verdict('failed', 'command_not_executable', `the command could not be executed: ${why}`)
   if (stage === 'cwd')
     return verdict('failed', 'working_dir_not_found', `the working directory could not be entered: ${why}`)
   return verdict('failed', 'start_failed', `berth-init could not start the command (${stage}): ${why}`)
 }
-
-const errnoNames = new Map(Object.entries(constants.errno).map(([name, number]) => [number, name]))

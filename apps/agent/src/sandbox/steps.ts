@@ -1,0 +1,168 @@
+// steps.ts: what a sandbox is made of, in the order in which it is made. What a step acquires is named by the attempt
+// alone, so its release needs nothing that was remembered: it is idempotent, bears that the step was never taken or
+// broke off in the middle, and is run in reverse order at the end, after a failure, and after a crash.
+
+import { chmodSync, chownSync, lstatSync, mkdirSync, type Stats, writeFileSync } from 'node:fs'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { AttemptId, RunAttempt, TenantId } from '@berth/contracts'
+import { type Cgroups, removeTree } from '@berth/host'
+import { type Architecture, runtimeSpec } from '@berth/oci'
+import type { AttemptPaths } from '../journal.js'
+import { enterOptions, prepareWritable, rootfsTarget } from '../rootfs/overlay.js'
+import type { OciRuntime } from '../runtime/oci-runtime.js'
+import type { Pool } from '../storage/pool.js'
+import type { Stage } from './stage.js'
+
+/** What an image brings to a sandbox. */
+export interface SandboxImage {
+  /** Directories of its unpacked layers, topmost first. */
+  readonly layers: readonly string[]
+}
+
+/** What the steps work with; one of each per agent. */
+export interface Workshop {
+  readonly pool: Pick<Pool, 'create' | 'remove' | 'path' | 'list'>
+  readonly cgroups: Cgroups
+  readonly cgroupVersion: 'v1' | 'v2'
+  /** Group above all tenants, e.g. `berth`. */
+  readonly cgroupParent: string
+  readonly runtime: OciRuntime
+  readonly stage: Stage
+  readonly architecture: Architecture
+  readonly seccompBpf: string | undefined
+}
+
+/** Enough to release everything. */
+export interface Named {
+  readonly id: AttemptId
+  readonly tenantId: TenantId
+  readonly paths: AttemptPaths
+}
+
+/** Enough to acquire everything. */
+export interface Wanted extends Named {
+  readonly command: RunAttempt
+  readonly image: SandboxImage
+  readonly hostname: string
+  readonly signal: AbortSignal
+}
+
+export interface Step {
+  readonly name: 'layer' | 'bundle' | 'cgroup' | 'container'
+  acquire(shop: Workshop, wanted: Wanted): Promise<void>
+  release(shop: Workshop, named: Named): Promise<void>
+}
+
+export const tenantGroup = (shop: Workshop, tenantId: string) => `${shop.cgroupParent}/${tenantId}`
+export const sandboxGroup = (shop: Workshop, { tenantId, id }: Named) => `${tenantGroup(shop, tenantId)}/${id}`
+
+/** The writable layer with its hard limit. */
+const layer: Step = {
+  name: 'layer',
+  async acquire(shop, { id, command, image, hostname }) {
+    const path = await shop.pool.create(id, command.spec.limits.diskBytes)
+    await prepareWritable(path, command.ids)
+    placeHostFiles(join(path, 'upper'), image.layers, command.ids.base, hostname)
+    await shop.stage.prepare(image.layers)
+  },
+  release: (shop, { id }) => shop.pool.remove(id),
+}
+
+/** config.json. */
+const bundle: Step = {
+  name: 'bundle',
+  async acquire(shop, wanted) {
+    const { paths, command, hostname } = wanted
+    const spec = runtimeSpec({
+      cgroupPath: `/${sandboxGroup(shop, wanted)}`,
+      cgroupVersion: shop.cgroupVersion,
+      architecture: shop.architecture,
+      rootfs: rootfsTarget(shop.stage.directory),
+      init: shop.stage.init,
+      files: {},
+      hostname,
+      ids: command.ids,
+      limits: command.spec.limits,
+      ...(shop.seccompBpf === undefined ? {} : { seccompBpf: shop.seccompBpf }),
+    })
+    mkdirSync(paths.bundle, { mode: 0o700 })
+    await writeFile(join(paths.bundle, 'config.json'), JSON.stringify(spec))
+  },
+  release: (_shop, { paths }) => removeTree(paths.bundle),
+}
+
+/** The tenant's group with the tenant's limits; the sandbox's own, below it, is made by the runtime. */
+const cgroup: Step = {
+  name: 'cgroup',
+  async acquire(shop, { tenantId, command: { tenantLimits } }) {
+    shop.cgroups.create(tenantGroup(shop, tenantId), {
+      memoryBytes: tenantLimits.memoryBytes,
+      cpuMillis: Math.round(tenantLimits.cpus * 1000),
+      pids: tenantLimits.pids,
+    })
+  },
+  // The tenant's group stays for its other sandboxes; the supervisor removes it once it is unused.
+  release: (shop, named) => shop.cgroups.remove(sandboxGroup(shop, named)),
+}
+
+/** The container with berth-init running and nothing else. */
+const container: Step = {
+  name: 'container',
+  async acquire(shop, { id, paths, image, command, signal }) {
+    const { directory } = shop.stage
+    const mounts = enterOptions({ layers: image.layers, writable: shop.pool.path(id), directory, ids: command.ids })
+    await shop.runtime.start({ id, bundle: paths.bundle, enter: [...mounts, '--listen', paths.socket], signal })
+  },
+  async release(shop, named) {
+    await shop.cgroups.kill(sandboxGroup(shop, named))
+    await shop.runtime.forget(named.id)
+    await removeTree(named.paths.socket)
+  },
+}
+
+export const steps: readonly Step[] = [layer, bundle, cgroup, container]
+
+/**
+ * Releases everything, last made first. Every release is tried even if another fails.
+ * @throws AggregateError of what failed
+ */
+export async function releaseAll(shop: Workshop, named: Named): Promise<void> {
+  const errors: unknown[] = []
+  for (const step of [...steps].reverse()) {
+    try {
+      await step.release(shop, named)
+    } catch (error) {
+      errors.push(error)
+    }
+  }
+  if (errors.length > 0) throw new AggregateError(errors, `release ${named.id}: ${errors.map(String).join('; ')}`)
+}
+
+/**
+ * Puts /etc/hosts, /etc/hostname and an empty /etc/resolv.conf where the sandbox will see them: straight into its
+ * writable layer, owned by its root, because a bind mount each would cost more and be read-only or shared.
+ */
+function placeHostFiles(upper: string, layers: readonly string[], base: number, hostname: string): void {
+  const found = findEtc(layers)
+  if (found && !found.isDirectory()) return // an image whose /etc is a link or a file gets none
+  const etc = join(upper, 'etc')
+  mkdirSync(etc)
+  // An upper directory hides the attributes of the one below it, so it gets the same.
+  chownSync(etc, base + (found?.uid ?? 0), base + (found?.gid ?? 0))
+  chmodSync(etc, (found?.mode ?? 0o755) & 0o7777)
+  const hosts = `127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t${hostname}\n`
+  for (const [name, text] of Object.entries({ hosts, hostname: `${hostname}\n`, 'resolv.conf': '' })) {
+    const path = join(etc, name)
+    writeFileSync(path, text, { flag: 'wx', mode: 0o644 })
+    chownSync(path, base, base)
+  }
+}
+
+function findEtc(layers: readonly string[]): Stats | undefined {
+  for (const directory of layers) {
+    const found = lstatSync(join(directory, 'etc'), { throwIfNoEntry: false })
+    if (found) return found
+  }
+  return undefined
+}
