@@ -37,7 +37,7 @@ export async function openFloor(layout: string, reference: string, seccompBpf: s
       for (const name of ['lower', 'upper', 'work', 'rootfs']) mkdirSync(join(bundle, name), { recursive: true })
       expectSuccess(await run(['chown', `${ids.base}:${ids.base}`, join(bundle, 'upper'), join(bundle, 'work')]))
       writeFileSync(join(bundle, 'config.json'), JSON.stringify(specOf(bundle, id, argv)))
-      const hide = cgroups.hide === undefined ? [] : ['--umount', cgroups.hide]
+      const hide = cgroups.hide.flatMap((path) => ['--umount', path])
       const mounts = ['--idmap', `0:${ids.base}:${ids.count}`, '--lower', image, join(bundle, 'lower')]
       const overlay = ['--overlay', join(bundle, 'rootfs'), join(bundle, 'upper'), join(bundle, 'work')]
       const crun = [

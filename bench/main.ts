@@ -1,11 +1,17 @@
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus, totalmem } from 'node:os'
 import { join } from 'node:path'
+import { z } from 'zod'
 import { openFloor } from './floor.js'
 import { type Measured, measure } from './load.js'
 
 // npm run bench: needs a running Berth (`./berth up`). Writes docs/benchmarks.md. Every number stands beside the bare
 // runtime's own in the same run: on another machine the milliseconds differ, the ratios should not much.
+
+const Answer = z.looseObject({
+  state: z.string().optional(),
+  output: z.object({ stdout: z.object({ data: z.string() }) }).optional(),
+})
 
 const dataDir = process.env.BERTH_DATA ?? '/var/lib/berth'
 const { url, apiKey } = await credentials()
@@ -34,8 +40,8 @@ async function job(image: string, command: readonly string[], expected: string):
     headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/json' },
     body: JSON.stringify({ image, command, limits: { cpus: 1 } }),
   })
-  const body = await response.json()
-  if (body.state !== 'succeeded' || body.output.stdout.data !== expected)
+  const body = Answer.parse(await response.json())
+  if (body.state !== 'succeeded' || body.output?.stdout.data !== expected)
     throw new Error(`${response.status} ${JSON.stringify(body)}`)
 }
 
@@ -65,8 +71,9 @@ for (const { name, image, command, output, count } of commands) {
 
 /** The filter that the agent had compiled, so that the floor is as fast as it can be. */
 function readyMadeFilter(): string | undefined {
-  const name = readdirSync(join(dataDir, 'agent')).find((file) => file.startsWith('seccomp-'))
-  return name === undefined ? undefined : readFileSync(join(dataDir, 'agent', name), 'utf8').trim()
+  const directory = join(dataDir, 'agent', 'seccomp')
+  const name = readdirSync(directory).find((file) => file.endsWith('.bpf'))
+  return name === undefined ? undefined : readFileSync(join(directory, name)).toString('base64')
 }
 
 writeFileSync(
