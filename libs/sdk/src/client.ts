@@ -1,0 +1,200 @@
+// client.ts: calls routes. A route's record says all there is to know about a call, so there is one method for all of
+// them, typed from the record:
+//
+//     const client = new Client({ url, apiKey })
+//     const job = await client.call(createJob, { body: { command: ['true'] }, query: { wait: 'finished' } })
+//
+// Every call that changes something carries an idempotency key, so a call whose answer was lost is safely repeated.
+import { randomUUID } from 'node:crypto'
+import type { Readable } from 'node:stream'
+import type { Call, Output, Route } from '@berth/contracts'
+import { type Dispatcher, Pool, errors as undici } from 'undici'
+import { z } from 'zod'
+import { ApiError, apiError, Unreachable } from './errors.js'
+
+export interface ClientOptions {
+  /** Base address, e.g. `http://127.0.0.1:7433`. */
+  readonly url: string
+  /** Secret of an API key; without one only public routes answer. */
+  readonly apiKey?: string
+  /** How often a call is repeated after a lost connection, 429 or 503. Default 3. */
+  readonly retries?: number
+  /** Connections kept at most. Default 32. */
+  readonly connections?: number
+}
+
+export interface CallOptions {
+  readonly signal?: AbortSignal
+  /** Chosen by the caller where a repeat may come from another process. */
+  readonly idempotencyKey?: string
+}
+
+type Needed<C> = { [K in keyof C as C[K] extends undefined ? never : object extends C[K] ? never : K]: C[K] }
+type Optional<C> = { [K in keyof C as C[K] extends undefined ? never : object extends C[K] ? K : never]?: C[K] }
+/** What a call of a route takes: its params, query and body; what may be empty may be left out. */
+export type Arguments<R extends Route> = Needed<Call<R>> & Optional<Call<R>>
+
+/** Longest silence of the API: a long poll is a minute at most, and an open stream sends nothing while a job is quiet. */
+const answerWithinMs = 90_000
+/** A wait asked for by the API that is longer than this is the caller's decision. */
+const longestRetryMs = 10_000
+
+export class Client implements AsyncDisposable {
+  readonly #pool: Pool
+  readonly #base: string
+  readonly #key: string | undefined
+  readonly #retries: number
+
+  /** @throws Unreachable when the address is not an http or https URL */
+  constructor(options: ClientOptions) {
+    const url = URL.canParse(options.url) ? new URL(options.url) : undefined
+    if (!url || !/^https?:$/.test(url.protocol)) throw new Unreachable('read the address', `${options.url} is no URL`)
+    this.#pool = new Pool(url.origin, {
+      connections: options.connections ?? 32,
+      headersTimeout: answerWithinMs,
+      bodyTimeout: 0,
+    })
+    this.#base = url.pathname.replace(/\/$/, '')
+    this.#key = options.apiKey
+    this.#retries = options.retries ?? 3
+  }
+
+  /**
+   * Calls a route and checks its answer against the route's schema.
+   * @throws ApiError when the API refuses; Unreachable when it cannot be reached
+   */
+  async call<R extends Route>(route: R, given: Arguments<R>, options: CallOptions = {}): Promise<Output<R>> {
+    const request = this.#request(route, given, options)
+    const { status, text } = await this.#retrying(options, async () => {
+      const answer = await this.#once(route, request)
+      return { status: answer.statusCode, text: await body(answer, route) }
+    })
+    const reply = route.reply[status]
+    if (reply === undefined || reply === 'bytes') throw apiError(status, text, undefined)
+    const parsed = reply === 'empty' ? undefined : parseReply(route, reply, text)
+    return parsed as Output<R> // what the schema of this very route gave
+  }
+
+  /**
+   * Opens a route that answers raw bytes. Leaving the stream unread holds the sender back; destroying it closes the
+   * connection.
+   */
+  async open<R extends Route>(route: R, given: Arguments<R>, options: CallOptions = {}): Promise<Readable> {
+    const request = this.#request(route, given, options)
+    return (await this.#retrying(options, () => this.#once(route, request))).body
+  }
+
+  /** Closes all connections; what is running fails. */
+  async close(): Promise<void> {
+    await this.#pool.destroy()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+
+  async #retrying<T>(options: CallOptions, send: () => Promise<T>): Promise<T> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await send()
+      } catch (error) {
+        const waitMs = attempt > this.#retries ? undefined : retryAfter(error, attempt)
+        if (waitMs === undefined) throw error
+        await pause(waitMs, options.signal)
+      }
+    }
+  }
+
+  #request(route: Route, given: object, options: CallOptions): Dispatcher.RequestOptions {
+    const { params, query, body } = Parts.parse(given)
+    const headers: Record<string, string> = { accept: 'application/json' }
+    if (this.#key) headers.authorization = `Bearer ${this.#key}`
+    if (body !== undefined) headers['content-type'] = 'application/json'
+    if (route.method !== 'GET') headers['idempotency-key'] = options.idempotencyKey ?? randomUUID()
+    return {
+      method: route.method,
+      path: this.#base + pathOf(route, params) + queryOf(query),
+      headers,
+      body: body === undefined ? null : JSON.stringify(body),
+      ...(options.signal ? { signal: options.signal } : {}),
+    }
+  }
+
+  async #once(route: Route, request: Dispatcher.RequestOptions): Promise<Dispatcher.ResponseData> {
+    const attempted = `${request.method} ${route.path}`
+    const answer = await this.#pool.request(request).catch((cause: unknown) => {
+      throw isLost(cause) ? new Unreachable(attempted, cause) : cause
+    })
+    if (answer.statusCode in route.reply) return answer
+    const retry = answer.headers['retry-after']
+    throw apiError(answer.statusCode, await body(answer, route), typeof retry === 'string' ? retry : undefined)
+  }
+}
+
+const Parts = z.looseObject({
+  params: z.record(z.string(), z.string()).default({}),
+  query: z.record(z.string(), z.unknown()).default({}),
+  body: z.unknown().optional(),
+})
+
+/** Fills `:name` in a route's path. */
+export function pathOf(route: Route, params: Readonly<Record<string, string>>): string {
+  return route.path.replace(/:([a-zA-Z]+)/g, (_, name: string) => encodeURIComponent(params[name] ?? ''))
+}
+
+/** A query string with its `?`, or nothing; lists are repeated, what is undefined is left out. */
+export function queryOf(query: Readonly<Record<string, unknown>>): string {
+  const pairs = Object.entries(query).flatMap(([name, value]) =>
+    (Array.isArray(value) ? value : [value])
+      .filter((one) => one !== undefined)
+      .map((one): [string, string] => [name, String(one)]),
+  )
+  return pairs.length === 0 ? '' : `?${new URLSearchParams(pairs)}`
+}
+
+async function body(answer: Dispatcher.ResponseData, route: Route): Promise<string> {
+  try {
+    return await answer.body.text()
+  } catch (cause) {
+    throw new Unreachable(`read the answer of ${route.method} ${route.path}`, cause)
+  }
+}
+
+function parseReply(route: Route, schema: z.ZodType, text: string): unknown {
+  try {
+    return schema.parse(JSON.parse(text))
+  } catch (cause) {
+    throw new ApiError(200, 'unknown', `the answer of ${route.method} ${route.path} is not as expected: ${cause}`, '')
+  }
+}
+
+/** Errors of the network, as opposed to an abort by the caller or a bug. */
+export function isLost(error: unknown): boolean {
+  if (error instanceof undici.RequestAbortedError) return false
+  if (error instanceof undici.UndiciError) return true
+  return typeof error === 'object' && error !== null && 'syscall' in error
+}
+
+/** How long to wait before the same call again, or undefined when it would be of no use. */
+function retryAfter(error: unknown, attempt: number): number | undefined {
+  const backoffMs = 100 * 2 ** (attempt - 1)
+  if (error instanceof Unreachable) return backoffMs
+  if (!(error instanceof ApiError) || ![429, 503].includes(error.status)) return undefined
+  const waitMs = error.retryAfterMs ?? backoffMs
+  return waitMs <= longestRetryMs ? waitMs : undefined
+}
+
+function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve, reject) => {
+    signal?.throwIfAborted()
+    const onAbort = () => {
+      clearTimeout(timer)
+      reject(signal?.reason)
+    }
+    const timer = setTimeout(() => {
+      signal?.removeEventListener('abort', onAbort)
+      resolve()
+    }, ms)
+    signal?.addEventListener('abort', onAbort, { once: true })
+  })
+}
