@@ -1,2 +1,5 @@
+export * from './layer.js'
+export * from './manifest.js'
 export * from './profile.js'
+export * from './reference.js'
 export * from './runtime-spec.js'
