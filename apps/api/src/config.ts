@@ -1,0 +1,93 @@
+// config.ts: the environment, read once. Every option has a description, a check and, where there can be one, a
+// default; all problems are told in one message. `main.js --config` prints what is in effect.
+import { logLevels } from '@berth/telemetry'
+import { z } from 'zod'
+
+/** A value that must not end up in a log: shows as `[redacted]` wherever it is turned into text. */
+export class Secret {
+  readonly #value: string
+
+  constructor(value: string) {
+    this.#value = value
+  }
+
+  reveal(): string {
+    return this.#value
+  }
+
+  toString(): string {
+    return '[redacted]'
+  }
+
+  toJSON(): string {
+    return '[redacted]'
+  }
+}
+
+const secret = (schema: z.ZodString) => schema.transform((value) => new Secret(value))
+
+const postgresUrl = z.string().regex(/^postgres(ql)?:\/\//, 'must be a postgresql:// URL')
+const redisUrl = z.string().regex(/^(rediss?|(redis\+)?unix):\/\//, 'must be redis://host:port/db or unix:///path')
+
+const Environment = z.object({
+  BERTH_API_HOST: z.string().min(1).default('127.0.0.1').describe('Address to listen on'),
+  BERTH_API_PORT: z.coerce.number().int().min(0).max(65_535).default(7433).describe('Port to listen on; 0: any'),
+  DATABASE_URL: secret(postgresUrl).describe('Postgres, e.g. postgresql://berth@localhost/berth?host=/run/postgresql'),
+  REDIS_URL: secret(redisUrl).describe('Redis, e.g. redis://127.0.0.1:6379/0 or unix:///run/redis.sock'),
+  BERTH_NODE_REDIS_URL: secret(redisUrl)
+    .optional()
+    .describe('Redis as nodes reach it; credentials in it are not passed on. Default: REDIS_URL'),
+  BERTH_OPERATOR_KEY: secret(z.string().regex(/^brt_[\w-]{32,200}$/, 'must be brt_ and 32 or more of A-Z a-z 0-9 _ -'))
+    .optional()
+    .describe('Secret of a first operator key; only its hash is stored'),
+  BERTH_SECRETS_FILE: z
+    .string()
+    .min(1)
+    .default('/var/lib/berth/api/secrets.json')
+    .describe('Keys of this installation, made on first start; the same for all replicas'),
+  BERTH_SECRETS: secret(z.string().min(1))
+    .optional()
+    .describe('The content of BERTH_SECRETS_FILE, instead of the file'),
+  BERTH_DB_POOL: z.coerce.number().int().min(2).max(200).default(10).describe('Connections to Postgres'),
+  BERTH_API_REPLICAS: z.coerce
+    .number()
+    .int()
+    .min(1)
+    .max(1000)
+    .default(1)
+    .describe('Replicas behind the load balancer: each lets through its share of a tenant’s rate'),
+  LOG_LEVEL: z.enum(logLevels).default('info').describe('Least severe level that is logged'),
+})
+
+export type Config = Readonly<z.output<typeof Environment>>
+
+/** The environment cannot be used; the message has one line for each thing wrong. */
+export class InvalidConfig extends Error {
+  constructor(readonly problems: readonly string[]) {
+    super(`the environment is not usable:\n${problems.map((problem) => `  ${problem}`).join('\n')}`)
+    this.name = 'InvalidConfig'
+  }
+}
+
+/**
+ * Reads the configuration. An empty variable counts as not given.
+ * @throws InvalidConfig naming every variable that is wrong, never its value
+ */
+export function readConfig(env: Readonly<Record<string, string | undefined>>): Config {
+  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ''))
+  const parsed = Environment.safeParse(given)
+  if (parsed.success) return Object.freeze(parsed.data)
+  throw new InvalidConfig(
+    parsed.error.issues.map(({ path: [name = ''], message }) =>
+      given[String(name)] === undefined ? `${String(name)}: is needed` : `${String(name)}: ${message}`,
+    ),
+  )
+}
+
+/** One line per option: value in effect (secrets redacted) and what it is for. */
+export function describeConfig(config: Config): string {
+  const values: Readonly<Record<string, unknown>> = config
+  return Object.entries(Environment.shape)
+    .map(([name, schema]) => `${name}=${values[name] ?? ''}\n    ${schema.description ?? ''}\n`)
+    .join('')
+}

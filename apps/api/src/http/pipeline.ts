@@ -1,0 +1,227 @@
+// pipeline.ts: what happens to a request around its handler.
+//
+//   request id, headers                    every request
+//     └─ authenticate → scope → rate       before a byte of the body is read
+//          └─ body limit → JSON            Fastify, by the route's limit
+//               └─ path, query, body       by the route's schemas, all violations at once
+//                    └─ idempotency        the stored answer, or go on
+//                         └─ handler       Nest: controller → service
+//                    ┌─ idempotency        the answer is stored before it is sent
+//   one log line ────┘
+//
+// Fastify hooks rather than Nest guards and interceptors: they run before the body is parsed, see requests that match
+// no route, and cost no chain of observables.
+import { randomBytes } from 'node:crypto'
+import { BrokenInvariant, Failure, InvalidRequest, mintId, type Route } from '@berth/contracts'
+import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
+import { z } from 'zod'
+import type { Clock, Logger } from '../tokens.js'
+import { type Auth, checkScope, type Principal } from './auth.js'
+import { type Idempotency, type IdempotentRequest, idempotentRequest } from './idempotency.js'
+import { type RateLimit, rateLimited } from './rate-limit.js'
+import type { AnyCall, Once } from './route.decorator.js'
+import { parseWith } from './violations.js'
+
+export interface PipelineParts {
+  readonly auth: Auth
+  readonly rateLimit: RateLimit
+  readonly idempotency: Idempotency
+  readonly clock: Clock
+  readonly log: Logger
+}
+
+export const DEFAULT_BODY_LIMIT = 64 * 1024
+
+const securityHeaders = {
+  'cache-control': 'no-store',
+  'content-security-policy': "default-src 'none'; frame-ancestors 'none'",
+  'referrer-policy': 'no-referrer',
+  'x-content-type-options': 'nosniff',
+}
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    idempotent?: IdempotentRequest
+  }
+}
+
+/** The caller's `X-Request-Id` where it is fit for logs, else a new id. */
+export function requestId(given: string | string[] | undefined): string {
+  if (typeof given === 'string' && /^[\w.:/+=-]{1,128}$/.test(given)) return given
+  return mintId('request', Date.now(), randomBytes(10))
+}
+
+/**
+ * Puts the pipeline around every route that is registered afterwards.
+ * @returns the routes seen, filled as they are registered
+ */
+export function installPipeline(fastify: FastifyInstance, parts: PipelineParts): Set<Route> {
+  const handled = new Set<Route>()
+  acceptJsonOnly(fastify)
+  fastify.addHook('onRequest', (request, reply, done) => {
+    reply.headers(securityHeaders).header('x-request-id', request.id)
+    done()
+  })
+  fastify.addHook('onRoute', (options) => {
+    const route = options.config?.route
+    if (!route) throw new BrokenInvariant(`${String(options.method)} ${options.url} was registered without a Route`)
+    if (handled.has(route)) throw new BrokenInvariant(`route ${route.id} has two handlers`)
+    handled.add(route)
+    configure(options, route, parts)
+  })
+  fastify.addHook('onResponse', (request, reply, done) => {
+    logRequest(parts.log, request, reply)
+    done()
+  })
+  return handled
+}
+
+function acceptJsonOnly(fastify: FastifyInstance): void {
+  const utf8 = new TextDecoder('utf-8', { fatal: true })
+  fastify.removeAllContentTypeParsers()
+  fastify.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request, body, done) => {
+    const bytes = typeof body === 'string' ? Buffer.from(body) : body
+    if (bytes.length === 0) return done(null, undefined)
+    request.rawBody = bytes
+    try {
+      done(null, JSON.parse(utf8.decode(bytes)))
+    } catch (error) {
+      const why = error instanceof SyntaxError ? error.message : 'it is not UTF-8'
+      done(new Failure('invalid_json', `the body is not JSON: ${why.slice(0, 200)}`))
+    }
+  })
+}
+
+function configure(options: FastifyRoute, route: Route, parts: PipelineParts): void {
+  const { auth, rateLimit, clock } = parts
+  options.bodyLimit = route.bodyLimit ?? DEFAULT_BODY_LIMIT
+  if (route.scope !== 'public') {
+    const { scope, rate } = route
+    options.onRequest = async (request, reply) => {
+      const principal = await auth.authenticate(request.headers)
+      request.principal = principal
+      checkScope(principal, scope)
+      if (rate !== 'none') countRequest(rateLimit, principal, reply, clock.now().getTime())
+    }
+  }
+  const idempotent = route.method !== 'GET' && route.scope !== 'node' && route.scope !== 'public'
+  options.preHandler = async (request, reply) => {
+    request.call = callOf(route, request, reply, parts)
+    if (idempotent) await beginOnce(request, reply, parts.idempotency)
+  }
+  if (idempotent && options.config?.options?.once !== 'handler')
+    options.onSend = async (request, reply, payload) => endOnce(request, reply, payload, parts.idempotency)
+}
+
+function countRequest(rateLimit: RateLimit, principal: Principal, reply: FastifyReply, nowMs: number): void {
+  if (principal.kind !== 'tenant') return
+  const state = rateLimit.take(principal.tenantId, principal.requestsPerMinute, nowMs)
+  reply.headers({
+    'ratelimit-limit': state.limit,
+    'ratelimit-remaining': state.remaining,
+    'ratelimit-reset': state.resetS,
+  })
+  if (state.retryAfterS !== undefined) throw rateLimited(state)
+}
+
+const Nothing = z.strictObject({})
+
+function callOf(route: Route, request: FastifyRequest, reply: FastifyReply, parts: PipelineParts): AnyCall {
+  const { principal } = request
+  const params = parseWith(route.params ?? Nothing, request.params, 'path')
+  const query = parseWith(route.query ?? Nothing, { ...Object(request.query) }, 'query')
+  const body = route.body ? parseWith(route.body, request.body, 'body') : noBody(request.body)
+  return { params, query, body, principal, signal: goneSignal(reply), once: onceOf(request, reply, parts.idempotency) }
+}
+
+function noBody(body: unknown): undefined {
+  if (body !== undefined) parseWith(Nothing, body, 'body')
+  return undefined
+}
+
+/** Aborted when the connection closes before the answer is out. */
+function goneSignal(reply: FastifyReply): AbortSignal {
+  const controller = new AbortController()
+  reply.raw.once('close', () => {
+    if (!reply.raw.writableFinished) controller.abort(new Failure('unavailable', 'the client has gone'))
+  })
+  return controller.signal
+}
+
+async function beginOnce(request: FastifyRequest, reply: FastifyReply, idempotency: Idempotency): Promise<void> {
+  const key = request.headers['idempotency-key']
+  if (key === undefined || !request.principal) return
+  if (typeof key !== 'string') throw new InvalidRequest([{ field: 'Idempotency-Key', message: 'must be given once' }])
+  const asked = idempotentRequest(request.principal, key, {
+    method: request.method,
+    path: request.url.split('?')[0] ?? '',
+    rawBody: request.rawBody,
+  })
+  if (request.routeOptions.config.options?.once === 'handler') {
+    request.idempotent = asked
+    return
+  }
+  const stored = await idempotency.begin(asked)
+  if (!stored) {
+    request.idempotent = asked
+    return
+  }
+  reply.code(stored.status).header('idempotent-replayed', 'true')
+  if (stored.body !== null) reply.type('application/json; charset=utf-8')
+  await reply.send(stored.body ?? undefined)
+}
+
+/** Stores the answer before it is sent, so that a caller who has it can rely on it. */
+async function endOnce(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  payload: unknown,
+  idempotency: Idempotency,
+): Promise<unknown> {
+  const { idempotent } = request
+  if (!idempotent) return payload
+  delete request.idempotent
+  const { statusCode } = reply
+  if (statusCode < 400)
+    await idempotency.finish(idempotent, { status: statusCode, body: typeof payload === 'string' ? payload : null })
+  else if (statusCode < 500) await idempotency.abandon(idempotent)
+  return payload
+}
+
+function onceOf(request: FastifyRequest, reply: FastifyReply, idempotency: Idempotency): Once {
+  return async (schema, work) => {
+    const { idempotent } = request
+    if (!idempotent) return work()
+    const stored = await idempotency.begin(idempotent)
+    if (stored) {
+      reply.header('idempotent-replayed', 'true')
+      return schema.parse(JSON.parse(stored.body ?? 'null'))
+    }
+    try {
+      const result = await work()
+      await idempotency.finish(idempotent, { status: reply.statusCode, body: JSON.stringify(result) })
+      return result
+    } catch (error) {
+      if (error instanceof Failure) await idempotency.abandon(idempotent)
+      throw error
+    }
+  }
+}
+
+function logRequest(log: Logger, request: FastifyRequest, reply: FastifyReply): void {
+  const { principal, id, method } = request
+  const route = request.routeOptions.config.route?.id
+  log.info(
+    {
+      requestId: id,
+      method,
+      route: route ?? null,
+      status: reply.statusCode,
+      ms: Math.round(reply.elapsedTime * 10) / 10,
+      ...(principal?.kind === 'tenant' ? { tenant: principal.tenantId } : {}),
+      ...(principal?.kind === 'node' ? { node: principal.nodeId } : {}),
+      ...(reply.raw.writableFinished ? {} : { gone: true }),
+    },
+    'request',
+  )
+}
