@@ -1,0 +1,95 @@
+// app.module.ts: everything there is, in one list. What may use what is decided by imports (.dependency-cruiser.mjs), not
+// by modules.
+import { randomBytes } from 'node:crypto'
+import { mintId } from '@berth/contracts'
+import { openStreams } from '@berth/node-rpc'
+import { type Clock, type Database, openDatabase } from '@berth/persistence'
+import { type NodeQueues, openNodeQueues, parseRedisUrl } from '@berth/queue'
+import type { Logger } from '@berth/telemetry'
+import { BullModule } from '@nestjs/bullmq'
+import { type DynamicModule, Module } from '@nestjs/common'
+import type { Config } from './config.js'
+import { Auth } from './http/auth.js'
+import { Idempotency } from './http/idempotency.js'
+import { OpenApiController } from './http/openapi.controller.js'
+import { RateLimit } from './http/rate-limit.js'
+import { ImagesController } from './images/images.controller.js'
+import { ImagesService } from './images/images.service.js'
+import { BatchesService } from './jobs/batches.service.js'
+import { JobsController } from './jobs/jobs.controller.js'
+import { JobsService } from './jobs/jobs.service.js'
+import { Waiters } from './jobs/waiters.js'
+import { NodeUsers } from './nodes/node-users.js'
+import { NodesController } from './nodes/nodes.controller.js'
+import { NodesService } from './nodes/nodes.service.js'
+import { ProtocolService } from './nodes/protocol.service.js'
+import { Drain } from './operations/drain.js'
+import { HealthController } from './operations/health.controller.js'
+import { Changes } from './scheduling/changes.js'
+import { Dispatcher } from './scheduling/dispatcher.js'
+import { Placer } from './scheduling/placer.js'
+import { Reconciler } from './scheduling/reconciler.js'
+import { Reports } from './scheduling/reports.js'
+import { TIMERS, TIMERS_PREFIX, Timers, TimersProcessor } from './scheduling/timers.js'
+import { Secrets } from './secrets.js'
+import { Follow, NodeOutput } from './streams/follow.js'
+import { TenantsController } from './tenants/tenants.controller.js'
+import { TenantsService } from './tenants/tenants.service.js'
+import { CLOCK, CONFIG, DATABASE, LOG, QUEUES, STREAMS } from './tokens.js'
+import { UsageController } from './usage/usage.controller.js'
+
+/** What the process opens before Nest is started, and closes after it. */
+export interface Outside {
+  readonly config: Config
+  readonly log: Logger
+  readonly secrets: Secrets
+  readonly database: Database
+  readonly queues: NodeQueues
+}
+
+const clock: Clock = { now: () => new Date() }
+const ids = { mint: (kind: Parameters<typeof mintId>[0]) => mintId(kind, Date.now(), randomBytes(10)) }
+
+/** Opens Postgres and Redis; connects to them when they are first needed. @throws Fault on malformed URLs */
+export function openOutside(config: Config, log: Logger, secrets: Secrets): Outside {
+  const database = openDatabase({ url: config.DATABASE_URL.reveal(), poolSize: config.BERTH_DB_POOL, clock, ids })
+  const queues = openNodeQueues({ redisUrl: config.REDIS_URL.reveal(), log })
+  return { config, log, secrets, database, queues }
+}
+
+@Module({})
+class AppModule {}
+
+export function appModule({ config, log, secrets, database, queues }: Outside): DynamicModule {
+  const connection = { ...parseRedisUrl(config.REDIS_URL.reveal()), maxRetriesPerRequest: null }
+  return {
+    module: AppModule,
+    imports: [
+      BullModule.forRoot({ connection, prefix: TIMERS_PREFIX, skipVersionCheck: true }),
+      BullModule.registerQueue({ name: TIMERS }),
+    ],
+    controllers: [
+      JobsController,
+      TenantsController,
+      NodesController,
+      ImagesController,
+      UsageController,
+      OpenApiController,
+      HealthController,
+    ],
+    providers: [
+      { provide: CLOCK, useValue: clock },
+      { provide: CONFIG, useValue: config },
+      { provide: DATABASE, useValue: database },
+      { provide: LOG, useValue: log },
+      { provide: QUEUES, useValue: queues },
+      { provide: STREAMS, useFactory: openStreams },
+      { provide: Secrets, useValue: secrets },
+      { provide: RateLimit, useValue: new RateLimit(config.BERTH_API_REPLICAS) },
+      ...[Auth, Idempotency, Drain],
+      ...[JobsService, BatchesService, Waiters, Follow, NodeOutput],
+      ...[ImagesService, TenantsService, NodesService, NodeUsers, ProtocolService],
+      ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor],
+    ],
+  }
+}

@@ -1,0 +1,51 @@
+import type { Batch, BatchId, JobId, JobSpec, TenantId } from '@berth/contracts'
+import { Inject, Injectable } from '@nestjs/common'
+import type { TenantPrincipal } from '../http/auth.js'
+import { ImagesService } from '../images/images.service.js'
+import { Changes } from '../scheduling/changes.js'
+import { Dispatcher } from '../scheduling/dispatcher.js'
+import { DATABASE, type Database } from '../tokens.js'
+import { Waiters } from './waiters.js'
+
+/** Least time between two counts of a batch's jobs: each end of a job wakes those who wait for the batch. */
+const COUNT_PACE_MS = 100
+
+@Injectable()
+export class BatchesService {
+  constructor(
+    @Inject(DATABASE) private readonly database: Database,
+    private readonly images: ImagesService,
+    private readonly dispatcher: Dispatcher,
+    private readonly changes: Changes,
+    private readonly waiters: Waiters,
+  ) {}
+
+  async create(
+    tenantId: TenantId,
+    name: string | undefined,
+    jobs: readonly JobSpec[],
+  ): Promise<Batch & { jobIds: JobId[] }> {
+    await this.images.require(new Set(jobs.map(({ image }) => image)))
+    const { batch, jobIds, placed } = await this.database.admission.admitBatch(tenantId, name, jobs)
+    this.dispatcher.dispatch(placed)
+    this.changes.roomMade()
+    return { ...batch, jobIds: [...jobIds] }
+  }
+
+  /** The batch; with `waitMs` once all its jobs have ended, or when that time is over. @throws batch_not_found */
+  get(tenantId: TenantId, id: BatchId, waitMs: number, signal: AbortSignal): Promise<Batch> {
+    return this.waiters.until(
+      id,
+      () => this.database.batches.get({ tenantId }, id),
+      (batch) => batch.finishedAt !== null,
+      { timeoutMs: waitMs, signal, paceMs: COUNT_PACE_MS },
+    )
+  }
+
+  async cancel({ tenantId, keyId }: TenantPrincipal, id: BatchId): Promise<Batch> {
+    const { batch, cancels, changed } = await this.database.batches.cancel({ tenantId }, id, keyId)
+    this.dispatcher.dispatch(cancels)
+    this.changes.announce(changed)
+    return batch
+  }
+}
