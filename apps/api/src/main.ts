@@ -35,7 +35,6 @@ function adapterOf(filter: ProblemFilter): FastifyAdapter {
   return new FastifyAdapter({
     genReqId: (raw: IncomingMessage) => requestId(raw.headers['x-request-id']),
     requestIdHeader: false,
-    disableRequestLogging: true,
     exposeHeadRoutes: false,
     requestTimeout: REQUEST_TIMEOUT_MS,
     keepAliveTimeout: 65_000,

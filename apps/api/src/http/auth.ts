@@ -8,11 +8,11 @@ import type { IncomingHttpHeaders } from 'node:http'
 import { Failure, type KeyId, type NodeId, type Scope, type TenantId, type TenantScope } from '@berth/contracts'
 import type { KeyRecord } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
+import { Recent } from '../recent.js'
 import { CLOCK, type Clock, DATABASE, type Database, LOG, type Logger } from '../tokens.js'
 
-/** What a lookup is believed for, in milliseconds from its start. */
+/** What a lookup is believed for, in milliseconds. */
 const BELIEVED_MS = 800
-/** Most lookups kept; the oldest go first. */
 const MAX_KNOWN = 10_000
 
 export interface TenantPrincipal {
@@ -64,14 +64,16 @@ export function credentialOf(headers: IncomingHttpHeaders): string | undefined {
 
 @Injectable()
 export class Auth {
-  private readonly known = new Map<string, { readonly at: number; readonly found: Promise<Known> }>()
+  private readonly known: Recent<Known>
   private readonly used = new Set<KeyId>()
 
   constructor(
     @Inject(DATABASE) private readonly database: Database,
     @Inject(CLOCK) private readonly clock: Clock,
     @Inject(LOG) private readonly log: Logger,
-  ) {}
+  ) {
+    this.known = new Recent({ clock, forMs: BELIEVED_MS, atMost: MAX_KNOWN })
+  }
 
   /**
    * Who calls. @throws unauthenticated, key_revoked, key_expired, tenant_suspended
@@ -106,7 +108,7 @@ export class Auth {
 
   private async principalOf(kind: 'node' | 'key', hash: Buffer): Promise<Principal> {
     const credential = hash.toString('base64')
-    const found = await this.lookup(kind, credential, hash)
+    const found = await this.known.get(credential, () => this.ask(kind, hash))
     if (!found) throw new Failure('unauthenticated', 'the key is not one of ours')
     if ('nodeId' in found) return { kind: 'node', nodeId: found.nodeId, credential }
     this.checkStanding(found)
@@ -127,25 +129,6 @@ export class Auth {
     if (expiresAt && expiresAt <= this.clock.now())
       throw new Failure('key_expired', `key ${id} expired at ${expiresAt.toISOString()}`)
     if (tenantState === 'suspended') throw new Failure('tenant_suspended', 'the tenant is suspended by the operator')
-  }
-
-  private lookup(kind: 'node' | 'key', credential: string, hash: Buffer): Promise<Known> {
-    const now = this.clock.now().getTime()
-    const known = this.known.get(credential)
-    if (known && now - known.at < BELIEVED_MS && now >= known.at) return known.found
-    const found = this.ask(kind, hash)
-    this.remember(credential, now, found)
-    return found
-  }
-
-  private remember(credential: string, at: number, found: Promise<Known>): void {
-    this.known.delete(credential)
-    const [oldest] = this.known.size >= MAX_KNOWN ? this.known.keys() : []
-    if (oldest !== undefined) this.known.delete(oldest)
-    const entry = { at, found }
-    this.known.set(credential, entry)
-    // A lookup that failed says nothing about the key.
-    found.catch(() => this.known.get(credential) === entry && this.known.delete(credential))
   }
 
   private async ask(kind: 'node' | 'key', hash: Buffer): Promise<Known> {

@@ -3,8 +3,8 @@
 import { createReadStream, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
-import { openApi, route, routes } from '@berth/contracts'
-import { Controller, StreamableFile } from '@nestjs/common'
+import { Failure, openApi, route, routes } from '@berth/contracts'
+import { Controller, Header, StreamableFile } from '@nestjs/common'
 import { z } from 'zod'
 import { type Call, Route } from './route.decorator.js'
 
@@ -15,7 +15,7 @@ const document = route({
   id: 'openApiDocument',
   path: '/openapi.json',
   summary: 'The OpenAPI document',
-  reply: { 200: z.record(z.string(), z.unknown()) },
+  reply: { 200: 'bytes' },
 })
 const page = route({
   ...publicPage,
@@ -29,12 +29,12 @@ const asset = route({
   id: 'docsAsset',
   path: '/docs/:name',
   summary: 'A part of the page',
-  params: z.object({ name: z.enum(['swagger-ui.css', 'swagger-ui-bundle.js', 'start.js', 'favicon-32x32.png']) }),
+  params: z.object({ name: z.string() }),
   reply: { 200: 'bytes' },
 })
 
-/** Paths that set their own policy: the page runs its own script and style, and nothing of others. */
-export const DOCS_POLICY =
+/** The page runs its own script and style, and nothing of others. */
+const PAGE_POLICY =
   "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 const html = `<!doctype html>
@@ -56,6 +56,9 @@ const html = `<!doctype html>
 `
 const start = `SwaggerUIBundle({ url: '/openapi.json', dom_id: '#page', deepLinking: true, validatorUrl: null })\n`
 
+const START = 'start.js'
+const parts: ReadonlySet<string> = new Set(['swagger-ui.css', 'swagger-ui-bundle.js', START, 'favicon-32x32.png'])
+
 const types: Readonly<Record<string, string>> = {
   css: 'text/css; charset=utf-8',
   js: 'text/javascript; charset=utf-8',
@@ -71,22 +74,25 @@ export const version: string = z
 
 @Controller()
 export class OpenApiController {
-  private readonly document = openApi(routes, version)
+  private readonly document = Buffer.from(JSON.stringify(openApi(routes, version)))
 
   @Route(document)
-  async openApiDocument(): Promise<Record<string, unknown>> {
-    return this.document
+  async openApiDocument(): Promise<StreamableFile> {
+    return new StreamableFile(this.document, { type: 'application/json; charset=utf-8' })
   }
 
   @Route(page)
+  @Header('content-security-policy', PAGE_POLICY)
   async docs(): Promise<StreamableFile> {
     return new StreamableFile(Buffer.from(html), { type: 'text/html; charset=utf-8' })
   }
 
   @Route(asset)
+  @Header('cache-control', 'public, max-age=3600')
   async docsAsset({ params: { name } }: Call<typeof asset>): Promise<StreamableFile> {
-    const type = types[name.slice(name.lastIndexOf('.') + 1)] ?? 'application/octet-stream'
-    if (name === 'start.js') return new StreamableFile(Buffer.from(start), { type })
+    const type = types[name.slice(name.lastIndexOf('.') + 1)]
+    if (!type || !parts.has(name)) throw new Failure('route_not_found', 'the page has no such part')
+    if (name === START) return new StreamableFile(Buffer.from(start), { type })
     return new StreamableFile(createReadStream(join(assets, name)), { type })
   }
 }

@@ -1,7 +1,7 @@
 // problem.filter.ts: every error, wherever it was thrown, becomes a problem document (RFC 9457) here and nowhere else.
 // A Failure is shown. A Fault is 503 and logged; anything else is a bug: logged with its stack, shown as nothing.
 import { type ErrorCode, errnoOf, Failure, Fault, InvalidRequest, problems, type Route } from '@berth/contracts'
-import { type ArgumentsHost, Catch, type ExceptionFilter, NotFoundException } from '@nestjs/common'
+import { type ArgumentsHost, Catch, type ExceptionFilter, HttpException, NotFoundException } from '@nestjs/common'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Logger } from '../tokens.js'
 
@@ -13,9 +13,9 @@ export interface ProblemDocument {
 
 const limitText = (bytes: number): string => (bytes % 1048576 ? `${bytes / 1024} KiB` : `${bytes / 1048576} MiB`)
 
-/** Fastify's own errors, by their code. */
+/** Fastify's own errors, by their code; Nest wraps those of the body. */
 function failureOfFastify(error: unknown, bodyLimit: number): Failure | undefined {
-  switch (errnoOf(error)) {
+  switch (errnoOf(error instanceof HttpException ? error.cause : error)) {
     case 'FST_ERR_CTP_BODY_TOO_LARGE':
       return new Failure('body_too_large', `the body may be ${limitText(bodyLimit)} at most`, { limitBytes: bodyLimit })
     case 'FST_ERR_CTP_INVALID_MEDIA_TYPE':
@@ -55,7 +55,7 @@ export function problemDocument(
   data: Readonly<Record<string, unknown>> = {},
 ): ProblemDocument {
   const { status, title } = problems[code]
-  const body = { ...data, type: `urn:berth:problem:${code}`, title, status, code, detail, requestId }
+  const body = { type: `urn:berth:problem:${code}`, title, status, code, detail, requestId, ...data }
   return { status, body, headers: headersOf(code, data) }
 }
 

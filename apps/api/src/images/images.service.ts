@@ -1,6 +1,7 @@
 // images.service.ts: what jobs can start from. Nodes tell what they hold when they join and with every heartbeat.
 import { Failure, type Image } from '@berth/contracts'
 import { Inject, Injectable } from '@nestjs/common'
+import { Recent } from '../recent.js'
 import { CLOCK, type Clock, DATABASE, type Database } from '../tokens.js'
 
 /** How long an answer is used again, in milliseconds: every job asks. */
@@ -8,12 +9,14 @@ const FRESH_MS = 2000
 
 @Injectable()
 export class ImagesService {
-  private cached: { readonly at: number; readonly images: Promise<readonly Image[]> } | undefined
+  private readonly recent: Recent<readonly Image[]>
 
   constructor(
     @Inject(DATABASE) private readonly database: Database,
-    @Inject(CLOCK) private readonly clock: Clock,
-  ) {}
+    @Inject(CLOCK) clock: Clock,
+  ) {
+    this.recent = new Recent({ clock, forMs: FRESH_MS, atMost: 1 })
+  }
 
   async list(): Promise<{ items: Image[]; nextCursor: null }> {
     return { items: [...(await this.database.nodes.images())], nextCursor: null }
@@ -24,25 +27,13 @@ export class ImagesService {
    * @throws image_not_found naming the image
    */
   async require(references: Iterable<string>): Promise<void> {
-    const missing = missingFrom(await this.recent(), references)
+    const missing = missingFrom(await this.recent.get('images', () => this.database.nodes.images()), references)
     if (missing === undefined) return
     // It may have come within the last seconds.
     const now = await this.database.nodes.images()
     if (missingFrom(now, references) === undefined) return
     const known = [...new Set(now.map(({ reference }) => reference))].slice(0, 20).join(', ')
     throw new Failure('image_not_found', `no node has the image ${missing}; there are ${known}`, { image: missing })
-  }
-
-  private recent(): Promise<readonly Image[]> {
-    const now = this.clock.now().getTime()
-    if (this.cached && now - this.cached.at < FRESH_MS) return this.cached.images
-    const images = this.database.nodes.images()
-    const entry = { at: now, images }
-    this.cached = entry
-    images.catch(() => {
-      if (this.cached === entry) this.cached = undefined
-    })
-    return images
   }
 }
 

@@ -8,7 +8,6 @@
 import { setMaxListeners } from 'node:events'
 import { Readable } from 'node:stream'
 import { Failure, type JobId, type JobOutput, type OutputStream, type TenantId } from '@berth/contracts'
-import { GRANT_LIFETIME_MS, type Streams, signGrant } from '@berth/node-rpc'
 import type { AttemptOutput } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import { Auth, type TenantPrincipal } from '../http/auth.js'
@@ -16,8 +15,8 @@ import { isFinal } from '../jobs/jobs.service.js'
 import { inlineStream, type Kept, keptInline } from '../jobs/output.js'
 import { pause, Waiters } from '../jobs/waiters.js'
 import { Drain } from '../operations/drain.js'
-import { Secrets } from '../secrets.js'
-import { CLOCK, type Clock, DATABASE, type Database, STREAMS } from '../tokens.js'
+import { DATABASE, type Database } from '../tokens.js'
+import { NodeOutput } from './node-output.js'
 
 /** Most of each stream in the JSON answer. */
 const JSON_BYTES = 1024 * 1024
@@ -183,30 +182,6 @@ export class Follow {
       for (const remove of others) remove()
     }
     return { signal: ended.signal, stop }
-  }
-}
-
-/** Streams from nodes, granted. */
-@Injectable()
-export class NodeOutput {
-  constructor(
-    @Inject(DATABASE) private readonly database: Database,
-    @Inject(STREAMS) private readonly streams: Streams,
-    private readonly secrets: Secrets,
-    @Inject(CLOCK) private readonly clock: Clock,
-  ) {}
-
-  /** @throws output_gone (the node or what it kept is gone), node_unreachable */
-  async open(
-    { attemptId, nodeId }: AttemptOutput,
-    part: { readonly stream: OutputStream; readonly since: number; readonly follow: boolean },
-    signal: AbortSignal,
-  ): Promise<Readable> {
-    const server = await this.database.nodes.streams(nodeId)
-    if (!server) throw new Failure('output_gone', `node ${nodeId}, which held it, was removed`)
-    const expiresAt = new Date(this.clock.now().getTime() + GRANT_LIFETIME_MS)
-    const grant = await signGrant(this.secrets.grantPrivateKey, { nodeId, action: 'output', attemptId, expiresAt })
-    return this.streams.openOutput({ node: { id: nodeId, ...server }, grant, attemptId, ...part, signal })
   }
 }
 

@@ -1,0 +1,45 @@
+import { expect, test } from '@jest/globals'
+import { describeConfig, InvalidConfig, readConfig, Secret } from './config.js'
+
+const least = { DATABASE_URL: 'postgresql://u:hunter2@h/db', REDIS_URL: 'redis://:hunter2@h:6379' }
+
+test('two addresses are enough, the rest has defaults', () => {
+  const config = readConfig(least)
+  expect(config).toMatchObject({ BERTH_API_HOST: '127.0.0.1', BERTH_API_PORT: 7433, LOG_LEVEL: 'info' })
+  expect(config.DATABASE_URL.reveal()).toBe(least.DATABASE_URL)
+  expect(Object.isFrozen(config)).toBe(true)
+})
+
+test('every problem is told at once, by variable and without values', () => {
+  const env = {
+    DATABASE_URL: 'mysql://u:hunter2@h',
+    BERTH_API_PORT: '70000',
+    LOG_LEVEL: 'loud',
+    BERTH_OPERATOR_KEY: 'hunter2',
+  }
+  const read = () => readConfig(env)
+  expect(read).toThrow(InvalidConfig)
+  for (const name of ['DATABASE_URL', 'REDIS_URL: is needed', 'BERTH_API_PORT', 'LOG_LEVEL', 'BERTH_OPERATOR_KEY'])
+    expect(read).toThrow(name)
+  expect(read).not.toThrow('hunter2')
+})
+
+test('an empty variable is one that is not given', () => {
+  expect(readConfig({ ...least, BERTH_API_PORT: '', BERTH_OPERATOR_KEY: '' })).toMatchObject({ BERTH_API_PORT: 7433 })
+})
+
+test.each(['unix:///run/redis.sock', 'redis+unix://:pw@/run/redis.sock', 'rediss://h:1/2'])('%s is a Redis', (url) => {
+  expect(readConfig({ ...least, REDIS_URL: url }).REDIS_URL.reveal()).toBe(url)
+})
+
+test('what is printed names each option, its value and its purpose, and no secret', () => {
+  const text = describeConfig(readConfig(least))
+  expect(text).toContain('BERTH_API_PORT=7433\n    Port to listen on')
+  expect(text).toContain('DATABASE_URL=[redacted]')
+  expect(text).not.toContain('hunter2')
+})
+
+test('a secret does not show in any text', () => {
+  const secret = new Secret('hunter2')
+  expect(`${secret} ${JSON.stringify({ secret })} ${Object.values(secret)}`).not.toContain('hunter2')
+})
