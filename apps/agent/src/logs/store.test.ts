@@ -85,13 +85,25 @@ describe('keeping', () => {
 describe('reading', () => {
   test('from an offset to the present end', async () => {
     await writeFile(path, 'hello world')
-    const ask = (since: number) => ({ path, live: Promise.resolve(undefined), since, follow: false, signal: noAbort() })
+    const ask = (since: number) => ({
+      path: () => path,
+      live: Promise.resolve(undefined),
+      since,
+      follow: false,
+      signal: noAbort(),
+    })
     expect(String(await buffer(readOutput(ask(6))))).toBe('world')
     expect(String(await buffer(readOutput(ask(50))))).toBe('')
   })
 
   test('a stream that was never opened is empty', async () => {
-    const reader = readOutput({ path, live: Promise.resolve(undefined), since: 0, follow: true, signal: noAbort() })
+    const reader = readOutput({
+      path: () => path,
+      live: Promise.resolve(undefined),
+      since: 0,
+      follow: true,
+      signal: noAbort(),
+    })
     expect(await buffer(reader)).toHaveLength(0)
   })
 
@@ -100,12 +112,12 @@ describe('reading', () => {
     const live = Promise.resolve(output)
     output.append(0, Buffer.from('one '), ignoreStored)
     await output.settled()
-    const early = buffer(readOutput({ path, live, since: 0, follow: true, signal: noAbort() }))
+    const early = buffer(readOutput({ path: () => path, live, since: 0, follow: true, signal: noAbort() }))
     for (let i = 0; i < 200; i++) {
       output.append(output.total, Buffer.alloc(1000, i), ignoreStored)
       await output.settled()
     }
-    const late = buffer(readOutput({ path, live, since: 4, follow: true, signal: noAbort() }))
+    const late = buffer(readOutput({ path: () => path, live, since: 4, follow: true, signal: noAbort() }))
     await output.end()
     const whole = await readFile(path)
     expect(whole).toHaveLength(200_004)
@@ -116,7 +128,13 @@ describe('reading', () => {
   test('an aborted follower ends although the stream goes on', async () => {
     const output = await OutputFile.open(path, 100)
     const abort = new AbortController()
-    const reader = readOutput({ path, live: Promise.resolve(output), since: 0, follow: true, signal: abort.signal })
+    const reader = readOutput({
+      path: () => path,
+      live: Promise.resolve(output),
+      since: 0,
+      follow: true,
+      signal: abort.signal,
+    })
     const read = buffer(reader)
     output.append(0, Buffer.from('x'), ignoreStored)
     await output.settled()

@@ -169,7 +169,8 @@ async function writeAll(file: FileHandle, parts: readonly Buffer[], position: nu
 }
 
 export interface ReadRequest {
-  readonly path: string
+  /** Where the file is, asked for when it is opened; undefined when it is gone. */
+  readonly path: () => string | undefined
   /** The stream while it lives; resolves to undefined once it is over. */
   readonly live: Promise<OutputFile | undefined>
   /** Offset of the first byte wanted; beyond the end there is nothing. */
@@ -186,7 +187,7 @@ export function readOutput(request: ReadRequest): Readable {
 
 async function* chunks({ path, live, since, follow, signal }: ReadRequest): AsyncGenerator<Buffer> {
   const source = follow ? await live : undefined
-  const file = await openExisting(path)
+  const file = await openExisting(path())
   if (!file) return
   try {
     for (let position = since; !signal.aborted; ) {
@@ -204,7 +205,8 @@ async function* chunks({ path, live, since, follow, signal }: ReadRequest): Asyn
   }
 }
 
-async function openExisting(path: string): Promise<FileHandle | undefined> {
+async function openExisting(path: string | undefined): Promise<FileHandle | undefined> {
+  if (path === undefined) return undefined
   try {
     return await open(path, constants.O_RDONLY | constants.O_NOFOLLOW)
   } catch (error) {

@@ -100,7 +100,7 @@ async function carryOut(options: RecoveryOptions, record: AttemptRecord, fate: F
   const { id, accepted, result } = record
   if (!accepted) {
     // Nothing was made for it: either its command comes again, or it was canceled before it came, and that is kept.
-    if (fate === 'report') await journal.archive(id)
+    if (fate === 'report') journal.archive(id)
     else await journal.remove(id)
     return
   }

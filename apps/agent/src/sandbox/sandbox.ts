@@ -305,7 +305,7 @@ export class Sandbox implements Named {
     await Promise.all([outputs?.stdout.end(), outputs?.stderr.end()])
     this.#outputs.resolve(undefined)
     const result = this.#resultOf(ending, endedAt, outputs)
-    await this.#around.journal.finish(result)
+    this.#around.journal.finish(result)
     this.#log.debug({}, 'attempt.result')
     return result
   }

@@ -72,8 +72,8 @@ export class Supervisor {
       return
     }
     if (!journal.hasEnded(attemptId)) {
-      await journal.finish(tombstone(attemptId, { cause, by, generation }))
-      await journal.archive(attemptId)
+      journal.finish(tombstone(attemptId, { cause, by, generation }))
+      journal.archive(attemptId)
     }
     this.#background(reports.finished(attemptId))
   }
@@ -136,7 +136,7 @@ export class Supervisor {
     this.#attempts.set(sandbox.id, entry)
     this.#busyTenant(sandbox.tenantId)
     try {
-      if (fresh) await this.#options.journal.accept(life.accepted)
+      if (fresh) this.#options.journal.accept(life.accepted)
     } catch (error) {
       this.#attempts.delete(sandbox.id)
       throw error
@@ -152,7 +152,7 @@ export class Supervisor {
     log.info({ attempt: sandbox.id, ...summary(result) }, 'attempt.finished')
     const [stored] = await Promise.all([this.#report(entry), this.#clean(sandbox)])
     if (entry.unwanted) await journal.remove(sandbox.id)
-    else if (stored) await journal.archive(sandbox.id)
+    else if (stored) journal.archive(sandbox.id)
     else return
     this.#attempts.delete(sandbox.id)
     this.#idleTenant(sandbox.tenantId)

@@ -1,0 +1,16 @@
+import { type NodeCommand, unreachable } from '@berth/contracts'
+import type { Supervisor } from './sandbox/supervisor.js'
+
+/** Carries out a command of the API. Returns once it is the agent's own: written down, or needing nothing. */
+export function carryOut(supervisor: Supervisor, command: NodeCommand): Promise<void> {
+  switch (command.kind) {
+    case 'run':
+      return supervisor.run(command)
+    case 'cancel':
+      return supervisor.cancel(command)
+    case 'forget':
+      return supervisor.forget(command)
+    default:
+      return unreachable(command)
+  }
+}
