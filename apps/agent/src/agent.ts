@@ -1,0 +1,220 @@
+// agent.ts: the parts put together, in the order in which they may act: open → recover → serve → join → take work.
+
+import { createHash } from 'node:crypto'
+import { statSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import {
+  type AttemptFinished,
+  type AttemptId,
+  Failure,
+  Fault,
+  GiB,
+  INLINE_OUTPUT_BYTES,
+  invariant,
+} from '@berth/contracts'
+import { nodeCertificate, type StreamServerHandle, serveStreams } from '@berth/node-rpc'
+import type { Logger } from '@berth/telemetry'
+import { ApiClient, Refused } from './api-client.js'
+import { capacityOf } from './capacity.js'
+import { carryOut } from './commands.js'
+import type { Config } from './config.js'
+import { Images } from './images/images.js'
+import { Journal } from './journal.js'
+import { readHead } from './logs/store.js'
+import { Membership } from './membership.js'
+import { Reports } from './reports.js'
+import { clean, recover } from './sandbox/recovery.js'
+import type { RunnableImage } from './sandbox/sandbox.js'
+import { Supervisor } from './sandbox/supervisor.js'
+import { Turns } from './sandbox/turns.js'
+import { type OpenWorkshop, openWorkshop } from './sandbox/workshop.js'
+import { outputOpener } from './streams.js'
+
+export interface Agent {
+  /** Lets go of everything; sandboxes run on and are taken over by the next agent. */
+  stop(): Promise<void>
+}
+
+/** Writable layers that are there before they are asked for, with the limit that jobs have by default. */
+const READY_LAYERS = { count: 4, limitBytes: GiB } as const
+/** What is not reported by then is reported by the next agent. */
+const LAST_REPORTS_MS = 2_000
+const EXPIRY_MS = 600_000
+
+/** Starts the agent: returns once it has joined and takes work. @throws what the node lacks */
+export async function startAgent(config: Config, log: Logger): Promise<Agent> {
+  await claim(config.BERTH_AGENT_DATA)
+  const shop = await openShop(config, READY_LAYERS.count)
+  const journal = new Journal(config.BERTH_AGENT_DATA)
+  const images = await Images.open(config.BERTH_AGENT_DATA)
+  const importImages = importer(images, config.BERTH_IMAGES_DIR, log)
+  await importImages()
+  const api = new ApiClient(config.BERTH_API_URL, config.BERTH_NODE_TOKEN.reveal())
+  const reports = new Reports({
+    send: (batch) => api.report(batch),
+    compose: (id) => compose(journal, id),
+    isFinal: (error) => error instanceof Refused && error.final,
+    log,
+  })
+  const supervisor = new Supervisor({
+    shop,
+    journal,
+    log,
+    reports,
+    resolveImage: async (reference) => resolve(images, reference),
+    starts: new Turns(2 * availableParallelism()),
+    maxSandboxes: config.BERTH_MAX_SANDBOXES + 2 * availableParallelism(),
+  })
+  await recover({ shop, journal, supervisor, log })
+
+  const capacity = capacityOf(config)
+  const certificate = await nodeCertificate(config.BERTH_AGENT_DATA)
+  let membership: Membership | undefined
+  const streams = await serve(config, { ...certificate, log, journal, supervisor, joined: () => membership?.joined })
+  membership = new Membership({
+    api,
+    log,
+    standing: () => ({ capacity, images: [...images.list()], attempts: [...supervisor.standing()] }),
+    introduction: {
+      runtime: shop.runtime.version,
+      streams: { url: streams.url, certificate: certificate.certificate },
+    },
+    handle: (command) => carryOut(supervisor, command),
+    discard: (id) => supervisor.discard(id),
+    concurrency: 32,
+  })
+  await membership.start()
+  const upkeep = everyNow(log, [
+    { everyMs: 2_000, work: importImages },
+    { everyMs: EXPIRY_MS, work: async () => void (await journal.expire(new Date())) },
+  ])
+  return {
+    async stop() {
+      upkeep()
+      await membership.close()
+      await streams.close()
+      await reports.close(LAST_REPORTS_MS)
+      await supervisor.close()
+      await api.close()
+    },
+  }
+}
+
+/** Ends all sandboxes of this data directory and removes what they hold, the pool's mount included. */
+export async function cleanNode(config: Config): Promise<void> {
+  await claim(config.BERTH_AGENT_DATA)
+  const shop = await openShop(config, 0)
+  await clean(shop)
+  await shop.pool.close()
+}
+
+const openShop = (config: Config, ready: number): Promise<OpenWorkshop> =>
+  openWorkshop({
+    dataDirectory: config.BERTH_AGENT_DATA,
+    cgroupParent: config.BERTH_CGROUP_PARENT,
+    runtime: config.BERTH_RUNTIME,
+    initDirectory: config.BERTH_INIT_DIR,
+    poolBytes: capacityOf(config).diskBytes,
+    ready: { ...READY_LAYERS, count: ready },
+  })
+
+/**
+ * Makes this process the only agent of the directory, until it ends in whatever way: the kernel drops an abstract
+ * socket with its owner (unix(7)), so there is no stale lock file.
+ */
+function claim(directory: string): Promise<void> {
+  const name = createHash('sha256').update(directory).digest('hex').slice(0, 32)
+  return new Promise((settle, reject) => {
+    const lock = createServer((socket) => socket.destroy())
+    lock.once('error', (cause) => reject(new Fault(`be the only agent of ${directory}`, { cause })))
+    lock.listen(`\0berth-agent-${name}`, () => {
+      lock.unref()
+      settle()
+    })
+  })
+}
+
+function serve(
+  config: Config,
+  parts: {
+    readonly certificate: string
+    readonly key: string
+    readonly log: Logger
+    readonly journal: Journal
+    readonly supervisor: Supervisor
+    readonly joined: () => Membership['joined']
+  },
+): Promise<StreamServerHandle> {
+  const { certificate, key, log, journal, supervisor, joined } = parts
+  return serveStreams({
+    host: config.BERTH_AGENT_HOST,
+    port: config.BERTH_AGENT_PORT,
+    certificate,
+    key,
+    log,
+    // Read for each request, after `grantKey`: before the first join there is none, and everything is refused.
+    get nodeId() {
+      const nodeId = joined()?.nodeId
+      invariant(nodeId, 'a grant is checked only once the node has joined')
+      return nodeId
+    },
+    grantKey: () => joined()?.grantKey,
+    openOutput: outputOpener(journal, supervisor),
+  })
+}
+
+/** The report of an end: the result on disk with the first bytes of the output. */
+async function compose(journal: Journal, id: AttemptId): Promise<AttemptFinished | undefined> {
+  const [result, paths] = [await journal.result(id), journal.locate(id)]
+  if (!result || !paths) return undefined
+  const { keepUntil, ...report } = result
+  const [stdout, stderr] = await Promise.all(
+    [paths.stdout, paths.stderr].map((path) => readHead(path, INLINE_OUTPUT_BYTES)),
+  )
+  return { ...report, stdout: stdout?.toString('base64') ?? '', stderr: stderr?.toString('base64') ?? '' }
+}
+
+/** A reference that is none names no image. */
+function resolve(images: Images, reference: string): RunnableImage | undefined {
+  try {
+    return images.resolve(reference)
+  } catch (error) {
+    if (error instanceof Failure) return undefined
+    throw error
+  }
+}
+
+/** Imports the layout whenever its index has changed. One that is not there yet may come. */
+function importer(images: Images, layout: string, log: Logger): () => Promise<void> {
+  let seen: number | undefined
+  return async () => {
+    const changedAt = statSync(join(layout, 'index.json'), { throwIfNoEntry: false })?.mtimeMs
+    if (changedAt === undefined || changedAt === seen) return
+    try {
+      const changed = await images.importLayout(layout)
+      seen = changedAt
+      log.info({ layout, images: changed }, 'images.imported')
+    } catch (err) {
+      log.error({ layout, err }, 'images.import_failed')
+    }
+  }
+}
+
+/** Repeats work, each piece never beside itself. @returns what ends it */
+function everyNow(log: Logger, jobs: readonly { readonly everyMs: number; readonly work: () => Promise<void> }[]) {
+  let running = true
+  const timers = jobs.map(({ everyMs, work }) => {
+    const next = async () => {
+      await work().catch((err: unknown) => log.error({ err }, 'upkeep.failed'))
+      if (running) timer = setTimeout(next, everyMs)
+    }
+    let timer = setTimeout(next, everyMs)
+    return () => clearTimeout(timer)
+  })
+  return () => {
+    running = false
+    for (const stop of timers) stop()
+  }
+}

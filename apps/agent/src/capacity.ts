@@ -1,0 +1,30 @@
+import { existsSync, mkdirSync, statfsSync, statSync } from 'node:fs'
+import { availableParallelism, totalmem } from 'node:os'
+import { join } from 'node:path'
+import type { Capacity } from '@berth/contracts'
+import type { Config } from './config.js'
+
+/** A CPU limit is a ceiling that few jobs reach for long, and shares divide what is there fairly when they do. */
+const CPU_OVERCOMMIT = 4
+/** The rest is for the machine, the agent and the page cache. */
+const MEMORY_SHARE = 0.8
+const DISK_SHARE = 0.8
+
+/** What the node offers: what is configured, else what the machine has. */
+export function capacityOf(config: Config): Capacity {
+  return {
+    cpus: config.BERTH_CAPACITY_CPUS ?? availableParallelism() * CPU_OVERCOMMIT,
+    memoryBytes: config.BERTH_CAPACITY_MEMORY ?? Math.floor(totalmem() * MEMORY_SHARE),
+    diskBytes: config.BERTH_CAPACITY_DISK ?? poolBytes(config.BERTH_AGENT_DATA),
+    sandboxes: config.BERTH_MAX_SANDBOXES,
+  }
+}
+
+/** The size of the pool's file if it has been made, else a share of what is free. */
+function poolBytes(dataDirectory: string): number {
+  const image = join(dataDirectory, 'pool.img')
+  if (existsSync(image)) return statSync(image).size
+  mkdirSync(dataDirectory, { recursive: true, mode: 0o711 })
+  const { bavail, bsize } = statfsSync(dataDirectory)
+  return Math.floor((bavail * bsize * DISK_SHARE) / bsize) * bsize
+}
