@@ -98,8 +98,11 @@ function startBackground(app: NestFastifyApplication, log: Logger): Background {
 async function shutDown(app: NestFastifyApplication, outside: Outside, background: Background): Promise<void> {
   const server = app.getHttpServer()
   app.get(Drain).begin()
+  // A kept-alive connection whose last answer comes after close() would hold it up until the client lets go.
+  const idle = setInterval(() => server.closeIdleConnections(), 50)
   const cut = setTimeout(() => server.closeAllConnections(), DRAIN_MS)
   await Promise.all([app.close(), background.stop()])
+  clearInterval(idle)
   clearTimeout(cut)
   await app.get<Streams>(STREAMS).close()
   await outside.queues.close()

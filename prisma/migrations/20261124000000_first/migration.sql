@@ -30,6 +30,8 @@ CREATE TABLE "tenant_usage" (
   "running_cpu_millis" bigint NOT NULL DEFAULT 0 CHECK ("running_cpu_millis" >= 0),
   "running_memory_bytes" bigint NOT NULL DEFAULT 0 CHECK ("running_memory_bytes" >= 0),
   "running_disk_bytes" bigint NOT NULL DEFAULT 0 CHECK ("running_disk_bytes" >= 0),
+  -- Breaks ties between tenants of equal share: who was served longest ago goes first.
+  "last_placed_at" timestamptz(3),
   CHECK ("unfinished_jobs" >= "running_jobs")
 ) WITH (fillfactor = 50);
 
@@ -104,7 +106,8 @@ CREATE TABLE "jobs" (
   "state" text NOT NULL
     CHECK ("state" IN ('queued', 'placed', 'running', 'succeeded', 'failed', 'timed_out', 'canceled')),
   "image" text NOT NULL,
-  "spec" jsonb NOT NULL,
+  -- Without standard input. `json`, not `jsonb`: read whole only, and as it was written.
+  "spec" json NOT NULL,
   -- Apart from `spec`, so that lists do not read megabytes of input to show names and states.
   "stdin" bytea,
   "stdin_bytes" integer NOT NULL DEFAULT 0,
@@ -114,6 +117,11 @@ CREATE TABLE "jobs" (
   "memory_bytes" bigint NOT NULL,
   "disk_bytes" bigint NOT NULL,
   "attempt_count" integer NOT NULL DEFAULT 0,
+  "retention_ms" bigint NOT NULL,
+  -- Creation, or the end of the last back-off.
+  "waiting_since" timestamptz(3) NOT NULL,
+  -- Set while a back-off lasts. Taking it away when due, instead of comparing with the time, keeps jobs that may not
+  -- run out of the queue's index: 10,000 of them cost the others nothing.
   "not_before" timestamptz(3),
   "deadline" timestamptz(3),
   "created_at" timestamptz(3) NOT NULL,
@@ -129,11 +137,14 @@ CREATE TABLE "jobs" (
   "reason" jsonb,
   "usage" jsonb,
   CHECK (("finished_at" IS NOT NULL) = ("state" IN ('succeeded', 'failed', 'timed_out', 'canceled'))),
+  CHECK ("not_before" IS NULL OR "state" IN ('queued', 'timed_out', 'canceled')),
   CHECK (("cancel_cause" IS NULL) = ("cancel_requested_at" IS NULL))
 );
 CREATE INDEX "jobs_tenant_id_id_idx" ON "jobs" ("tenant_id", "id");
 CREATE INDEX "jobs_batch_id_state_idx" ON "jobs" ("batch_id", "state") WHERE "batch_id" IS NOT NULL;
-CREATE INDEX "jobs_queue_idx" ON "jobs" ("tenant_id", "priority" DESC, "id") WHERE "state" = 'queued';
+CREATE INDEX "jobs_queue_idx" ON "jobs" ("tenant_id", "priority" DESC, "id")
+  WHERE "state" = 'queued' AND "not_before" IS NULL;
+CREATE INDEX "jobs_back_off_idx" ON "jobs" ("not_before") WHERE "state" = 'queued' AND "not_before" IS NOT NULL;
 CREATE INDEX "jobs_deadline_idx" ON "jobs" ("deadline")
   WHERE "deadline" IS NOT NULL AND "finished_at" IS NULL AND "cancel_cause" IS NULL;
 CREATE INDEX "jobs_expires_at_idx" ON "jobs" ("expires_at") WHERE "expires_at" IS NOT NULL;

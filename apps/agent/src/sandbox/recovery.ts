@@ -96,7 +96,7 @@ async function answers(socket: string): Promise<boolean> {
 }
 
 async function carryOut(options: RecoveryOptions, record: AttemptRecord, fate: Fate): Promise<void> {
-  const { shop, journal, supervisor } = options
+  const { shop, journal, supervisor, log } = options
   const { id, accepted, result } = record
   if (!accepted) {
     // Nothing was made for it: either its command comes again, or it was canceled before it came, and that is kept.
@@ -105,7 +105,7 @@ async function carryOut(options: RecoveryOptions, record: AttemptRecord, fate: F
     return
   }
   if (fate === 'rerun' || fate === 'withdraw')
-    await releaseAll(shop, { id, tenantId: accepted.command.tenantId, paths: journal.paths(id) })
+    await releaseAll(shop, { id, tenantId: accepted.command.tenantId, paths: journal.paths(id) }, log)
   supervisor.enter({
     accepted,
     entry: entryOf[fate],

@@ -237,6 +237,8 @@ export class Sandbox implements Named {
   async #follow(spawn: SpawnRequest): Promise<Ending> {
     const { spec } = this.command
     const sinks = await this.#openOutputs()
+    // Abandoned meanwhile: what the next agent does must not be disturbed from here.
+    if (this.#abandoned) return { kind: 'gone', error: new Error('abandoned') }
     const main = new MainProcess({
       socket: this.paths.socket,
       spawn,

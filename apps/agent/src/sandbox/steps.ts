@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import type { AttemptId, RunAttempt, TenantId } from '@berth/contracts'
 import { type Cgroups, removeTree } from '@berth/host'
 import { type Architecture, runtimeSpec } from '@berth/oci'
+import type { Logger } from '@berth/telemetry'
 import type { AttemptPaths } from '../journal.js'
 import { enterOptions, prepareWritable, rootfsTarget } from '../rootfs/overlay.js'
 import type { OciRuntime } from '../runtime/oci-runtime.js'
@@ -127,9 +128,10 @@ export const steps: readonly Step[] = [layer, bundle, cgroup, container]
  * Releases everything, last made first. Every release is tried even if another fails.
  * @throws AggregateError of what failed
  */
-export async function releaseAll(shop: Workshop, named: Named): Promise<void> {
+export async function releaseAll(shop: Workshop, named: Named, log: Logger): Promise<void> {
   const errors: unknown[] = []
   for (const step of [...steps].reverse()) {
+    log.debug({ attempt: named.id, step: step.name }, 'step.release')
     try {
       await step.release(shop, named)
     } catch (error) {

@@ -167,7 +167,7 @@ export class Supervisor {
   async #clean(sandbox: Sandbox): Promise<void> {
     const { shop, log } = this.#options
     try {
-      await this.#cleaners.run(() => releaseAll(shop, sandbox))
+      await this.#cleaners.run(() => releaseAll(shop, sandbox, log))
     } catch (err) {
       // Left for the next start of the agent, which finds it by its name.
       log.error({ attempt: sandbox.id, err }, 'attempt.release_failed')

@@ -12,7 +12,7 @@ import { Recent } from '../recent.js'
 import { CLOCK, type Clock, DATABASE, type Database, LOG, type Logger } from '../tokens.js'
 
 /** What a lookup is believed for, in milliseconds. */
-const BELIEVED_MS = 800
+const BELIEVED_MS = 700
 const MAX_KNOWN = 10_000
 
 export interface TenantPrincipal {

@@ -13,7 +13,13 @@
 // no route, and cost no chain of observables.
 import { randomBytes } from 'node:crypto'
 import { BrokenInvariant, Failure, InvalidRequest, mintId, type Route } from '@berth/contracts'
-import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
+import type {
+  DoneFuncWithErrOrRes,
+  FastifyInstance,
+  FastifyReply,
+  FastifyRequest,
+  RouteOptions as FastifyRoute,
+} from 'fastify'
 import { z } from 'zod'
 import type { Clock, Logger } from '../tokens.js'
 import { type Auth, checkScope, type Principal } from './auth.js'
@@ -60,6 +66,8 @@ export function installPipeline(fastify: FastifyInstance, parts: PipelineParts):
   acceptJsonOnly(fastify)
   fastify.addHook('onRequest', (request, reply, done) => {
     reply.headers(securityHeaders).header('x-request-id', request.id)
+    // Not the hook `onResponse`: it does not run for a client that goes before its answer.
+    reply.raw.once('close', () => logRequest(parts.log, request, reply))
     done()
   })
   fastify.addHook('onRoute', (options) => {
@@ -68,10 +76,6 @@ export function installPipeline(fastify: FastifyInstance, parts: PipelineParts):
     if (handled.has(route)) throw new BrokenInvariant(`route ${route.id} has two handlers`)
     handled.add(route)
     configure(options, route, parts)
-  })
-  fastify.addHook('onResponse', (request, reply, done) => {
-    logRequest(parts.log, request, reply)
-    done()
   })
   return handled
 }
@@ -111,6 +115,15 @@ function configure(options: FastifyRoute, route: Route, parts: PipelineParts): v
   }
   if (idempotent && options.config?.options?.once !== 'handler')
     options.onSend = async (request, reply, payload) => endOnce(request, reply, payload, parts.idempotency)
+  if (Object.values(route.reply).includes('bytes')) options.onSend = flushHead
+}
+
+/** A stream's status and headers go out now, not with its first byte: a silent job may take hours to write one. */
+function flushHead(_request: FastifyRequest, reply: FastifyReply, payload: unknown, done: DoneFuncWithErrOrRes): void {
+  setImmediate(() => {
+    if (!reply.raw.headersSent && !reply.raw.destroyed) reply.raw.flushHeaders()
+  })
+  done(null, payload)
 }
 
 function countRequest(rateLimit: RateLimit, principal: Principal, reply: FastifyReply, nowMs: number): void {

@@ -55,20 +55,24 @@ export class JobsService {
       return { id: made.id }
     })
     if (made && waiting.wait === undefined) return made
-    return this.get(tenantId, id, waiting, signal)
+    return this.get(tenantId, id, waiting, signal, made)
   }
 
   list(tenantId: TenantId, filter: JobFilter, page: PageRequest): Promise<PageOf<Job>> {
     return this.database.jobs.list({ tenantId }, filter, page)
   }
 
-  /** The job, after waiting as asked. @throws job_not_found */
-  async get(tenantId: TenantId, id: JobId, waiting: Waiting, signal: AbortSignal): Promise<Job> {
+  /**
+   * The job, after waiting as asked.
+   * @param known the job as it was just now; answered where Postgres goes away during the wait
+   * @throws job_not_found
+   */
+  async get(tenantId: TenantId, id: JobId, waiting: Waiting, signal: AbortSignal, known?: Job): Promise<Job> {
     const job = await this.waiters.until(
       id,
       () => this.database.jobs.get({ tenantId }, id),
       (seen) => reached(seen, waiting.wait),
-      { timeoutMs: waiting.wait === undefined ? 0 : waiting.timeoutMs, signal },
+      { timeoutMs: waiting.wait === undefined ? 0 : waiting.timeoutMs, signal, known },
     )
     return waiting.output && isFinal(job.state) ? this.withOutput(tenantId, job) : job
   }

@@ -1,3 +1,4 @@
+import { Fault } from '@berth/contracts'
 import { expect, test } from '@jest/globals'
 import { Drain } from '../operations/drain.js'
 import { Waiters } from './waiters.js'
@@ -89,6 +90,31 @@ test('a shutdown answers all who wait', async () => {
   drain.begin()
   expect(new Set(await Promise.all(waiting))).toEqual(new Set(['running']))
   expect(waiters.size).toBe(0)
+})
+
+test('an outage during the wait is waited out', async () => {
+  const { waiters } = scene()
+  const answers: (() => Promise<string>)[] = [
+    async () => 'running',
+    () => Promise.reject(new Fault('looking', { cause: 'no database' })),
+    async () => 'done',
+  ]
+  let looks = 0
+  const look = () => {
+    const answer = answers[looks++]
+    setImmediate(() => waiters.wake(['job']))
+    return answer ? answer() : Promise.reject(new Error('looked too often'))
+  }
+  expect(await waiters.until('job', look, isDone, { timeoutMs: 10_000, signal: forever() })).toBe('done')
+  expect(looks).toBe(3)
+})
+
+test('an outage at the first look is told, unless something is known already', async () => {
+  const { waiters } = scene()
+  const look = () => Promise.reject(new Fault('looking', { cause: 'no database' }))
+  const options = { timeoutMs: 0, signal: forever() }
+  await expect(waiters.until('job', look, isDone, options)).rejects.toThrow(Fault)
+  expect(await waiters.until('job', look, isDone, { ...options, known: 'queued' })).toBe('queued')
 })
 
 test('a failing look frees its waiter', async () => {

@@ -4,6 +4,7 @@
 // stored, by another replica over Redis, or by its own slow clock, which is what makes lost messages harmless. It is
 // registered before it looks, so that a change between the look and the sleep wakes it. What it holds is freed when
 // it ends, for whatever reason: found, time over, client gone, shutdown.
+import { Fault } from '@berth/contracts'
 import { Injectable } from '@nestjs/common'
 import { Drain } from '../operations/drain.js'
 
@@ -43,18 +44,26 @@ export class Waiters {
   }
 
   /**
-   * Looks until `seen` says yes or the time is over.
-   * @returns what was looked at last
-   * @throws what `look` throws, and the reason of `signal`; a shutdown only ends the wait
+   * Looks until `seen` says yes or the time is over. Once something has been seen, or `known` was given, a look that
+   * fails for a Fault is only one that saw nothing new: Postgres may be back before the time is over.
+   * @returns what was seen last
+   * @throws what `look` throws otherwise, and the reason of `signal`; a shutdown only ends the wait
    */
-  async until<T>(id: string, look: () => Promise<T>, seen: (value: T) => boolean, options: WaitOptions): Promise<T> {
+  async until<T>(
+    id: string,
+    look: () => Promise<T>,
+    seen: (value: T) => boolean,
+    options: WaitOptions & { readonly known?: T | undefined },
+  ): Promise<T> {
     const end = Date.now() + options.timeoutMs
+    let last = options.known
     const bell = new Bell()
     this.register(id, bell)
     try {
       for (let nap = FIRST_LOOK_MS; ; nap = Math.min(nap * 1.5, LAST_LOOK_MS)) {
         bell.reset()
-        const value = await look()
+        const value = await look().catch(unlessKnown(last))
+        last = value
         const left = end - Date.now()
         if (seen(value) || left <= 0 || this.drain.signal.aborted) return value
         if (options.paceMs) await pause(options.paceMs, options.signal)
@@ -78,6 +87,13 @@ export class Waiters {
     if (waiters?.size === 0) this.waiting.delete(id)
   }
 }
+
+const unlessKnown =
+  <T>(last: T | undefined) =>
+  (error: unknown): T => {
+    if (last !== undefined && error instanceof Fault) return last
+    throw error
+  }
 
 /** Remembers that it was rung until it is reset; at most one sleeper at a time. */
 class Bell implements Waiter {

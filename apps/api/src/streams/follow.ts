@@ -20,8 +20,8 @@ import { NodeOutput } from './node-output.js'
 
 /** Most of each stream in the JSON answer. */
 const JSON_BYTES = 1024 * 1024
-/** How often a long answer asks whether its key is still good, in milliseconds. */
-const CONFIRM_MS = 1000
+/** How often a long answer asks whether its key is still good, in milliseconds; with what auth believes, under 1 s. */
+const CONFIRM_MS = 250
 /** How long a node may be away in the middle of a stream: longer than an agent's restart, and tries in between. */
 const AWAY_MS = 20_000
 const RETRY_MS = 300

@@ -1,0 +1,332 @@
+// admission.ts: how jobs come in, and how queued ones get a node.
+//
+// One job is admitted in two round trips. The first reads tenant, nodes and who waits, without locks; on it is decided
+// whether the job may run at once, and where. The second reserves quota, takes the node's room, stores the job and its
+// attempt, in one statement that checks all limits again on locked rows: what was read may be old, a limit is never
+// overshot. A lost race for the node leaves the job queued.
+//
+// Nobody overtakes: a job is placed at once only when none of its tenant is queued ahead, and no other tenant has one
+// that its quota would let run (it then waits for a node, and would wait for ever beside a busy tenant).
+import {
+  AttemptId,
+  BatchId,
+  Failure,
+  Fault,
+  InvalidRequest,
+  type Job,
+  JobId,
+  type JobSpec,
+  type NodeId,
+  QuotaExceeded,
+  type Tenant,
+  type TenantId,
+} from '@berth/contracts'
+import { choose, costOf, fits, fitsQueue, NODE_SILENT_MS, neverFits, type Shortage } from '@berth/domain'
+import { readBatch } from './batches.js'
+import {
+  type NodeJson,
+  nodeOf,
+  nodesJson,
+  placeQueued,
+  type UseRow,
+  useColumns,
+  useOf,
+  waitingHeads,
+} from './placing.js'
+import type { Admission, PlacedAttempt } from './repositories.js'
+import { type Statement, type Store, sqlState } from './store.js'
+import { idRange, type QuotaRow, quotaColumns, quotaOf, runCommand, splitSpec, tenantLimits } from './views.js'
+
+interface SituationRow extends UseRow, QuotaRow {
+  readonly state: Tenant['state']
+  readonly uid_slot: number
+  readonly queued_ahead: boolean
+  readonly others_wait: boolean
+  readonly nodes: readonly NodeJson[]
+}
+
+const readSituation: Statement = {
+  name: 'admission_situation',
+  text: `WITH ${waitingHeads('$3', '$4', '1', 'AND u.tenant_id <> $1')}
+    SELECT t.state, t.uid_slot, ${quotaColumns}, ${useColumns},
+      u.unfinished_jobs > u.running_jobs AND EXISTS (
+        SELECT 1 FROM jobs j WHERE j.tenant_id = $1 AND j.state = 'queued' AND j.not_before IS NULL) AS queued_ahead,
+      EXISTS (
+        SELECT 1 FROM waiting w
+        WHERE w.running_cpu_millis + w.cpu_millis <= w.quota_cpu_millis
+          AND w.running_memory_bytes + w.memory_bytes <= w.quota_memory_bytes
+          AND w.running_disk_bytes + w.disk_bytes <= w.quota_disk_bytes) AS others_wait,
+      ${nodesJson('ARRAY[$2::text]', 'ARRAY[$1::text]')} AS nodes
+    FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id WHERE t.id = $1`,
+}
+
+const insertJob: Statement = {
+  name: 'admit_job',
+  text: `WITH locked AS MATERIALIZED (
+      SELECT t.state AS tenant_state, ${quotaColumns}, ${useColumns}
+      FROM tenant_usage u JOIN tenants t ON t.id = u.tenant_id WHERE u.tenant_id = $1 FOR UPDATE OF u
+    ), admitted AS MATERIALIZED (
+      SELECT running_jobs + 1 <= quota_concurrent_jobs
+        AND running_cpu_millis + $9::bigint <= quota_cpu_millis
+        AND running_memory_bytes + $10::bigint <= quota_memory_bytes
+        AND running_disk_bytes + $11::bigint <= quota_disk_bytes AS may_run
+      FROM locked WHERE tenant_state = 'active' AND unfinished_jobs + 1 <= quota_unfinished_jobs
+    ), node AS (
+      UPDATE nodes n SET
+        used_cpu_millis = n.used_cpu_millis + $9::bigint, used_memory_bytes = n.used_memory_bytes + $10::bigint,
+        used_disk_bytes = n.used_disk_bytes + $11::bigint, used_sandboxes = n.used_sandboxes + 1
+      FROM admitted a
+      WHERE n.id = $15 AND a.may_run AND n.state = 'ready' AND n.used_sandboxes + 1 <= n.capacity_sandboxes
+        AND n.used_cpu_millis + $9::bigint <= n.capacity_cpu_millis
+        AND n.used_memory_bytes + $10::bigint <= n.capacity_memory_bytes
+        AND n.used_disk_bytes + $11::bigint <= n.capacity_disk_bytes
+      RETURNING n.id
+    ), decided AS MATERIALIZED (
+      SELECT n.id AS node_id, (n.id IS NOT NULL)::integer AS runs FROM admitted a LEFT JOIN node n ON true
+    ), job AS (
+      INSERT INTO jobs (id, tenant_id, state, image, spec, stdin, stdin_bytes, labels, priority, cpu_millis,
+        memory_bytes, disk_bytes, attempt_count, deadline, retention_ms, waiting_since, created_at)
+      SELECT $2, $1, CASE d.runs WHEN 1 THEN 'placed' ELSE 'queued' END, $3, $4, $5,
+        coalesce(octet_length($5::bytea), 0), $6, $7, $9, $10, $11, d.runs, $8, $12, $13, $13 FROM decided d
+    ), attempt AS (
+      INSERT INTO attempts (id, job_id, tenant_id, node_id, number, state, placed_at, commanded_at, phases)
+      SELECT $14, $2, $1, d.node_id, 1, 'placed', $13, $13, $16 FROM decided d WHERE d.runs = 1
+    ), reserve AS (
+      UPDATE tenant_usage u SET
+        unfinished_jobs = u.unfinished_jobs + 1, running_jobs = u.running_jobs + d.runs,
+        running_cpu_millis = u.running_cpu_millis + d.runs * $9::bigint,
+        running_memory_bytes = u.running_memory_bytes + d.runs * $10::bigint,
+        running_disk_bytes = u.running_disk_bytes + d.runs * $11::bigint,
+        last_placed_at = CASE d.runs WHEN 1 THEN $13 ELSE u.last_placed_at END
+      FROM decided d WHERE u.tenant_id = $1
+    )
+    SELECT l.*, d.runs IS NOT NULL AS admitted, d.node_id FROM locked l LEFT JOIN decided d ON true`,
+}
+
+const insertBatch: Statement = {
+  name: 'admit_batch',
+  text: `WITH locked AS MATERIALIZED (
+      SELECT t.state AS tenant_state, ${quotaColumns}, ${useColumns}
+      FROM tenant_usage u JOIN tenants t ON t.id = u.tenant_id WHERE u.tenant_id = $1 FOR UPDATE OF u
+    ), admitted AS MATERIALIZED (
+      SELECT $4::integer AS jobs FROM locked
+      WHERE tenant_state = 'active' AND unfinished_jobs + $4::integer <= quota_unfinished_jobs
+    ), batch AS (
+      INSERT INTO batches (id, tenant_id, name, total, created_at) SELECT $2, $1, $3, a.jobs, $5 FROM admitted a
+    ), job AS (
+      INSERT INTO jobs (id, tenant_id, batch_id, state, image, spec, stdin, stdin_bytes, labels, priority, cpu_millis,
+        memory_bytes, disk_bytes, deadline, retention_ms, waiting_since, created_at)
+      SELECT r.id, $1, $2, 'queued', r.image, r.spec::json, r.stdin, coalesce(octet_length(r.stdin), 0),
+        r.labels::jsonb, r.priority, r.cpu, r.memory, r.disk, r.deadline, r.retention, $5, $5
+      FROM admitted, unnest($6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::integer[],
+        $12::timestamptz[], $13::integer[], $14::bigint[], $15::bigint[], $16::bigint[])
+        AS r(id, image, spec, stdin, labels, priority, deadline, cpu, memory, disk, retention)
+    ), reserve AS (
+      UPDATE tenant_usage u SET unfinished_jobs = u.unfinished_jobs + a.jobs FROM admitted a WHERE u.tenant_id = $1
+    )
+    SELECT l.*, a.jobs IS NOT NULL AS admitted FROM locked l LEFT JOIN admitted a ON true`,
+}
+
+interface AdmittedRow extends UseRow, QuotaRow {
+  readonly tenant_state: Tenant['state']
+  readonly admitted: boolean
+}
+
+const exceeded = ({ quota, limit, used, asked }: Shortage) => new QuotaExceeded(quota, limit, used, asked)
+
+const noTenant = (id: TenantId) => new Failure('tenant_not_found', `there is no tenant ${id}`)
+
+function refuseUnlessAdmitted(id: TenantId, row: AdmittedRow | undefined, count: number): void {
+  if (!row) throw noTenant(id)
+  if (row.admitted) return
+  const shortage = fitsQueue(quotaOf(row), useOf(row), count)
+  if (row.tenant_state === 'active' && shortage) throw exceeded(shortage)
+  throw new Failure('tenant_suspended', `tenant ${id} is suspended`)
+}
+
+// invalid_text_representation, untranslatable_character, character_not_in_repertoire (PostgreSQL, appendix A): what
+// JSON text may hold and Postgres' text may not, in practice half of a surrogate pair.
+const badText = new Set(['22P02', '22P05', '22021'])
+
+async function storing<T>(work: Promise<T>): Promise<T> {
+  try {
+    return await work
+  } catch (error) {
+    if (!badText.has(sqlState(error) ?? '')) throw error
+    const message = 'text must be well-formed Unicode: no NUL, no half of a surrogate pair'
+    throw new InvalidRequest([{ field: 'labels', message }])
+  }
+}
+
+const fresh = (id: JobId, spec: JobSpec, at: Date): Job => {
+  const { stored, stdin } = splitSpec(spec)
+  return {
+    id,
+    batchId: null,
+    state: 'queued',
+    spec: { ...stored, stdinBytes: stdin?.length ?? 0 },
+    exitCode: null,
+    signal: null,
+    oomKilled: false,
+    reason: null,
+    usage: null,
+    attempts: [],
+    createdAt: at.toISOString(),
+    notBefore: null,
+    startedAt: null,
+    finishedAt: null,
+    expiresAt: null,
+  }
+}
+
+const noPhases = { queueMs: 0, placeMs: null, rootfsMs: null, startMs: null, runMs: null, finishMs: null }
+
+/** The job as it reads right after it was placed. */
+const freshPlaced = (job: Job, attemptId: AttemptId, nodeId: NodeId): Job => ({
+  ...job,
+  state: 'placed',
+  attempts: [
+    {
+      id: attemptId,
+      number: 1,
+      state: 'placed',
+      nodeId,
+      exitCode: null,
+      signal: null,
+      oomKilled: false,
+      reason: null,
+      usage: null,
+      phases: noPhases,
+      placedAt: job.createdAt,
+      startedAt: null,
+      finishedAt: null,
+    },
+  ],
+})
+
+/** The node to try, decided on what may be old by now. */
+function nodeFor(row: SituationRow, tenantId: TenantId, spec: JobSpec, now: Date): NodeId | null {
+  const cost = costOf(spec)
+  if (row.queued_ahead || row.others_wait || fits(quotaOf(row), useOf(row), cost)) return null
+  return choose(row.nodes.map(nodeOf), { tenantId, image: spec.image, cost }, now)?.id ?? null
+}
+
+async function admitJob(store: Store, tenantId: TenantId, spec: JobSpec): ReturnType<Admission['admitJob']> {
+  const now = store.clock.now()
+  const situation = [tenantId, spec.image, now, new Date(now.getTime() - NODE_SILENT_MS)]
+  const [row] = await store.rows<SituationRow>(readSituation, situation)
+  if (!row) throw noTenant(tenantId)
+  const quota = quotaOf(row)
+  const cost = costOf(spec)
+  const never = neverFits(quota, cost)
+  if (never && row.state === 'active') throw exceeded(never)
+
+  const jobId = JobId.parse(store.ids.mint('job'))
+  const attemptId = AttemptId.parse(store.ids.mint('attempt'))
+  const { stored, stdin } = splitSpec(spec)
+  const [admitted] = await storing(
+    store.rows<AdmittedRow & { node_id: NodeId | null }>(insertJob, [
+      tenantId,
+      jobId,
+      spec.image,
+      JSON.stringify(stored),
+      stdin,
+      JSON.stringify(spec.labels),
+      spec.priority,
+      spec.deadline ?? null,
+      cost.cpuMillis,
+      cost.memoryBytes,
+      cost.diskBytes,
+      spec.retentionMs,
+      now,
+      attemptId,
+      nodeFor(row, tenantId, spec, now),
+      JSON.stringify(noPhases),
+    ]),
+  )
+  refuseUnlessAdmitted(tenantId, admitted, 1)
+  const job = fresh(jobId, spec, now)
+  const nodeId = admitted?.node_id
+  if (!nodeId) return { job }
+  const command = runCommand({
+    nodeId,
+    attemptId,
+    generation: 1,
+    jobId,
+    tenantId,
+    ids: idRange(row.uid_slot),
+    tenantLimits: tenantLimits(quota),
+    spec,
+    placedAt: job.createdAt,
+  })
+  return { job: freshPlaced(job, attemptId, nodeId), placed: { nodeId, command } }
+}
+
+async function refuseImpossible(store: Store, tenantId: TenantId, specs: readonly JobSpec[]): Promise<void> {
+  const read: Statement = {
+    name: 'tenant_quota',
+    text: `SELECT t.state, ${quotaColumns} FROM tenants t WHERE t.id = $1`,
+  }
+  const [row] = await store.rows<QuotaRow & { state: Tenant['state'] }>(read, [tenantId])
+  if (!row) throw noTenant(tenantId)
+  const quota = quotaOf(row)
+  for (const spec of specs) {
+    const never = neverFits(quota, costOf(spec))
+    if (never && row.state === 'active') throw exceeded(never)
+  }
+}
+
+async function admitBatch(
+  store: Store,
+  tenantId: TenantId,
+  name: string | undefined,
+  specs: readonly JobSpec[],
+): ReturnType<Admission['admitBatch']> {
+  await refuseImpossible(store, tenantId, specs)
+  const now = store.clock.now()
+  const batchId = BatchId.parse(store.ids.mint('batch'))
+  const jobIds = specs.map(() => JobId.parse(store.ids.mint('job')))
+  // The queue goes by id: within a batch, jobs must go in the order in which they were given.
+  jobIds.sort()
+  const split = specs.map(splitSpec)
+  const costs = specs.map(costOf)
+  const [row] = await storing(
+    store.rows<AdmittedRow>(insertBatch, [
+      tenantId,
+      batchId,
+      name ?? null,
+      specs.length,
+      now,
+      jobIds,
+      specs.map((spec) => spec.image),
+      split.map(({ stored }) => JSON.stringify(stored)),
+      split.map(({ stdin }) => stdin),
+      specs.map((spec) => JSON.stringify(spec.labels)),
+      specs.map((spec) => spec.priority),
+      specs.map((spec) => spec.deadline ?? null),
+      costs.map((cost) => cost.cpuMillis),
+      costs.map((cost) => cost.memoryBytes),
+      costs.map((cost) => cost.diskBytes),
+      specs.map((spec) => spec.retentionMs),
+    ]),
+  )
+  refuseUnlessAdmitted(tenantId, row, specs.length)
+  const placed = await placeStored(store, specs.length)
+  return { batch: await readBatch(store, { tenantId }, batchId), jobIds, placed }
+}
+
+/** The batch is stored: failing now would make its caller store it twice. Whatever is not placed here is soon. */
+async function placeStored(store: Store, count: number): Promise<readonly PlacedAttempt[]> {
+  try {
+    return await placeQueued(store, Math.min(count, 256))
+  } catch (error) {
+    if (error instanceof Fault) return []
+    throw error
+  }
+}
+
+export const openAdmission = (store: Store): Admission => ({
+  admitJob: (tenantId, spec) => admitJob(store, tenantId, spec),
+  admitBatch: (tenantId, name, specs) => admitBatch(store, tenantId, name, specs),
+  placeQueued: (limit) => placeQueued(store, limit),
+})

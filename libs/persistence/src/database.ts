@@ -1,0 +1,32 @@
+// database.ts: the repositories over one store.
+import { openAdmission } from './admission.js'
+import { openBatches } from './batches.js'
+import { openIdempotency } from './idempotency.js'
+import { openJobs } from './jobs.js'
+import { openKeys } from './keys.js'
+import { openNodes } from './nodes.js'
+import type { Database } from './repositories.js'
+import { openStore, type Statement, type StoreOptions } from './store.js'
+import { openTenants, openUsage } from './tenants.js'
+
+const ping: Statement = { name: 'ping', text: 'SELECT 1' }
+
+/** Opens a migrated database; connects when first used. Close it to let the process end. */
+export function openDatabase(options: StoreOptions): Database {
+  const store = openStore(options)
+  return {
+    tenants: openTenants(store),
+    keys: openKeys(store),
+    nodes: openNodes(store),
+    jobs: openJobs(store),
+    batches: openBatches(store),
+    admission: openAdmission(store),
+    usage: openUsage(store),
+    idempotency: openIdempotency(store),
+    exclusively: (name, work) => store.exclusively(name, work),
+    ping: async () => {
+      await store.rows(ping, [])
+    },
+    close: () => store.close(),
+  }
+}
