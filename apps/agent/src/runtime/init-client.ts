@@ -20,21 +20,18 @@ export type ProcessInfo = Extract<InitEvent, { type: 'state' }>
 export interface OpenOptions {
   /** For connecting and greeting together. */
   readonly timeoutMs: number
-  /** Called in order, synchronously, for every event after the greeting. */
-  readonly onEvent: (event: InitEvent) => void
 }
 
 /** An open, greeted connection. */
 export class InitClient {
   readonly #socket: Socket
-  /** What init knew when it was greeted. */
-  readonly processes: readonly ProcessInfo[]
+  readonly #greeting: Greeting
   /** Resolves when the connection is over, with the error if it was one. */
   readonly closed: Promise<Error | undefined>
 
-  private constructor(socket: Socket, processes: readonly ProcessInfo[], closed: Promise<Error | undefined>) {
+  private constructor(socket: Socket, greeting: Greeting, closed: Promise<Error | undefined>) {
     this.#socket = socket
-    this.processes = processes
+    this.#greeting = greeting
     this.closed = closed
   }
 
@@ -44,37 +41,34 @@ export class InitClient {
    */
   static async open(path: string, options: OpenOptions): Promise<InitClient> {
     const socket = connectTo(path)
+    const greeting = new Greeting()
     const reader = new EventReader()
-    const processes: ProcessInfo[] = []
-    let announced: number | undefined
-    let greeted = false
     const closed = endOf(socket)
     try {
       await new Promise<void>((resolve, reject) => {
         const timer = setTimeout(() => reject(new Error('no answer in time')), options.timeoutMs)
-        const settle = (error?: Error) => {
-          clearTimeout(timer)
-          if (error) reject(error)
-          else resolve()
-        }
-        const receive = (event: InitEvent) => {
-          if (greeted) options.onEvent(event)
-          else if (event.type === 'hello' && event.version === PROTOCOL_VERSION) announced = event.processes
-          else if (event.type === 'state' && announced !== undefined) processes.push(event)
-          else throw new ProtocolError(`answered the greeting with ${event.type}`)
-          if (greeted || processes.length !== announced) return
-          greeted = true
-          settle()
-        }
-        socket.on('data', (chunk) => feed(socket, reader, chunk, receive))
-        closed.then((error) => settle(error ?? new Error('the connection was closed')))
+        void greeting.done.then(resolve)
+        void closed.then((error) => reject(error ?? new Error('the connection was closed')))
+        void Promise.race([greeting.done, closed]).then(() => clearTimeout(timer))
+        socket.on('data', (chunk) => feed(socket, reader, chunk, greeting))
         socket.write(encodeRequest({ type: 'hello' }))
       })
     } catch (cause) {
       socket.destroy()
       throw new Fault(`connect to ${path}`, { cause })
     }
-    return new InitClient(socket, processes, closed)
+    return new InitClient(socket, greeting, closed)
+  }
+
+  /** What init knew when it was greeted. */
+  get processes(): readonly ProcessInfo[] {
+    return this.#greeting.processes
+  }
+
+  /** Hands every event after the greeting to `listener`, in order; nothing is read before this is called. */
+  listen(listener: (event: InitEvent) => void): void {
+    this.#greeting.listen(listener)
+    this.#socket.resume()
   }
 
   /** Sends a request; on a connection that is over it is dropped, which `closed` tells. */
@@ -87,6 +81,48 @@ export class InitClient {
   }
 }
 
+/** HELLO, as many STATEs as it announces, then whatever there is: it may come in the same chunk, before anyone listens. */
+class Greeting {
+  readonly processes: ProcessInfo[] = []
+  readonly done: Promise<void>
+  #settle: () => void = () => undefined
+  #announced: number | undefined
+  #backlog: InitEvent[] = []
+  #listener: ((event: InitEvent) => void) | undefined
+
+  constructor() {
+    this.done = new Promise((resolve) => {
+      this.#settle = resolve
+    })
+  }
+
+  get complete(): boolean {
+    return this.processes.length === this.#announced
+  }
+
+  listen(listener: (event: InitEvent) => void): void {
+    this.#listener = listener
+    for (const event of this.#backlog.splice(0)) listener(event)
+  }
+
+  /** @throws ProtocolError when the greeting is not one */
+  receive(event: InitEvent): void {
+    if (this.complete) {
+      if (this.#listener) this.#listener(event)
+      else this.#backlog.push(event)
+      return
+    }
+    if (event.type === 'hello' && event.version === PROTOCOL_VERSION) this.#announced = event.processes
+    else if (event.type === 'state' && this.#announced !== undefined) this.processes.push(event)
+    else throw new ProtocolError(`answered the greeting with ${event.type}`)
+    if (this.complete) this.#settle()
+  }
+
+  get listening(): boolean {
+    return this.#listener !== undefined
+  }
+}
+
 /** A socket address holds 107 bytes (unix(7)), and data directories may be deeper: go through the open directory. */
 function connectTo(path: string): Socket {
   const directory = openSync(dirname(path), constants.O_RDONLY | constants.O_DIRECTORY)
@@ -96,9 +132,11 @@ function connectTo(path: string): Socket {
   return socket
 }
 
-function feed(socket: Socket, reader: EventReader, chunk: Buffer, receive: (event: InitEvent) => void): void {
+function feed(socket: Socket, reader: EventReader, chunk: Buffer, greeting: Greeting): void {
   try {
-    for (const event of reader.push(chunk)) receive(event)
+    for (const event of reader.push(chunk)) greeting.receive(event)
+    // What is not read stays with init, and only this chunk has to be held.
+    if (greeting.complete && !greeting.listening) socket.pause()
   } catch (error) {
     if (!(error instanceof ProtocolError)) throw error
     socket.destroy(error)

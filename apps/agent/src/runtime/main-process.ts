@@ -101,11 +101,12 @@ export class MainProcess {
   async #connection(): Promise<Error | undefined> {
     const { socket, timeoutMs } = this.#options
     try {
-      this.#client = await InitClient.open(socket, { timeoutMs, onEvent: (event) => this.#receive(event) })
+      this.#client = await InitClient.open(socket, { timeoutMs })
     } catch (error) {
       return error instanceof Error ? error : new Error(String(error))
     }
-    this.#begin(this.#client)
+    if (this.#abandoned) this.#client.close()
+    else this.#begin(this.#client)
     await this.#client.closed
     return undefined
   }
@@ -116,6 +117,7 @@ export class MainProcess {
     else client.send({ type: 'spawn', proc: MAIN, spawn: this.#options.spawn })
     this.#stdinEnded = false
     this.#pumpStdin()
+    client.listen((event) => this.#receive(event))
   }
 
   #resume(known: ProcessInfo): void {

@@ -113,7 +113,10 @@ export class Sandbox implements Named {
   async live(): Promise<AttemptResult | undefined> {
     if (this.#life.result) return this.#stored(this.#life.result)
     const ending = await this.#reachEnding()
-    if (this.#abandoned) return undefined
+    if (this.#abandoned) {
+      await this.#endOutputs()
+      return undefined
+    }
     const endedAt = new Date()
     this.#log.debug({ ending: ending.kind }, 'attempt.ended')
     return this.#conclude(ending, endedAt)
@@ -303,13 +306,19 @@ export class Sandbox implements Named {
   async #conclude(ending: Ending, endedAt: Date): Promise<AttemptResult> {
     this.#concluded = true
     for (const timer of this.#timers) clearTimeout(timer)
-    const outputs = this.#main ? await this.#outputs.promise : undefined
-    await Promise.all([outputs?.stdout.end(), outputs?.stderr.end()])
-    this.#outputs.resolve(undefined)
+    const outputs = await this.#endOutputs()
     const result = this.#resultOf(ending, endedAt, outputs)
     this.#around.journal.finish(result)
     this.#log.debug({}, 'attempt.result')
     return result
+  }
+
+  /** Of a sandbox that never came so far there are none, and followers are told. */
+  async #endOutputs(): Promise<Outputs | undefined> {
+    this.#outputs.resolve(undefined)
+    const outputs = await this.#outputs.promise
+    await Promise.all([outputs?.stdout.end(), outputs?.stderr.end()])
+    return outputs
   }
 
   #resultOf(ending: Ending, endedAt: Date, outputs: Outputs | undefined): AttemptResult {

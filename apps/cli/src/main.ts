@@ -1,0 +1,82 @@
+import { Fault } from '@berth/contracts'
+import { ApiError, Unreachable } from '@berth/sdk'
+import { Command, InvalidArgumentError } from 'commander'
+import { readCredentials } from './credentials.js'
+import { runJob } from './run.js'
+import { runTests } from './test.js'
+import { placesFrom } from './up/config.js'
+import { down } from './up/down.js'
+import { showLogs, showStatus } from './up/status.js'
+import { up } from './up/up.js'
+
+/** What Berth itself got wrong, as `docker run` has it. */
+const OWN_FAILURE = 125
+
+const places = placesFrom(process.env)
+const program = new Command('berth').description('Self-hosted sandbox cloud').showHelpAfterError()
+
+const port = (text: string) => {
+  const value = Number(text)
+  if (!Number.isInteger(value) || value < 1 || value > 65_535) throw new InvalidArgumentError('must be 1 to 65535')
+  return value
+}
+const collect = (value: string, before: readonly string[]) => [...before, value]
+
+program
+  .command('up')
+  .description('start everything; a second run changes nothing')
+  .option('--port <port>', 'port of the API on 127.0.0.1', port)
+  .action(async (options: { port?: number }) => up(places, options.port))
+program
+  .command('down')
+  .description('end everything that up started')
+  .option('--data', 'delete the data directory too', false)
+  .action(async (options: { data: boolean }) => down(places, options.data))
+program
+  .command('status')
+  .description('what runs')
+  .action(() => showStatus(places))
+program
+  .command('logs')
+  .argument('[service]', 'api, agent, postgres or redis')
+  .option('-f, --follow', 'go on as they grow', false)
+  .description('show logs')
+  .action((service: string | undefined, options: { follow: boolean }) => showLogs(places, service, options.follow))
+program
+  .command('env')
+  .description('print BERTH_URL and BERTH_API_KEY for eval')
+  .action(async () => {
+    const { url, apiKey } = await readCredentials(places)
+    process.stdout.write(`export BERTH_URL='${url}'\nexport BERTH_API_KEY='${apiKey}'\n`)
+  })
+program
+  .command('run')
+  .description('run a job and exit with its exit code')
+  .option('--image <image>', 'image', 'debian')
+  .option('--memory <size>', 'memory limit, e.g. 256m')
+  .option('--cpus <number>', 'CPU limit', Number)
+  .option('--timeout <duration>', 'e.g. 10s')
+  .option('--env <name=value>', 'environment variable', collect, [])
+  .option('--stdin', 'pass standard input on', false)
+  .argument('<command...>')
+  .passThroughOptions()
+  .action(async (command: string[], options) => {
+    process.exitCode = await runJob(places, command, options)
+  })
+program
+  .command('test')
+  .description('run every test')
+  .allowUnknownOption()
+  .argument('[jest...]', 'arguments for jest')
+  .action(async (args: string[]) => {
+    process.exitCode = await runTests(args)
+  })
+
+program.enablePositionalOptions()
+try {
+  await program.parseAsync()
+} catch (error) {
+  if (!(error instanceof ApiError || error instanceof Unreachable || error instanceof Fault)) throw error
+  process.stderr.write(`berth: ${error.message}\n`)
+  process.exitCode = OWN_FAILURE
+}

@@ -1,0 +1,198 @@
+import { randomBytes } from 'node:crypto'
+import { chmodSync, mkdirSync, statSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import {
+  createJob,
+  createNode,
+  createTenant,
+  createTenantKey,
+  Fault,
+  listImages,
+  listNodes,
+  listTenants,
+} from '@berth/contracts'
+import { expectSuccess, run } from '@berth/host'
+import { Client } from '@berth/sdk'
+import { type Credentials, loadCredentials, saveCredentials } from '../credentials.js'
+import { ensureBaseImages } from './base-images.js'
+import type { Places } from './config.js'
+import { awaitReady, type DaemonSpec, ensureDaemon, until } from './daemon.js'
+import { startPostgres } from './postgres.js'
+import { startRedis } from './redis.js'
+
+const root = resolve(import.meta.dirname, '../../../..')
+const apiProgram = join(root, 'apps/api/dist/main.js')
+export const agentProgram = join(root, 'apps/agent/dist/main.js')
+
+const DEFAULT_PORT = 7433
+
+interface Complete extends Credentials {
+  readonly nodeToken: string
+  readonly apiKey: string
+}
+
+/** A step is told when it begins and, with its time, when it is done. */
+async function step<T>(what: string, work: () => Promise<T>): Promise<T> {
+  const started = performance.now()
+  const slow = setTimeout(() => process.stderr.write(`berth: ${what} …\n`), 1000)
+  try {
+    const result = await work()
+    process.stderr.write(`berth: ${what}: ${((performance.now() - started) / 1000).toFixed(1)} s\n`)
+    return result
+  } finally {
+    clearTimeout(slow)
+  }
+}
+
+/** Starts everything and runs a first job. Each part that runs already, unchanged, is left alone. */
+export async function up(places: Places, port: number | undefined): Promise<void> {
+  if (process.getuid?.() !== 0)
+    throw new Fault('start Berth', { cause: 'root is needed for namespaces, cgroups, mounts and packages' })
+  mkdirSync(places.data, { recursive: true, mode: 0o711 })
+  chmodSync(places.data, 0o711)
+  const daemons = { runDir: places.run, logDir: places.logs }
+  const known = await loadCredentials(places)
+  const url = port === undefined && known ? known.url : `http://127.0.0.1:${port ?? DEFAULT_PORT}`
+  const credentials: Credentials = {
+    ...known,
+    url,
+    operatorKey: known?.operatorKey ?? `brt_${randomBytes(32).toString('base64url')}`,
+  }
+  await saveCredentials(places, credentials)
+
+  const images = step('base images', () =>
+    ensureBaseImages({ imagesDir: places.images, cacheDir: places.imageCache, say }),
+  )
+  // Whoever fails first is told; the other's failure must not end the process unheard.
+  images.catch(() => undefined)
+  const databaseUrl =
+    process.env.DATABASE_URL ||
+    (await step('Postgres', () => startPostgres({ ...daemons, dataDir: places.postgres }))).url
+  await step('migrations', () => migrate(databaseUrl))
+  const redisUrl =
+    process.env.REDIS_URL ||
+    `unix://${(await step('Redis', () => startRedis({ ...daemons, dataDir: places.redis }))).url}`
+  await step('API', () => startApi(places, credentials, databaseUrl, redisUrl))
+  await images
+
+  await using operator = new Client({ url, apiKey: credentials.operatorKey })
+  const complete = await enroll(operator, places, credentials)
+  await step('agent', () => startAgent(operator, places, complete))
+  await firstJob(complete)
+  process.stdout.write(
+    `\nBerth is up at ${url} (API document: ${url}/docs)\n  key:   ${complete.apiKey}\n  shell: eval "$(./berth env)"\n  try:   ./berth run --image python -- python3 -c 'print(6 * 7)'\n  stop:  ./berth down\n`,
+  )
+}
+
+const say = (what: string) => void process.stderr.write(`berth: ${what}\n`)
+
+async function migrate(databaseUrl: string): Promise<void> {
+  const program = join(root, 'libs/persistence/dist/migrate.js')
+  const env = { DATABASE_URL: databaseUrl, PATH: process.env.PATH ?? '' }
+  expectSuccess(await run(['node', program], { env, timeoutMs: 300_000 }))
+}
+
+/** Settings of API and agent that a caller of `up` may give by environment. */
+const passed = (prefixes: readonly string[]) =>
+  Object.fromEntries(
+    Object.entries(process.env).flatMap(([name, value]) =>
+      value !== undefined && prefixes.some((prefix) => name.startsWith(prefix)) ? [[name, value]] : [],
+    ),
+  )
+
+/** A new build means a new process. */
+const builtAt = () => `${statSync(join(root, 'node_modules/.berth-built')).mtimeMs} ${process.versions.node}`
+
+async function startApi(
+  places: Places,
+  credentials: Credentials,
+  databaseUrl: string,
+  redisUrl: string,
+): Promise<void> {
+  const { hostname, port } = new URL(credentials.url)
+  const spec: DaemonSpec = {
+    name: 'api',
+    argv: [process.execPath, apiProgram],
+    env: {
+      ...passed(['LOG_LEVEL', 'BERTH_DB_POOL', 'BERTH_RETENTION']),
+      BERTH_API_HOST: hostname,
+      BERTH_API_PORT: port,
+      DATABASE_URL: databaseUrl,
+      REDIS_URL: redisUrl,
+      BERTH_OPERATOR_KEY: credentials.operatorKey,
+      BERTH_SECRETS_FILE: places.apiSecrets,
+    },
+    dependsOn: [builtAt()],
+    stopSignal: 'SIGTERM',
+    stopWithinMs: 20_000,
+  }
+  const daemons = { runDir: places.run, logDir: places.logs }
+  const { record } = await ensureDaemon(daemons, spec)
+  const ready = () =>
+    fetch(`${credentials.url}/readyz`)
+      .then((answer) => answer.status === 200)
+      .catch(() => false)
+  await awaitReady(daemons, 'api', record, ready, 30_000)
+}
+
+/** Has a node, a tenant and a key, and notes their secrets as soon as they are made. */
+async function enroll(operator: Client, places: Places, known: Credentials): Promise<Complete> {
+  const nodeToken =
+    known.nodeToken ??
+    (await operator.call(createNode, { body: { name: `local-${randomBytes(3).toString('hex')}` } })).token
+  await saveCredentials(places, { ...known, nodeToken })
+  const apiKey = known.apiKey ?? (await newKey(operator))
+  const complete = { ...known, nodeToken, apiKey }
+  await saveCredentials(places, complete)
+  return complete
+}
+
+async function newKey(operator: Client): Promise<string> {
+  const { items } = await operator.call(listTenants, { query: { name: 'default' } })
+  const tenant = items[0] ?? (await operator.call(createTenant, { body: { name: 'default' } }))
+  const key = await operator.call(createTenantKey, { params: { tenantId: tenant.id }, body: { name: 'berth-up' } })
+  return key.secret
+}
+
+async function startAgent(operator: Client, places: Places, credentials: Complete): Promise<void> {
+  const spec: DaemonSpec = {
+    name: 'agent',
+    argv: [process.execPath, agentProgram],
+    env: {
+      ...passed(['LOG_LEVEL', 'BERTH_CGROUP_PARENT', 'BERTH_RUNTIME', 'BERTH_MAX_SANDBOXES', 'BERTH_CAPACITY_']),
+      BERTH_API_URL: credentials.url,
+      BERTH_NODE_TOKEN: credentials.nodeToken,
+      BERTH_AGENT_DATA: places.agent,
+      BERTH_IMAGES_DIR: places.images,
+    },
+    dependsOn: [builtAt()],
+    stopSignal: 'SIGTERM',
+    stopWithinMs: 20_000,
+  }
+  const daemons = { runDir: places.run, logDir: places.logs }
+  const { record } = await ensureDaemon(daemons, spec)
+  const ready = async () => {
+    const { items } = await operator.call(listNodes, { query: {} })
+    return items.some((node) => node.state === 'ready' && node.images.length > 0)
+  }
+  await awaitReady(daemons, 'agent', record, ready, 120_000)
+}
+
+async function firstJob(credentials: Complete): Promise<void> {
+  await using client = new Client({ url: credentials.url, apiKey: credentials.apiKey })
+  const listed = async () =>
+    (await client.call(listImages, {})).items.some((image) => image.reference === 'python:latest')
+  if (!(await until(listed, 30_000))) throw new Fault('run a first job', { cause: 'the node reports no image python' })
+  const command = [
+    'python3',
+    '-c',
+    'import os, platform; print("hello from a sandbox:", platform.platform(), "uid", os.getuid())',
+  ]
+  const job = await client.call(createJob, {
+    query: { wait: 'finished', output: 'true', timeoutMs: '60s' },
+    body: { image: 'python', command },
+  })
+  if (job.state !== 'succeeded')
+    throw new Fault('run a first job', { cause: `${job.state}: ${job.reason?.message ?? ''}` })
+  process.stdout.write(job.output?.stdout.data ?? '')
+}
