@@ -13,7 +13,10 @@ import { up } from './up/up.js'
 const OWN_FAILURE = 125
 
 const places = placesFrom(process.env)
-const program = new Command('berth').description('Self-hosted sandbox cloud').showHelpAfterError()
+const program = new Command('berth')
+  .description('Self-hosted sandbox cloud')
+  .showHelpAfterError()
+  .enablePositionalOptions()
 
 const port = (text: string) => {
   const value = Number(text)
@@ -72,7 +75,6 @@ program
     process.exitCode = await runTests(args)
   })
 
-program.enablePositionalOptions()
 try {
   await program.parseAsync()
 } catch (error) {
