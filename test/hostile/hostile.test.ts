@@ -56,7 +56,7 @@ test('a fork bomb is held to its process limit', async () => {
 test('a thread flood is held to its process limit', async () => {
   const job = await attack({
     ...python(
-      'import threading,time\nn=0\ntry:\n  while n<5000:\n    threading.Thread(target=time.sleep,args=(30,),daemon=True).start(); n+=1\nexcept RuntimeError: pass\nprint(n)\nimport os; os._exit(0)',
+      'import threading,time\nn=0\ntry:\n  while n<5000:\n    threading.Thread(target=time.sleep,args=(30,),daemon=True).start(); n+=1\nexcept RuntimeError: pass\nprint(n, flush=True)\nimport os; os._exit(0)',
     ),
     limits: { pids: 100 },
   })
@@ -193,7 +193,7 @@ test('PID 1 cannot be killed, traced or read from inside', async () => {
 
 test('no process of the node or of a neighbour is seen', async () => {
   const neighbour = await submit(victim, sh('exec -a secret-neighbour sleep 3'))
-  const job = await attack(sh('cat /proc/[0-9]*/cmdline | tr "\\0" " "; ls -d /proc/[0-9]* | wc -l'))
+  const job = await attack(sh('cat /proc/[0-9]*/cmdline | tr "\\0" " "; echo; ls -d /proc/[0-9]* | wc -l'))
   expect(stdout(job)).not.toMatch(/secret-neighbour|postgres|redis|node /)
   expect(Number(stdout(job).trim().split('\n').at(-1))).toBeLessThan(8)
   await finished(victim, neighbour)
