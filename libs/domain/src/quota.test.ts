@@ -48,7 +48,7 @@ test('law: whatever is admitted while it fits stays within every quota', () => {
   })
   fc.assert(
     fc.property(fc.array(cost, { maxLength: 30 }), (costs) => {
-      const use = costs.reduce((sum, one) => (fits(quota, sum, one) ? sum : withRunning(sum, one)), idle)
+      const use = costs.reduce<TenantUse>((sum, one) => (fits(quota, sum, one) ? sum : withRunning(sum, one)), idle)
       expect(use.runningJobs).toBeLessThanOrEqual(quota.concurrentJobs)
       expect(use.cpuMillis).toBeLessThanOrEqual(quota.cpus * 1000)
       expect(use.memoryBytes).toBeLessThanOrEqual(quota.memoryBytes)

@@ -152,7 +152,7 @@ describe('two hundred requests at once at the limit', () => {
   })
 
   test.each<[string, object, object, number]>([
-    ['concurrent jobs', { concurrentJobs: 37 }, {}, 37],
+    ['concurrent jobs', { concurrentJobs: 37, cpus: 1000 }, {}, 37],
     ['cpus', { concurrentJobs: 1000, cpus: 3.7 }, { limits: { cpus: 0.1, memoryBytes: '16m', diskBytes: '16m' } }, 37],
     ['memory', { concurrentJobs: 1000, cpus: 1000, memoryBytes: 37 * 16 * MiB + 1 }, {}, 37],
     ['disk', { concurrentJobs: 1000, cpus: 1000, memoryBytes: 2 ** 44, diskBytes: 37 * 16 * MiB }, {}, 37],

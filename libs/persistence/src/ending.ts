@@ -100,7 +100,7 @@ const applyEnding: Statement = {
     ), add_hour AS (
       INSERT INTO usage_hours AS h
         (tenant_id, hour, jobs, attempts, cpu_ms, wall_ms, memory_byte_ms, output_bytes)
-      SELECT $1, date_trunc('hour', $10::timestamptz, 'UTC'), $22::boolean::integer, 1, $24, $25, $25 * e.memory_bytes, $26
+      SELECT $1, date_trunc('hour', $10::timestamptz, 'UTC'), $22::boolean::integer, 1, $24::double precision, $25::double precision, $25::double precision * e.memory_bytes, $26::double precision
       FROM ended e
       ON CONFLICT (tenant_id, hour) DO UPDATE SET
         jobs = h.jobs + excluded.jobs, attempts = h.attempts + 1, cpu_ms = h.cpu_ms + excluded.cpu_ms,
