@@ -100,7 +100,13 @@ export default {
     doNotFollow: { path: ['node_modules', '/dist/'] },
     // The swc parser that it brings does not know `using` yet, which tests are fond of.
     exclude: {
-      path: ['^[^/]+/[^/]+/dist/(?!index)', 'libs/persistence/src/generated/', '\\.test\\.ts$', '\\.contract\\.ts$'],
+      path: [
+        '^apps/cli/src/(run|up/up)\\.ts$',
+        '^[^/]+/[^/]+/dist/(?!index)',
+        'libs/persistence/src/generated/',
+        '\\.test\\.ts$',
+        '\\.contract\\.ts$',
+      ],
     },
     tsPreCompilationDeps: true,
     parser: 'swc',

@@ -25,11 +25,15 @@ export async function runTests(args: readonly string[]): Promise<number> {
   })
   let [passed, failed] = [0, 0]
   let code = args.length > 0 ? 0 : await call(['npm', 'run', '--silent', 'check'])
-  for (const project of ['unit', 'kernel', 'system']) {
+  // Without arguments: what must hold for every change. `-- --all` adds the kernel, recovery and scale tests.
+  const all = args.includes('--all')
+  const chosen = args.filter((arg) => arg !== '--all')
+  const narrow = all || chosen.length > 0 ? [] : ['--testPathIgnorePatterns', 'test/recovery', 'test/scale', '/dist/']
+  for (const project of all || chosen.length > 0 ? ['unit', 'kernel', 'system'] : ['unit', 'system']) {
     const results = join(scratch, `${project}.json`)
     const serial = project === 'unit' ? [] : ['--runInBand']
     const jest = ['npx', 'jest', '--selectProjects', project, '--json', `--outputFile=${results}`, '--passWithNoTests']
-    const exit = await call([...jest, ...serial, ...args])
+    const exit = await call([...jest, ...serial, ...chosen, ...(project === 'system' ? narrow : [])])
     const summary = Summary.safeParse(readResults(results))
     passed += summary.data?.numPassedTests ?? 0
     failed += Math.max(summary.data?.numFailedTests ?? 1, summary.data?.numFailedTestSuites ?? 1)
