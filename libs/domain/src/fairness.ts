@@ -55,7 +55,8 @@ function before(a: Turn, b: Turn): boolean {
   const share = a.use.runningJobs / a.tenant.weight - b.use.runningJobs / b.tenant.weight
   if (share !== 0) return share < 0
   const waited = a.served - b.served || waitsSince(a) - waitsSince(b)
-  return waited !== 0 ? waited < 0 : a.tenant.tenantId < b.tenant.tenantId
+  // Ids sort by creation.
+  return waited !== 0 ? waited < 0 : (head(a)?.id ?? '') < (head(b)?.id ?? '')
 }
 
 /** What became of an offered job: `passed` lets the tenant's next one try, `blocked` ends the tenant's turns. */

@@ -211,6 +211,7 @@ describe('placing what is queued', () => {
     const busy = await givenTenant(db)
     const first = commandOf((await db.admission.admitJob(busy, spec())).placed)
     const { job: waiting } = await db.admission.admitJob(await givenTenant(db), spec())
+    clock.advance(1)
     await report(first)
     expect((await db.admission.admitJob(busy, spec())).placed).toBeUndefined()
     const placed = await db.admission.placeQueued(10)
