@@ -78,7 +78,8 @@ const mtime = (path) => statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0
 function installModules() {
   const installed = join(root, 'node_modules/.package-lock.json')
   if (mtime(installed) >= mtime(join(root, 'package-lock.json'))) return
-  run('installing npm packages', 'npm', ['ci', '--no-audit', '--no-fund'])
+  // Not `npm ci`: it refuses lock files that leave out other platforms' optional packages, as npm 11 writes them.
+  run('installing npm packages', 'npm', ['install', '--no-save', '--no-audit', '--no-fund'])
 }
 
 /** Newest change of any source below a directory. */
