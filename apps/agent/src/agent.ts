@@ -76,7 +76,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   membership = new Membership({
     api,
     log,
-    standing: () => ({ capacity, images: [...images.list()], attempts: [...supervisor.standing()] }),
+    standing: () => ({ capacity, images: [...images.list()], attempts: [...supervisor.standing()], sandboxes: [] }),
     introduction: {
       runtime: shop.runtime.version,
       streams: { url: streams.url, certificate: certificate.certificate },

@@ -1,4 +1,4 @@
-import { type NodeCommand, unreachable } from '@berth/contracts'
+import { Fault, type NodeCommand, unreachable } from '@berth/contracts'
 import type { Supervisor } from './sandbox/supervisor.js'
 
 /** Carries out a command of the API. Returns once it is the agent's own: written down, or needing nothing. */
@@ -10,6 +10,8 @@ export function carryOut(supervisor: Supervisor, command: NodeCommand): Promise<
       return supervisor.cancel(command)
     case 'forget':
       return supervisor.forget(command)
+    case 'sandbox':
+      throw new Fault('apply a sandbox', { cause: 'this node holds none' })
     default:
       return unreachable(command)
   }

@@ -1,10 +1,20 @@
-import { type AttemptFinished, AttemptId, type AttemptStarted, Fault, mintId, type NodeReport } from '@berth/contracts'
+import {
+  type AttemptFinished,
+  AttemptId,
+  type AttemptStarted,
+  Fault,
+  mintId,
+  type NodeReport,
+  reportSubject,
+} from '@berth/contracts'
 import { createLogger } from '@berth/telemetry'
 import { describe, expect, test } from '@jest/globals'
 import { Reports } from './reports.js'
 
 let serial = 0
 const newId = () => AttemptId.parse(mintId('attempt', ++serial, Buffer.alloc(10, serial)))
+const nameOf = (report: NodeReport) => `${report.kind} ${reportSubject(report)}`
+
 const started = (attemptId: AttemptId): AttemptStarted => ({
   kind: 'started',
   attemptId,
@@ -37,8 +47,8 @@ function receiver(answer: (reports: readonly NodeReport[]) => Promise<void> = as
   const reports = new Reports({
     send: async (batch) => {
       await answer(batch)
-      taken.push(batch.map(({ kind, attemptId }) => `${kind} ${attemptId}`))
-      for (const { kind, attemptId } of batch) for (const tell of sent.get(`${kind} ${attemptId}`) ?? []) tell()
+      taken.push(batch.map(nameOf))
+      for (const report of batch) for (const tell of sent.get(nameOf(report)) ?? []) tell()
     },
     compose: async (id) => finished(id),
     isFinal: (error) => error instanceof Poison,
@@ -123,7 +133,7 @@ describe('reports', () => {
   test('a report that is refused for good holds up no other', async () => {
     const poison = newId()
     const { reports, taken } = receiver(async (batch) => {
-      if (batch.some(({ attemptId }) => attemptId === poison)) throw new Poison()
+      if (batch.some((report) => reportSubject(report) === poison)) throw new Poison()
     })
     const refused = reports.finished(poison)
     const ids = Array.from({ length: 20 }, newId)

@@ -1,6 +1,7 @@
 import { z } from 'zod'
-import { AttemptId, JobId, NodeId, TenantId } from './ids.js'
+import { AttemptId, JobId, NodeId, SandboxId, TenantId } from './ids.js'
 import { JobSpec } from './job.js'
+import { SandboxDesired, SandboxReasonCode, SandboxSpec } from './sandbox.js'
 
 /** Host ids of a tenant: 0 … count-1 inside a sandbox are base … base+count-1 outside. */
 export const IdRange = z.object({ base: z.number().int().min(65_536), count: z.number().int().min(1) })
@@ -45,6 +46,42 @@ export type CancelAttempt = z.infer<typeof CancelAttempt>
 export const ForgetAttempt = z.object({ kind: z.literal('forget'), ...addressed })
 export type ForgetAttempt = z.infer<typeof ForgetAttempt>
 
+/**
+ * What is wanted of a sandbox, whole: the agent compares it with what is and does what is missing, so any command may be
+ * lost, repeated or overtaken. `generation` grows with every change of what is wanted; a lower one than seen is dropped.
+ *
+ * `run` counts starts by request: a higher one than the node has carried out, with `desired` running, is a start (after
+ * a stop, where it still runs). With the same run and `desired` running, a sandbox that has ended stays ended: that its
+ * process ended is reported, and the API then wants it stopped.
+ */
+export const ApplySandbox = z.object({
+  kind: z.literal('sandbox'),
+  nodeId: NodeId,
+  sandboxId: SandboxId,
+  generation: z.number().int().min(1),
+  tenantId: TenantId,
+  ids: IdRange,
+  tenantLimits: TenantLimits,
+  tenantTerminals: z.number().int().min(0).describe('How many terminals the tenant may have open on this node'),
+  spec: SandboxSpec,
+  desired: SandboxDesired,
+  run: z.number().int().min(0),
+  stop: z
+    .object({
+      graceMs: z.number().int().min(0).nullable().describe("Null: the spec's"),
+      signal: z.number().int().min(1).max(64).nullable().describe("Null: the spec's, else the image's"),
+      reason: z.object({ code: SandboxReasonCode, message: z.string().max(2000), by: z.string().max(64) }),
+    })
+    .describe('How, and why, a run ends that this command ends'),
+  requestedAt: z.iso.datetime().describe('When the caller asked for what is new in this generation'),
+  clocksFrom: z.iso.datetime().describe('When a clock was last set: none counts from before'),
+})
+export type ApplySandbox = z.infer<typeof ApplySandbox>
+
 /** Everything the API may ask of a node, closed: a new kind does not compile until the agent handles it. */
-export const NodeCommand = z.discriminatedUnion('kind', [RunAttempt, CancelAttempt, ForgetAttempt])
+export const NodeCommand = z.discriminatedUnion('kind', [RunAttempt, CancelAttempt, ForgetAttempt, ApplySandbox])
 export type NodeCommand = z.infer<typeof NodeCommand>
+
+/** Id of the attempt or sandbox that a command is about. */
+export const commandSubject = (command: NodeCommand): AttemptId | SandboxId =>
+  command.kind === 'sandbox' ? command.sandboxId : command.attemptId

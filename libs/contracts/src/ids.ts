@@ -13,6 +13,10 @@ export const prefixes = {
   attempt: 'att',
   batch: 'bat',
   command: 'cmd',
+  sandbox: 'sbx',
+  exec: 'exe',
+  terminal: 'trm',
+  share: 'shr',
   request: 'req',
 } as const
 
@@ -38,6 +42,22 @@ export const AttemptId = idSchema('attempt', 'AttemptId')
 export type AttemptId = z.infer<typeof AttemptId>
 export const BatchId = idSchema('batch', 'BatchId')
 export type BatchId = z.infer<typeof BatchId>
+
+export const SandboxId = idSchema('sandbox', 'SandboxId')
+export type SandboxId = z.infer<typeof SandboxId>
+export const ShareId = idSchema('share', 'ShareId')
+export type ShareId = z.infer<typeof ShareId>
+
+/** Ids that the client may choose, so that a repeated request finds what the first one made. Unique in a sandbox. */
+const chosenId = <K extends string>(brand: K) =>
+  z
+    .string()
+    .regex(/^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$/, 'must be 1 to 64 letters, digits, "_" or "-"')
+    .brand(brand)
+export const ExecId = chosenId('ExecId')
+export type ExecId = z.infer<typeof ExecId>
+export const TerminalId = chosenId('TerminalId')
+export type TerminalId = z.infer<typeof TerminalId>
 
 /**
  * Builds an id from values, so that callers decide on clock and randomness.

@@ -1,40 +1,12 @@
 import { z } from 'zod'
 import { AttemptId, BatchId, JobId, NodeId } from './ids.js'
-import { Labels, Name, Page, pageOf, route, Time } from './route.js'
+import { AbsolutePath, Argument, argumentsProblem, Environment, Hostname, User } from './process.js'
+import { Flag, Labels, Name, Page, pageOf, route, Time } from './route.js'
 import { bodyLimits } from './tenant.js'
-import { Bytes, DAY, DurationMs, GiB, HOUR, KiB, MINUTE, MiB, SECOND } from './units.js'
+import { Bytes, DAY, DurationMs, GiB, HOUR, MINUTE, MiB, SECOND } from './units.js'
 
-/** Largest argv and environment together: what Linux takes with the usual 8 MiB stack is 2 MiB (execve(2)). */
-export const MAX_ARGS_BYTES = 1 * MiB
-/** Largest single argument or variable: MAX_ARG_STRLEN, 32 pages less the NUL (execve(2)). */
-export const MAX_ARG_BYTES = 128 * KiB - 1
 /** Largest standard input of a job. */
 export const MAX_STDIN_BYTES = 4 * MiB
-
-const byteLength = (text: string) => new TextEncoder().encode(text).length
-const noNul = (text: string) => !text.includes('\0')
-
-const Argument = z
-  .string()
-  .refine(noNul, 'must not contain NUL bytes')
-  .refine((text) => byteLength(text) <= MAX_ARG_BYTES, `must be at most ${MAX_ARG_BYTES} bytes`)
-
-const Environment = z
-  .record(
-    z.string().regex(/^[A-Za-z_][A-Za-z0-9_.-]{0,255}$/, 'must be a variable name'),
-    z.string().refine(noNul, 'must not contain NUL bytes'),
-  )
-  .superRefine((env, context) => {
-    for (const [name, value] of Object.entries(env))
-      if (byteLength(name) + byteLength(value) + 1 > MAX_ARG_BYTES)
-        context.addIssue({ code: 'custom', path: [name], message: `must be at most ${MAX_ARG_BYTES} bytes` })
-  })
-
-const AbsolutePath = z
-  .string()
-  .max(4095)
-  .refine(noNul, 'must not contain NUL bytes')
-  .refine((path) => path.startsWith('/'), 'must be an absolute path')
 
 /** Image reference as users write it; resolved by name, tag or digest on the node. */
 export const ImageReference = z
@@ -82,15 +54,10 @@ const jobFields = z.strictObject({
   command: z.array(Argument).min(1).max(4096).describe('Program and arguments; nothing is passed through a shell'),
   env: Environment.default({}),
   workingDir: AbsolutePath.optional().describe("Default: the image's, else `/`"),
-  user: z
-    .string()
-    .regex(/^(\d{1,5}|[a-z_][a-z0-9_-]{0,31})(:(\d{1,5}|[a-z_][a-z0-9_-]{0,31}))?$/, 'must be user[:group]')
-    .optional()
-    .describe("Name or number, with an optional group. Default: the image's, else root of the sandbox"),
-  hostname: z
-    .string()
-    .regex(/^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$/, 'must be a host name of up to 63 characters')
-    .optional(),
+  user: User.optional().describe(
+    "Name or number, with an optional group. Default: the image's, else root of the sandbox",
+  ),
+  hostname: Hostname.optional(),
   stdin: z.base64().optional().describe('Standard input, base64; closed after it. Default: /dev/null'),
   limits: Limits.prefault({}),
   timeoutMs: DurationMs(1, 7 * DAY)
@@ -106,13 +73,8 @@ const jobFields = z.strictObject({
 })
 
 export const JobSpec = jobFields.superRefine((spec, context) => {
-  const args = spec.command.reduce((sum, arg) => sum + byteLength(arg) + 1, 0)
-  const env = Object.entries(spec.env).reduce((sum, [k, v]) => sum + byteLength(k) + byteLength(v) + 2, 0)
-  if (args + env > MAX_ARGS_BYTES) {
-    const field = env > args ? 'env' : 'command'
-    const message = `command and env together must be at most ${MAX_ARGS_BYTES} bytes, are ${args + env}`
-    context.addIssue({ code: 'custom', path: [field], message })
-  }
+  const problem = argumentsProblem(spec.command, spec.env)
+  if (problem) context.addIssue({ code: 'custom', path: [problem.field], message: problem.message })
   if (spec.stdin && (spec.stdin.length * 3) / 4 > MAX_STDIN_BYTES + 2)
     context.addIssue({ code: 'custom', path: ['stdin'], message: `must be at most ${MAX_STDIN_BYTES} bytes decoded` })
 })
@@ -237,14 +199,12 @@ export const Job = z.object({
 })
 export type Job = z.infer<typeof Job>
 
-const boolean = z.enum(['true', 'false']).transform((text) => text === 'true')
-
 const waiting = {
   wait: z.enum(['running', 'finished']).optional().describe('Answer when the job is in this state or past it'),
   timeoutMs: DurationMs(0, 60_000)
     .prefault('30s')
     .describe('With `wait`: answer after this long in any case; ask again to go on'),
-  output: boolean.default(false).describe('Include the output of an ended job, up to 64 KiB of each stream'),
+  output: Flag.default(false).describe('Include the output of an ended job, up to 64 KiB of each stream'),
 } as const
 
 const jobParams = z.object({ jobId: JobId })
@@ -357,7 +317,7 @@ export const streamJobOutput = route({
   params: jobParams.extend({ stream: OutputStream }),
   query: z.strictObject({
     since: z.coerce.number().int().min(0).default(0).describe('Offset of the first byte wanted'),
-    follow: boolean.default(false),
+    follow: Flag.default(false),
     attempt: z.coerce.number().int().min(1).optional(),
   }),
   reply: { 200: 'bytes' },

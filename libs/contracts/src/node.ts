@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { AttemptId, NodeId } from './ids.js'
+import { AttemptId, NodeId, SandboxId } from './ids.js'
 import { NodeImage } from './image.js'
 import { NodeReport } from './report.js'
 import { Name, Page, pageOf, route, Time } from './route.js'
@@ -121,6 +121,15 @@ const standing = {
     .array(z.object({ id: AttemptId, generation: z.number().int().min(1) }))
     .max(100_000)
     .describe('Every attempt the node knows of and has not finished reporting'),
+  sandboxes: z
+    .array(z.object({ id: SandboxId, generation: z.number().int().min(1) }))
+    .max(100_000)
+    .describe('Every sandbox the node knows of, stopped ones too'),
+}
+
+const unwanted = {
+  unwanted: z.array(AttemptId).describe('Attempts that the node must end and forget'),
+  unwantedSandboxes: z.array(SandboxId).describe('Sandboxes that the node must delete'),
 }
 
 export const joinNode = route({
@@ -139,7 +148,7 @@ export const joinNode = route({
       queue: z.object({ redisUrl: z.string(), username: z.string(), password: z.string() }),
       grantKey: z.string().describe('Public key (SPKI PEM, Ed25519) that signs stream grants'),
       heartbeatMs: z.number().int(),
-      unwanted: z.array(AttemptId).describe('Attempts that the node must end and forget'),
+      ...unwanted,
     }),
   },
   errors: [],
@@ -154,7 +163,7 @@ export const heartbeat = route({
   summary: 'An agent lives',
   body: z.object(standing),
   bodyLimit: 16 * MiB,
-  reply: { 200: z.object({ unwanted: z.array(AttemptId) }) },
+  reply: { 200: z.object(unwanted) },
   errors: [],
 })
 export const reportNode = route({
@@ -164,7 +173,7 @@ export const reportNode = route({
   scope: 'node',
   rate: 'none',
   tag: 'node protocol',
-  summary: 'What became of attempts',
+  summary: 'What became of attempts and sandboxes',
   description: 'Answers when all are stored; the agent keeps and repeats reports until then.',
   body: z.object({ reports: z.array(NodeReport).min(1).max(100) }),
   bodyLimit: 32 * MiB,

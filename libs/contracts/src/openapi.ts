@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import { type ErrorCode, problems } from './errors.js'
-import { commonErrors, type Route } from './route.js'
+import { commonErrors, type Reply, type Route } from './route.js'
 
 type Json = Readonly<Record<string, unknown>>
 
@@ -20,6 +20,10 @@ const schemaOf = (schema: z.ZodType, io: 'input' | 'output'): Json => {
   return json
 }
 
+/** Whether the route's answer is kept for repeats that carry the same `Idempotency-Key`. */
+export const takesIdempotencyKey = (route: Route): boolean =>
+  route.method !== 'GET' && route.scope !== 'node' && route.scope !== 'public' && route.idempotency !== 'none'
+
 function parameters(route: Route): Json[] {
   const found: Json[] = []
   for (const [place, schema] of [
@@ -36,7 +40,9 @@ function parameters(route: Route): Json[] {
         schema: property,
       })
   }
-  if (route.method !== 'GET' && route.scope !== 'node' && route.scope !== 'public')
+  for (const [name, description] of Object.entries(route.headers ?? {}))
+    found.push({ name, in: 'header', required: false, description, schema: { type: 'string' } })
+  if (takesIdempotencyKey(route))
     found.push({
       name: 'Idempotency-Key',
       in: 'header',
@@ -47,21 +53,22 @@ function parameters(route: Route): Json[] {
   return found
 }
 
+const octets = { 'application/octet-stream': { schema: { type: 'string', format: 'binary' } } }
+
+function success(reply: Reply): Json {
+  if (reply === 'empty') return { description: 'Done' }
+  if (reply === 'bytes') return { description: 'Raw bytes', content: octets }
+  if (reply === 'socket') return { description: 'A WebSocket' }
+  if (reply instanceof z.ZodType)
+    return { description: 'Success', content: { 'application/json': { schema: schemaOf(reply, 'output') } } }
+  const type = reply.kind === 'ndjson' ? 'application/x-ndjson' : 'text/event-stream'
+  const description = reply.kind === 'ndjson' ? 'One JSON value a line' : 'One JSON value an event'
+  return { description, content: { [type]: { schema: schemaOf(reply.item, 'output') } } }
+}
+
 function responses(route: Route): Json {
   const all: Record<string, Json> = {}
-  for (const [status, reply] of Object.entries(route.reply)) {
-    if (reply === 'empty') all[status] = { description: 'Done' }
-    else if (reply === 'bytes')
-      all[status] = {
-        description: 'Raw bytes',
-        content: { 'application/octet-stream': { schema: { type: 'string', format: 'binary' } } },
-      }
-    else
-      all[status] = {
-        description: 'Success',
-        content: { 'application/json': { schema: schemaOf(reply, 'output') } },
-      }
-  }
+  for (const [status, reply] of Object.entries(route.reply)) all[status] = success(reply)
   const byStatus = new Map<number, ErrorCode[]>()
   for (const code of new Set<ErrorCode>([...route.errors, ...commonErrors])) {
     const { status } = problems[code]
@@ -75,6 +82,14 @@ function responses(route: Route): Json {
   return all
 }
 
+const requestBody = (body: NonNullable<Route['body']>): Json =>
+  body === 'bytes'
+    ? { required: true, content: octets }
+    : {
+        required: !body.safeParse(undefined).success,
+        content: { 'application/json': { schema: schemaOf(body, 'input') } },
+      }
+
 const operation = (route: Route): Json => ({
   operationId: route.id,
   tags: [route.tag],
@@ -82,9 +97,7 @@ const operation = (route: Route): Json => ({
   ...(route.description ? { description: route.description } : {}),
   ...(route.scope === 'public' ? { security: [] } : { 'x-scope': route.scope }),
   parameters: parameters(route),
-  ...(route.body
-    ? { requestBody: { required: true, content: { 'application/json': { schema: schemaOf(route.body, 'input') } } } }
-    : {}),
+  ...(route.body ? { requestBody: requestBody(route.body) } : {}),
   responses: responses(route),
 })
 
@@ -103,7 +116,8 @@ export function openApi(routes: readonly Route[], version: string): Json {
     info: {
       title: 'Berth',
       version,
-      description: 'Jobs in hard-limited containers. Errors are problem documents (RFC 9457) with a stable `code`.',
+      description:
+        'Jobs and sandboxes in hard-limited containers. Errors are problem documents (RFC 9457) with a stable `code`.',
       license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
     },
     security: [{ bearer: [] }, { apiKey: [] }],

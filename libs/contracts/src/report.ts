@@ -1,6 +1,8 @@
 import { z } from 'zod'
-import { AttemptId } from './ids.js'
+import { LimitHit } from './event.js'
+import { AttemptId, SandboxId } from './ids.js'
 import { ReasonCode, ResourceUsage } from './job.js'
+import { Clocks, SandboxEnd, SandboxPhase, SandboxPhases, SandboxReason, SandboxState } from './sandbox.js'
 
 const about = { attemptId: AttemptId, generation: z.number().int().min(1) }
 
@@ -39,6 +41,46 @@ export const AttemptFinished = z.object({
 })
 export type AttemptFinished = z.infer<typeof AttemptFinished>
 
-/** Everything a node may report, closed. A node can report only on attempts placed on it. */
-export const NodeReport = z.discriminatedUnion('kind', [AttemptStarted, AttemptFinished])
+/** Something worth an event that is no change of state; told once, by its number. */
+export const SandboxNote = z.object({
+  number: z.number().int().min(1).describe('Grows with every note of the sandbox'),
+  at: z.iso.datetime(),
+  about: z.discriminatedUnion('kind', [
+    z.object({ kind: z.literal('limit_hit'), limit: LimitHit }),
+    z.object({ kind: z.literal('warning'), clock: Clocks.keyof(), endsAt: z.iso.datetime() }),
+  ]),
+})
+export type SandboxNote = z.infer<typeof SandboxNote>
+
+/**
+ * What a sandbox is now, whole: a report that is lost is made good by the next. `sequence` grows with every change on the
+ * node, so that the API drops what was overtaken. Ends and notes are repeated until a report with them was stored, and
+ * are recognised by their numbers.
+ */
+export const SandboxReport = z.object({
+  kind: z.literal('sandbox'),
+  sandboxId: SandboxId,
+  generation: z.number().int().min(1).describe('The newest seen'),
+  sequence: z.number().int().min(1),
+  state: SandboxState.exclude(['lost']),
+  phase: SandboxPhase,
+  reason: SandboxReason.nullable(),
+  run: z.number().int().min(0),
+  restarts: z.number().int().min(0),
+  phases: SandboxPhases,
+  startedAt: z.iso.datetime().nullable(),
+  endedAt: z.iso.datetime().nullable(),
+  lastActivityAt: z.iso.datetime().nullable(),
+  endsAt: z.object({ at: z.iso.datetime(), clock: Clocks.keyof() }).nullable(),
+  ends: z.array(SandboxEnd).max(100),
+  notes: z.array(SandboxNote).max(100),
+})
+export type SandboxReport = z.infer<typeof SandboxReport>
+
+/** Everything a node may report, closed. A node can report only on what is placed on it. */
+export const NodeReport = z.discriminatedUnion('kind', [AttemptStarted, AttemptFinished, SandboxReport])
 export type NodeReport = z.infer<typeof NodeReport>
+
+/** Id of the attempt or sandbox that a report is about. */
+export const reportSubject = (report: NodeReport): AttemptId | SandboxId =>
+  report.kind === 'sandbox' ? report.sandboxId : report.attemptId

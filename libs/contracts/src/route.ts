@@ -8,6 +8,8 @@ import type { ErrorCode } from './errors.js'
 export const tenantScopes = [
   'jobs:read',
   'jobs:write',
+  'sandboxes:read',
+  'sandboxes:write',
   'images:read',
   'usage:read',
   'tenant:read',
@@ -21,10 +23,19 @@ export type Scope = TenantScope | 'operator' | 'node' | 'public'
 /** Which budget of requests a call is counted against; see the tenant's `requestsPerMinute`. */
 export type RateClass = 'read' | 'write' | 'none'
 
-export type Method = 'GET' | 'POST' | 'PATCH' | 'DELETE'
+export type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE'
 
-/** What a successful answer holds: a schema, raw bytes, or nothing. */
-export type Reply = z.ZodType | 'bytes' | 'empty'
+/** A stream of JSON values of one schema: one a line (`application/x-ndjson`), or as server-sent events. */
+export interface Lines {
+  readonly kind: 'ndjson' | 'events'
+  readonly item: z.ZodType
+}
+
+/**
+ * What a successful answer holds: a schema, raw bytes, a stream of JSON values, nothing, or (with status 101) a
+ * WebSocket whose frames the route's description tells.
+ */
+export type Reply = z.ZodType | Lines | 'bytes' | 'empty' | 'socket'
 
 /**
  * One route of the API. The guard, the validation, the OpenAPI document, the SDK and the cross-tenant test are all
@@ -42,9 +53,14 @@ export interface Route {
   readonly description?: string
   readonly params?: z.ZodType
   readonly query?: z.ZodType
-  readonly body?: z.ZodType
-  /** Largest body in bytes; 64 KiB where it is not given. */
+  /** `bytes`: any content, streamed to the handler as it comes. */
+  readonly body?: z.ZodType | 'bytes'
+  /** Largest body in bytes; 64 KiB where it is not given. Streamed bodies have no limit but the sandbox's disk. */
   readonly bodyLimit?: number
+  /** Headers that mean something to the route besides the usual ones: name → description, for the document. */
+  readonly headers?: Readonly<Record<string, string>>
+  /** `none`: a repeat is harmless by nature, or recognised by an id or offset in the request itself. */
+  readonly idempotency?: 'none'
   /** Success status → what it answers. The first one listed is the usual one. */
   readonly reply: Readonly<Record<number, Reply>>
   /** Codes this route may answer besides those that every route may (see `commonErrors`). */
@@ -98,6 +114,9 @@ export const Page = {
 /** One page of a list. `nextCursor` is null on the last page. */
 export const pageOf = <T extends z.ZodType>(item: T) =>
   z.object({ items: z.array(item), nextCursor: z.string().nullable() })
+
+/** A boolean as queries spell it. */
+export const Flag = z.enum(['true', 'false']).transform((text) => text === 'true')
 
 /** RFC 3339 time in UTC. */
 export const Time = z.iso.datetime()

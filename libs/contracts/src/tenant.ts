@@ -7,14 +7,17 @@ const count = (max: number) => z.number().int().min(0).max(max)
 
 /**
  * What a tenant may have at one moment. `unfinishedJobs` is refused over its limit; jobs over `concurrentJobs`,
- * `cpus`, `memoryBytes` or `diskBytes` wait in the queue, unless one alone is larger than the quota.
+ * `cpus`, `memoryBytes` or `diskBytes` wait in the queue, unless one alone is larger than the quota. A sandbox does not
+ * wait: it is refused over `sandboxes`, `cpus`, `memoryBytes` or `diskBytes`.
  */
 export const Quota = z.strictObject({
   unfinishedJobs: count(10_000_000).describe('Jobs that may be queued or running at once'),
   concurrentJobs: count(100_000).describe('Jobs that may run at once'),
-  cpus: z.number().min(0).max(100_000).describe('CPUs that running jobs may ask for, in all'),
-  memoryBytes: Bytes(0, 2 ** 50).describe('Memory that running jobs may ask for, in all'),
-  diskBytes: Bytes(0, 2 ** 50).describe('Writable disk that running jobs may ask for, in all'),
+  cpus: z.number().min(0).max(100_000).describe('CPUs that running jobs and sandboxes may ask for, in all'),
+  memoryBytes: Bytes(0, 2 ** 50).describe('Memory that running jobs and sandboxes may ask for, in all'),
+  diskBytes: Bytes(0, 2 ** 50).describe('Writable disk that running jobs and existing sandboxes may ask for, in all'),
+  sandboxes: count(100_000).describe('Sandboxes that may exist at once, stopped ones included'),
+  terminals: count(100_000).describe('Terminals that may be open on one node at once'),
   pids: count(4_194_304).describe('Processes and threads on one node, in all'),
   requestsPerMinute: count(10_000_000).describe('API requests a minute; short bursts of a tenth of it are let through'),
 })
@@ -26,6 +29,8 @@ export const defaultQuota: Quota = {
   cpus: 16,
   memoryBytes: 16 * GiB,
   diskBytes: 64 * GiB,
+  sandboxes: 64,
+  terminals: 64,
   pids: 8192,
   requestsPerMinute: 60_000,
 }
@@ -183,6 +188,7 @@ export const Usage = z.object({
   now: z.object({
     unfinishedJobs: z.number().int(),
     runningJobs: z.number().int(),
+    sandboxes: z.number().int().describe('That exist'),
     cpus: z.number(),
     memoryBytes: z.number().int(),
     diskBytes: z.number().int(),

@@ -204,10 +204,10 @@ async function compareWith(store: Store, id: NodeId, said: HeartbeatBody['attemp
   const { acknowledged, missing, found, strange } = compareAttempts(wanted.map(wantedOf), said)
   await acknowledge(store, id, acknowledged)
   if (missing.length + found.length > 0) await store.rows(noteMissing, [id, missing, found, now])
-  if (strange.length === 0) return { unwanted: [] }
+  if (strange.length === 0) return { unwanted: [], unwantedSandboxes: [] }
   const known = await store.rows<{ id: AttemptId }>(reportedHere, [strange, id])
   const keep = new Set(known.map((row) => row.id))
-  return { unwanted: strange.filter((one) => !keep.has(one)) }
+  return { unwanted: strange.filter((one) => !keep.has(one)), unwantedSandboxes: [] }
 }
 
 const standingValues = (id: NodeId, now: Date, capacity: Capacity, images: readonly NodeImage[], joins: boolean) => [

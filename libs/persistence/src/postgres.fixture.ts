@@ -123,6 +123,7 @@ export async function givenNode(db: Database, capacity: Partial<Capacity> = {}):
 export const standing = (capacity: Partial<Capacity> = {}, commands: readonly RunAttempt[] = []) => ({
   capacity: { ...roomy, ...capacity },
   images: [debian],
+  sandboxes: [],
   attempts: commands.map(({ attemptId, generation }) => ({ id: attemptId, generation })),
 })
 

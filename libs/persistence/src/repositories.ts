@@ -32,6 +32,7 @@ import type {
   Quota,
   ResourceUsage,
   RunAttempt,
+  SandboxId,
   StreamServer,
   Tenant,
   TenantId,
@@ -133,6 +134,7 @@ export type HeartbeatBody = Input<typeof heartbeat>['body']
 /** Attempts that the node lists but must end and forget: unknown here, of another node, or given up as lost. */
 export interface Standing {
   readonly unwanted: readonly AttemptId[]
+  readonly unwantedSandboxes: readonly SandboxId[]
 }
 
 export interface Nodes {

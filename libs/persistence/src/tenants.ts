@@ -17,6 +17,8 @@ const quotaData = (quota: Partial<Quota>) => ({
   ...(quota.diskBytes !== undefined && { quotaDiskBytes: BigInt(quota.diskBytes) }),
   ...(quota.pids !== undefined && { quotaPids: quota.pids }),
   ...(quota.requestsPerMinute !== undefined && { quotaRequestsPerMinute: quota.requestsPerMinute }),
+  ...(quota.sandboxes !== undefined && { quotaSandboxes: quota.sandboxes }),
+  ...(quota.terminals !== undefined && { quotaTerminals: quota.terminals }),
 })
 
 interface TenantRecord {
@@ -30,6 +32,8 @@ interface TenantRecord {
   readonly quotaDiskBytes: bigint
   readonly quotaPids: number
   readonly quotaRequestsPerMinute: number
+  readonly quotaSandboxes: number
+  readonly quotaTerminals: number
   readonly createdAt: Date
 }
 
@@ -45,6 +49,8 @@ const tenantOf = (row: TenantRecord): Tenant => ({
     diskBytes: Number(row.quotaDiskBytes),
     pids: row.quotaPids,
     requestsPerMinute: row.quotaRequestsPerMinute,
+    sandboxes: row.quotaSandboxes,
+    terminals: row.quotaTerminals,
   },
   createdAt: row.createdAt.toISOString(),
 })
@@ -55,8 +61,9 @@ const lockSlots: Statement = { name: 'lock_uid_slots', text: `SELECT pg_advisory
 const insertTenant: Statement = {
   name: 'insert_tenant',
   text: `INSERT INTO tenants AS t (id, name, uid_slot, quota_unfinished_jobs, quota_concurrent_jobs, quota_cpu_millis,
-           quota_memory_bytes, quota_disk_bytes, quota_pids, quota_requests_per_minute, created_at)
-         SELECT $1, $2, min(free.slot), $3, $4, $5, $6, $7, $8, $9, $10
+           quota_memory_bytes, quota_disk_bytes, quota_pids, quota_requests_per_minute, quota_sandboxes, quota_terminals,
+           created_at)
+         SELECT $1, $2, min(free.slot), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12
          FROM (SELECT 0 AS slot UNION ALL SELECT uid_slot + 1 FROM tenants) free
          WHERE NOT EXISTS (SELECT 1 FROM tenants taken WHERE taken.uid_slot = free.slot)`,
 }
@@ -75,6 +82,8 @@ async function create(store: Store, tenant: Parameters<Tenants['create']>[0]): P
     quota.diskBytes,
     quota.pids,
     quota.requestsPerMinute,
+    quota.sandboxes,
+    quota.terminals,
   ]
   try {
     await store.transaction(async (session) => {
@@ -136,6 +145,7 @@ export const openTenants = (store: Store): Tenants => ({
 })
 
 interface UsageRow extends UseRow, QuotaRow {
+  readonly sandboxes: number
   readonly jobs: number
   readonly attempts: number
   readonly cpu_ms: number
@@ -146,7 +156,7 @@ interface UsageRow extends UseRow, QuotaRow {
 
 const readUsage: Statement = {
   name: 'read_usage',
-  text: `SELECT ${quotaColumns}, ${useColumns}, p.*
+  text: `SELECT ${quotaColumns}, ${useColumns}, u.sandboxes, p.*
          FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id CROSS JOIN LATERAL (
            SELECT coalesce(sum(h.jobs), 0)::integer AS jobs, coalesce(sum(h.attempts), 0)::integer AS attempts,
              coalesce(sum(h.cpu_ms), 0) AS cpu_ms, coalesce(sum(h.wall_ms), 0) AS wall_ms,
@@ -167,6 +177,7 @@ async function usage(store: Store, tenantId: TenantId, from: Date, to: Date): Pr
     now: {
       unfinishedJobs: row.unfinished_jobs,
       runningJobs: row.running_jobs,
+      sandboxes: row.sandboxes,
       cpus: row.running_cpu_millis / 1000,
       memoryBytes: row.running_memory_bytes,
       diskBytes: row.running_disk_bytes,

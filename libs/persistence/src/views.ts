@@ -68,7 +68,7 @@ export const jobOf = ({ view, spec, stdin_bytes }: JobRow): Job => ({
 /** Columns of `tenants t` that quotas are made of. */
 export const quotaColumns = `
   t.quota_unfinished_jobs, t.quota_concurrent_jobs, t.quota_cpu_millis, t.quota_memory_bytes, t.quota_disk_bytes,
-  t.quota_pids, t.quota_requests_per_minute`
+  t.quota_pids, t.quota_requests_per_minute, t.quota_sandboxes, t.quota_terminals`
 
 export interface QuotaRow {
   readonly quota_unfinished_jobs: number
@@ -78,6 +78,8 @@ export interface QuotaRow {
   readonly quota_disk_bytes: number
   readonly quota_pids: number
   readonly quota_requests_per_minute: number
+  readonly quota_sandboxes: number
+  readonly quota_terminals: number
 }
 
 export const quotaOf = (row: QuotaRow): Quota => ({
@@ -88,6 +90,8 @@ export const quotaOf = (row: QuotaRow): Quota => ({
   diskBytes: row.quota_disk_bytes,
   pids: row.quota_pids,
   requestsPerMinute: row.quota_requests_per_minute,
+  sandboxes: row.quota_sandboxes,
+  terminals: row.quota_terminals,
 })
 
 /** Ids of a range: as many as a 16-bit uid space, the least that images and tools expect. */

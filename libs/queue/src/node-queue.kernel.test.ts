@@ -9,6 +9,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import {
   AttemptId,
   CancelAttempt,
+  commandSubject,
   Fault,
   ForgetAttempt,
   JobId,
@@ -387,7 +388,7 @@ describe('when Redis fails', () => {
           () => false,
         ),
       )
-      await until(`delivered, round ${round}`, () => got.some(({ attemptId }) => attemptId === command.attemptId))
+      await until(`delivered, round ${round}`, () => got.some((one) => commandSubject(one) === commandSubject(command)))
       for (const socket of sockets) socket.destroy()
     }
   })

@@ -5,7 +5,7 @@
 // command has one id as long as it is in the queue. A command that was carried out leaves the queue together with its
 // id, so that a later repeat is delivered again (agents are idempotent, and a repeat asks for the report again).
 import { createHash } from 'node:crypto'
-import { Fault, JobId, type NodeCommand, type NodeId } from '@berth/contracts'
+import { commandSubject, Fault, JobId, type NodeCommand, type NodeId } from '@berth/contracts'
 import { Queue } from 'bullmq'
 import { Redis } from 'ioredis'
 import { keyPrefix, parseRedisUrl, QUEUE, type QueueLog, queueKey, reconnectDelayMs } from './redis.js'
@@ -83,8 +83,8 @@ class RedisNodeQueues implements NodeQueues {
   }
 
   send(command: NodeCommand): Promise<void> {
-    return this.attempt(`queueing ${command.kind} of ${command.attemptId}`, async () => {
-      const jobId = `${command.kind}-${command.attemptId}-${command.generation}`
+    return this.attempt(`queueing ${command.kind} of ${commandSubject(command)}`, async () => {
+      const jobId = `${command.kind}-${commandSubject(command)}-${command.generation}`
       // A cancel goes ahead of the runs that wait: it may spare one of them.
       await this.queueOf(command.nodeId).add(command.kind, command, { jobId, lifo: command.kind === 'cancel' })
     })

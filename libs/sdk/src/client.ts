@@ -70,7 +70,8 @@ export class Client implements AsyncDisposable {
       return { status: answer.statusCode, text: await body(answer, route) }
     })
     const reply = route.reply[status]
-    if (reply === undefined || reply === 'bytes') throw apiError(status, text, undefined)
+    if (reply === undefined || (reply !== 'empty' && !(reply instanceof z.ZodType)))
+      throw apiError(status, text, undefined)
     const parsed = reply === 'empty' ? undefined : parseReply(route, reply, text)
     return parsed as Output<R> // what the schema of this very route gave
   }

@@ -12,7 +12,7 @@
 // Fastify hooks rather than Nest guards and interceptors: they run before the body is parsed, see requests that match
 // no route, and cost no chain of observables.
 import { randomBytes } from 'node:crypto'
-import { BrokenInvariant, Failure, InvalidRequest, mintId, type Route } from '@berth/contracts'
+import { BrokenInvariant, Failure, InvalidRequest, mintId, type Route, takesIdempotencyKey } from '@berth/contracts'
 import type {
   DoneFuncWithErrOrRes,
   FastifyInstance,
@@ -108,7 +108,7 @@ function configure(options: FastifyRoute, route: Route, parts: PipelineParts): v
       if (rate !== 'none') countRequest(rateLimit, principal, reply, clock.now().getTime())
     }
   }
-  const idempotent = route.method !== 'GET' && route.scope !== 'node' && route.scope !== 'public'
+  const idempotent = takesIdempotencyKey(route)
   options.preHandler = async (request, reply) => {
     request.call = callOf(route, request, reply, parts)
     if (idempotent) await beginOnce(request, reply, parts.idempotency)
@@ -143,7 +143,7 @@ function callOf(route: Route, request: FastifyRequest, reply: FastifyReply, part
   const { principal } = request
   const params = parseWith(route.params ?? Nothing, request.params, 'path')
   const query = parseWith(route.query ?? Nothing, { ...Object(request.query) }, 'query')
-  const body = route.body ? parseWith(route.body, request.body, 'body') : noBody(request.body)
+  const body = route.body instanceof z.ZodType ? parseWith(route.body, request.body, 'body') : noBody(request.body)
   return { params, query, body, principal, signal: goneSignal(reply), once: onceOf(request, reply, parts.idempotency) }
 }
 

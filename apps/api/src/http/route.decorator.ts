@@ -61,6 +61,7 @@ type Answer<R extends RouteRecord> = Output<R> | ('bytes' extends R['reply'][key
 const methods: Readonly<Record<Method, RequestMethod>> = {
   GET: RequestMethod.GET,
   POST: RequestMethod.POST,
+  PUT: RequestMethod.PUT,
   PATCH: RequestMethod.PATCH,
   DELETE: RequestMethod.DELETE,
 }

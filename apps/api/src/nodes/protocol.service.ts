@@ -25,7 +25,7 @@ export class ProtocolService {
   /** The node may read its queue before it is told where that is. @throws Fault when Redis does not answer: join again */
   async join(id: NodeId, body: JoinBody): Promise<Output<typeof joinNode>> {
     const password = await this.users.ensure(id)
-    const { unwanted } = await this.database.nodes.join(id, body)
+    const { unwanted, unwantedSandboxes } = await this.database.nodes.join(id, body)
     this.changes.roomMade()
     const redisUrl = withoutCredentials((this.config.BERTH_NODE_REDIS_URL ?? this.config.REDIS_URL).reveal())
     return {
@@ -34,11 +34,12 @@ export class ProtocolService {
       grantKey: this.secrets.grantPublicKey,
       heartbeatMs: HEARTBEAT_MS,
       unwanted: [...unwanted],
+      unwantedSandboxes: [...unwantedSandboxes],
     }
   }
 
   async heartbeat(id: NodeId, body: HeartbeatBody): Promise<Output<typeof heartbeat>> {
-    const { unwanted } = await this.database.nodes.heartbeat(id, body)
-    return { unwanted: [...unwanted] }
+    const { unwanted, unwantedSandboxes } = await this.database.nodes.heartbeat(id, body)
+    return { unwanted: [...unwanted], unwantedSandboxes: [...unwantedSandboxes] }
   }
 }

@@ -1,6 +1,6 @@
 // dispatcher.ts: committed decisions → nodes. Nothing depends on it: what does not arrive is found and sent again by the
 // reconciler. So sending never holds up a request, and a failure is only logged.
-import type { CancelAttempt, ForgetAttempt, NodeCommand } from '@berth/contracts'
+import { type CancelAttempt, commandSubject, type ForgetAttempt, type NodeCommand } from '@berth/contracts'
 import type { Addressed } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import { LOG, type Logger, type NodeQueues, QUEUES } from '../tokens.js'
@@ -29,7 +29,7 @@ export class Dispatcher {
   }
 
   private async send(command: NodeCommand): Promise<void> {
-    const name = `${command.kind} ${command.attemptId} ${command.generation}`
+    const name = `${command.kind} ${commandSubject(command)} ${command.generation}`
     if (this.underWay.has(name)) return
     this.underWay.add(name)
     try {
@@ -38,7 +38,7 @@ export class Dispatcher {
     } catch (err) {
       // One line at the beginning of an outage, not one per command and second.
       if (this.failed++ === 0)
-        this.log.warn({ err, node: command.nodeId, attempt: command.attemptId }, 'dispatch.failed')
+        this.log.warn({ err, node: command.nodeId, subject: commandSubject(command) }, 'dispatch.failed')
     } finally {
       this.underWay.delete(name)
     }

@@ -1,7 +1,7 @@
 // reports.ts: what nodes say became of attempts → rows. A node repeats its reports until they are stored, so each one
 // may come more than once and late; persistence applies it once, and drops what is not about an attempt placed on the
 // node that speaks.
-import type { NodeId, NodeReport } from '@berth/contracts'
+import { Fault, type NodeId, type NodeReport, reportSubject } from '@berth/contracts'
 import type { JobChange } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import { DATABASE, type Database, LOG, type Logger } from '../tokens.js'
@@ -22,7 +22,7 @@ export class Reports {
    */
   async store(nodeId: NodeId, reports: readonly NodeReport[]): Promise<number> {
     const results = await Promise.allSettled(
-      [...byAttempt(reports).values()].map((ofOne) => this.storeInOrder(nodeId, ofOne)),
+      [...bySubject(reports).values()].map((ofOne) => this.storeInOrder(nodeId, ofOne)),
     )
     const changes = results.flatMap((result) => (result.status === 'fulfilled' ? result.value : []))
     this.changes.announce(changes)
@@ -37,7 +37,7 @@ export class Reports {
     for (const report of reports) {
       const change = await this.storeOne(nodeId, report)
       if (change) changes.push(change)
-      else this.log.debug({ node: nodeId, attempt: report.attemptId, kind: report.kind }, 'report.stale')
+      else this.log.debug({ node: nodeId, subject: reportSubject(report), kind: report.kind }, 'report.stale')
     }
     return changes
   }
@@ -48,16 +48,19 @@ export class Reports {
         return this.database.jobs.recordStarted(nodeId, report)
       case 'finished':
         return this.database.jobs.recordFinished(nodeId, report)
+      case 'sandbox':
+        throw new Fault('store the report of a sandbox', { cause: 'there are none' })
     }
   }
 }
 
-function byAttempt(reports: readonly NodeReport[]): Map<string, NodeReport[]> {
+function bySubject(reports: readonly NodeReport[]): Map<string, NodeReport[]> {
   const groups = new Map<string, NodeReport[]>()
   for (const report of reports) {
-    const group = groups.get(report.attemptId)
+    const subject = reportSubject(report)
+    const group = groups.get(subject)
     if (group) group.push(report)
-    else groups.set(report.attemptId, [report])
+    else groups.set(subject, [report])
   }
   return groups
 }
