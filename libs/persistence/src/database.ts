@@ -1,11 +1,13 @@
 // database.ts: the repositories over one store.
 import { openAdmission } from './admission.js'
 import { openBatches } from './batches.js'
+import { openEvents } from './events.js'
 import { openIdempotency } from './idempotency.js'
 import { openJobs } from './jobs.js'
 import { openKeys } from './keys.js'
 import { openNodes } from './nodes.js'
 import type { Database } from './repositories.js'
+import { openSandboxes } from './sandboxes.js'
 import { openStore, type Statement, type StoreOptions } from './store.js'
 import { openTenants, openUsage } from './tenants.js'
 
@@ -20,6 +22,8 @@ export function openDatabase(options: StoreOptions): Database {
     nodes: openNodes(store),
     jobs: openJobs(store),
     batches: openBatches(store),
+    sandboxes: openSandboxes(store),
+    events: openEvents(store),
     admission: openAdmission(store),
     usage: openUsage(store),
     idempotency: openIdempotency(store),

@@ -13,7 +13,9 @@ import type {
   AttemptState,
   Batch,
   BatchId,
+  BerthEvent,
   CancelAttempt,
+  EventType,
   ForgetAttempt,
   heartbeat,
   IdKind,
@@ -33,6 +35,7 @@ import type {
   ResourceUsage,
   RunAttempt,
   SandboxId,
+  SandboxState,
   StreamServer,
   Tenant,
   TenantId,
@@ -259,6 +262,36 @@ export interface Admission {
   placeQueued(limit: number): Promise<readonly PlacedAttempt[]>
 }
 
+/** Where a sandbox is: all that a call which its node answers needs to know. */
+export interface LocatedSandbox {
+  readonly id: SandboxId
+  readonly tenantId: TenantId
+  /** Null once its node was removed. */
+  readonly nodeId: NodeId | null
+  readonly state: SandboxState
+}
+
+/** Everywhere `ref` is the id of a sandbox, or the name of one that exists. */
+export interface Sandboxes {
+  /** @throws sandbox_not_found */
+  locate(access: Access, ref: string): Promise<LocatedSandbox>
+}
+
+export interface EventFilter {
+  readonly type?: readonly EventType[] | undefined
+  readonly subject?: string | undefined
+}
+
+/** The append-only log of each tenant. Numbers grow by one with every event, in the order of commits. */
+export interface Events {
+  /** Up to `limit` events after the number `after`, oldest first. */
+  list(tenantId: TenantId, after: number, filter: EventFilter, limit: number): Promise<readonly BerthEvent[]>
+  /** Number of the last event; 0 where there was none. @throws tenant_not_found */
+  last(tenantId: TenantId): Promise<number>
+  /** Deletes up to `limit` events that are over 30 days old. @returns how many */
+  expire(limit: number): Promise<number>
+}
+
 export interface UsageTotals {
   /** The period is widened to whole UTC hours, and says so in the answer. @throws tenant_not_found */
   get(tenantId: TenantId, from: Date, to: Date): Promise<Usage>
@@ -295,6 +328,8 @@ export interface Database {
   readonly nodes: Nodes
   readonly jobs: Jobs
   readonly batches: Batches
+  readonly sandboxes: Sandboxes
+  readonly events: Events
   readonly admission: Admission
   readonly usage: UsageTotals
   readonly idempotency: Idempotency
