@@ -13,6 +13,8 @@ import { Auth } from './http/auth.js'
 import { Idempotency } from './http/idempotency.js'
 import { OpenApiController } from './http/openapi.controller.js'
 import { RateLimit } from './http/rate-limit.js'
+import { SessionsController } from './http/sessions.controller.js'
+import { SessionsService } from './http/sessions.service.js'
 import { ImagesController } from './images/images.controller.js'
 import { ImagesService } from './images/images.service.js'
 import { BatchesService } from './jobs/batches.service.js'
@@ -75,6 +77,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       NodesController,
       ImagesController,
       UsageController,
+      SessionsController,
       OpenApiController,
       HealthController,
     ],
@@ -87,7 +90,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       { provide: STREAMS, useFactory: openStreams },
       { provide: Secrets, useValue: secrets },
       { provide: RateLimit, useValue: new RateLimit(config.BERTH_API_REPLICAS) },
-      ...[Auth, Idempotency, Drain],
+      ...[Auth, SessionsService, Idempotency, Drain],
       ...[JobsService, BatchesService, Waiters, Follow, NodeOutput],
       ...[ImagesService, TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor],

@@ -32,6 +32,18 @@ test.each(['unix:///run/redis.sock', 'redis+unix://:pw@/run/redis.sock', 'rediss
   expect(readConfig({ ...least, REDIS_URL: url }).REDIS_URL.reveal()).toBe(url)
 })
 
+test('a public address is an origin, and proxies are addresses or networks', () => {
+  const config = readConfig({
+    ...least,
+    BERTH_PUBLIC_URL: 'https://Berth.example/console',
+    BERTH_TRUSTED_PROXIES: '10.0.0.0/8, ::1',
+  })
+  expect(config.BERTH_PUBLIC_URL).toBe('https://berth.example')
+  expect(config.BERTH_TRUSTED_PROXIES).toEqual(['10.0.0.0/8', '::1'])
+  expect(() => readConfig({ ...least, BERTH_PUBLIC_URL: 'berth.example' })).toThrow('BERTH_PUBLIC_URL')
+  expect(() => readConfig({ ...least, BERTH_TRUSTED_PROXIES: 'proxy.example' })).toThrow('BERTH_TRUSTED_PROXIES')
+})
+
 test('what is printed names each option, its value and its purpose, and no secret', () => {
   const text = describeConfig(readConfig(least))
   expect(text).toContain('BERTH_API_PORT=7433\n    Port to listen on')

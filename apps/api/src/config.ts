@@ -32,6 +32,17 @@ const redisUrl = z.string().regex(/^(rediss?|(redis\+)?unix):\/\//, 'must be red
 const Environment = z.object({
   BERTH_API_HOST: z.string().min(1).default('127.0.0.1').describe('Address to listen on'),
   BERTH_API_PORT: z.coerce.number().int().min(0).max(65_535).default(7433).describe('Port to listen on; 0: any'),
+  BERTH_PUBLIC_URL: z
+    .url({ protocol: /^https?$/ })
+    .transform((url) => new URL(url).origin)
+    .optional()
+    .describe('Where browsers find the API, e.g. https://berth.example.com. Default: where a request is sent to'),
+  BERTH_TRUSTED_PROXIES: z
+    .string()
+    .transform((text) => text.split(',').map((part) => part.trim()))
+    .pipe(z.array(z.union([z.ipv4(), z.ipv6(), z.cidrv4(), z.cidrv6()])))
+    .default([])
+    .describe('Addresses and networks, with commas, of proxies whose X-Forwarded-For, -Proto and -Host are believed'),
   DATABASE_URL: secret(postgresUrl).describe('Postgres, e.g. postgresql://berth@localhost/berth?host=/run/postgresql'),
   REDIS_URL: secret(redisUrl).describe('Redis, e.g. redis://127.0.0.1:6379/0 or unix:///run/redis.sock'),
   BERTH_NODE_REDIS_URL: secret(redisUrl)

@@ -31,8 +31,9 @@ const DRAIN_MS = 10_000
 /** A request's head and body must have come within this, in milliseconds. */
 const REQUEST_TIMEOUT_MS = 120_000
 
-function adapterOf(filter: ProblemFilter): FastifyAdapter {
+function adapterOf(filter: ProblemFilter, config: Config): FastifyAdapter {
   return new FastifyAdapter({
+    trustProxy: config.BERTH_TRUSTED_PROXIES.length > 0 && [...config.BERTH_TRUSTED_PROXIES],
     genReqId: (raw: IncomingMessage) => requestId(raw.headers['x-request-id']),
     requestIdHeader: false,
     exposeHeadRoutes: false,
@@ -48,7 +49,7 @@ function adapterOf(filter: ProblemFilter): FastifyAdapter {
 
 async function compose(outside: Outside): Promise<NestFastifyApplication> {
   const filter = new ProblemFilter(routes, outside.log)
-  const adapter = adapterOf(filter)
+  const adapter = adapterOf(filter, outside.config)
   const logger = new NestLog(outside.log)
   const module = appModule(outside)
   const app = await NestFactory.create<NestFastifyApplication>(module, adapter, {
@@ -63,6 +64,7 @@ async function compose(outside: Outside): Promise<NestFastifyApplication> {
     idempotency: app.get(Idempotency),
     clock: app.get<Clock>(CLOCK),
     log: outside.log,
+    publicOrigin: outside.config.BERTH_PUBLIC_URL,
   })
   await app.init()
   const unhandled = routes.filter((route) => !handled.has(route)).map(({ id }) => id)

@@ -8,6 +8,7 @@ import { openKeys } from './keys.js'
 import { openNodes } from './nodes.js'
 import type { Database } from './repositories.js'
 import { openSandboxes } from './sandboxes.js'
+import { openSessions } from './sessions.js'
 import { openStore, type Statement, type StoreOptions } from './store.js'
 import { openTenants, openUsage } from './tenants.js'
 
@@ -19,6 +20,7 @@ export function openDatabase(options: StoreOptions): Database {
   return {
     tenants: openTenants(store),
     keys: openKeys(store),
+    sessions: openSessions(store),
     nodes: openNodes(store),
     jobs: openJobs(store),
     batches: openBatches(store),

@@ -53,7 +53,7 @@ const ensureOperator: Statement = {
          ON CONFLICT (hash) DO NOTHING`,
 }
 
-interface KeyRow {
+export interface KeyRow {
   readonly id: KeyId
   readonly tenant_id: TenantId | null
   readonly tenant_state: KeyRecord['tenantState']
@@ -63,25 +63,28 @@ interface KeyRow {
   readonly revoked_at: Date | null
 }
 
+/** Columns of a `KeyRow`, from `api_keys k` and `tenants t`. */
+export const keyColumns =
+  'k.id, k.tenant_id, t.state AS tenant_state, t.quota_requests_per_minute, k.scopes, k.expires_at, k.revoked_at'
+
+export const keyRecordOf = (row: KeyRow): KeyRecord => ({
+  id: row.id,
+  tenantId: row.tenant_id,
+  tenantState: row.tenant_state,
+  requestsPerMinute: row.quota_requests_per_minute,
+  scopes: row.scopes,
+  expiresAt: row.expires_at,
+  revokedAt: row.revoked_at,
+})
+
 const findByHash: Statement = {
   name: 'key_by_hash',
-  text: `SELECT k.id, k.tenant_id, t.state AS tenant_state, t.quota_requests_per_minute, k.scopes, k.expires_at,
-                k.revoked_at
-         FROM api_keys k LEFT JOIN tenants t ON t.id = k.tenant_id WHERE k.hash = $1`,
+  text: `SELECT ${keyColumns} FROM api_keys k LEFT JOIN tenants t ON t.id = k.tenant_id WHERE k.hash = $1`,
 }
 
 async function byHash(store: Store, hash: Uint8Array): Promise<KeyRecord | undefined> {
   const [row] = await store.rows<KeyRow>(findByHash, [Buffer.from(hash)])
-  if (!row) return undefined
-  return {
-    id: row.id,
-    tenantId: row.tenant_id,
-    tenantState: row.tenant_state,
-    requestsPerMinute: row.quota_requests_per_minute,
-    scopes: row.scopes,
-    expiresAt: row.expires_at,
-    revokedAt: row.revoked_at,
-  }
+  return row && keyRecordOf(row)
 }
 
 /** A tenant sees its own keys, operators see their own. */

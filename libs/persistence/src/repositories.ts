@@ -322,9 +322,32 @@ export interface Idempotency {
   expire(limit: number): Promise<number>
 }
 
+/** A session with the key it was begun with, and when it ends by itself; for the caller to judge, at its own time. */
+export interface SessionRecord {
+  readonly key: KeyRecord
+  /** Twelve hours after its beginning. */
+  readonly expiresAt: Date
+  /** An hour after its last use that was noted. */
+  readonly idleAt: Date
+}
+
+/** Sessions of browsers. `hash` is the SHA-256 of the cookie's token, 32 bytes. */
+export interface Sessions {
+  /** Begins a session. A key has at most 100; the oldest makes room. @throws Fault where there is no such key */
+  create(session: { readonly hash: Uint8Array; readonly keyId: KeyId }): Promise<{ readonly expiresAt: Date }>
+  byHash(hash: Uint8Array): Promise<SessionRecord | undefined>
+  /** Ends a session; of one that is none nothing changes. */
+  end(hash: Uint8Array): Promise<void>
+  /** Notes the sessions as used at `at`; older notes only ever move forward. */
+  touch(hashes: readonly Uint8Array[], at: Date): Promise<void>
+  /** @returns how many were over and are deleted now, at most `limit` */
+  expire(limit: number): Promise<number>
+}
+
 export interface Database {
   readonly tenants: Tenants
   readonly keys: Keys
+  readonly sessions: Sessions
   readonly nodes: Nodes
   readonly jobs: Jobs
   readonly batches: Batches

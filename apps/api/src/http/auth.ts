@@ -2,18 +2,33 @@
 // slow hash is needed, and an index lookup of a hash tells nothing through its timing.
 //
 // What a lookup found is believed for less than a second. That keeps Postgres off the path of most requests, and a
-// revoked key, a passed expiry or a suspended tenant is refused by every replica within that second.
+// revoked key, a passed expiry or a suspended tenant is refused by every replica within that second. A browser's session
+// is looked up with its key and judged as the key is, so it ends with it.
 import { createHash, randomBytes } from 'node:crypto'
 import type { IncomingHttpHeaders } from 'node:http'
-import { Failure, type KeyId, type NodeId, type Scope, type TenantId, type TenantScope } from '@berth/contracts'
-import type { KeyRecord } from '@berth/persistence'
+import {
+  Failure,
+  invariant,
+  type KeyId,
+  type NodeId,
+  type Scope,
+  type TenantId,
+  type TenantScope,
+} from '@berth/contracts'
+import type { KeyRecord, SessionRecord } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import { Recent } from '../recent.js'
 import { CLOCK, type Clock, DATABASE, type Database, LOG, type Logger } from '../tokens.js'
+import { type Asking, claimsSession, requireOwnPage, sessionTokenOf } from './sessions.js'
 
 /** What a lookup is believed for, in milliseconds. */
 const BELIEVED_MS = 700
 const MAX_KNOWN = 10_000
+
+/** What a request was authenticated by: the table to look into, and the SHA-256 of the secret in base64. */
+type Credential = `${Table}:${string}`
+const tables = ['key', 'node', 'session'] as const
+type Table = (typeof tables)[number]
 
 export interface TenantPrincipal {
   readonly kind: 'tenant'
@@ -21,17 +36,19 @@ export interface TenantPrincipal {
   readonly keyId: KeyId
   readonly scopes: ReadonlySet<string>
   readonly requestsPerMinute: number
-  readonly credential: string
+  /** When the credential ends by itself, as far as is known. */
+  readonly until: Date | null
+  readonly credential: Credential
 }
 export interface OperatorPrincipal {
   readonly kind: 'operator'
   readonly keyId: KeyId
-  readonly credential: string
+  readonly credential: Credential
 }
 export interface NodePrincipal {
   readonly kind: 'node'
   readonly nodeId: NodeId
-  readonly credential: string
+  readonly credential: Credential
 }
 export type Principal = TenantPrincipal | OperatorPrincipal | NodePrincipal
 
@@ -44,7 +61,7 @@ export type PrincipalOf<S extends Scope> = S extends TenantScope
       ? NodePrincipal
       : undefined
 
-type Known = KeyRecord | { readonly nodeId: NodeId } | undefined
+type Known = KeyRecord | SessionRecord | { readonly nodeId: NodeId } | undefined
 
 /** SHA-256 of a secret: what is stored of it. */
 export const hashOf = (secret: string): Buffer => createHash('sha256').update(secret).digest()
@@ -52,7 +69,7 @@ export const hashOf = (secret: string): Buffer => createHash('sha256').update(se
 /** A new secret of 256 random bits: `brt_` for keys, `brn_` for nodes. */
 export const newSecret = (kind: 'brt' | 'brn'): string => `${kind}_${randomBytes(32).toString('base64url')}`
 
-const wellFormed = /^br[tn]_[\w-]{32,200}$/
+const wellFormed = /^br[tns]_[\w-]{32,200}$/
 
 /** The secret of `Authorization: Bearer` or `X-API-Key`; undefined where there is none. */
 export function credentialOf(headers: IncomingHttpHeaders): string | undefined {
@@ -66,6 +83,7 @@ export function credentialOf(headers: IncomingHttpHeaders): string | undefined {
 export class Auth {
   private readonly known: Recent<Known>
   private readonly used = new Set<KeyId>()
+  private readonly usedSessions = new Set<string>()
 
   constructor(
     @Inject(DATABASE) private readonly database: Database,
@@ -76,19 +94,32 @@ export class Auth {
   }
 
   /**
-   * Who calls. @throws unauthenticated, key_revoked, key_expired, tenant_suspended
+   * Who calls: by the key or token in its headers, else by the session in its cookie where a page of ours sent it.
+   * @throws unauthenticated, key_revoked, key_expired, tenant_suspended, origin_forbidden
    * @throws Fault when Postgres cannot be asked
    */
-  async authenticate(headers: IncomingHttpHeaders): Promise<Principal> {
-    const secret = credentialOf(headers)
-    if (secret === undefined) throw new Failure('unauthenticated', 'send a key: Authorization: Bearer brt_…')
-    if (!wellFormed.test(secret)) throw new Failure('unauthenticated', 'the key is not one of ours')
-    return this.principalOf(secret.startsWith('brn_') ? 'node' : 'key', hashOf(secret))
+  async authenticate(asking: Asking): Promise<Principal> {
+    const secret = credentialOf(asking.headers)
+    if (secret !== undefined) return this.authenticateSecret(secret)
+    const session = claimsSession(asking) ? sessionTokenOf(asking) : undefined
+    if (session === undefined) throw new Failure('unauthenticated', 'send a key: Authorization: Bearer brt_…')
+    requireOwnPage(asking)
+    if (!session.startsWith('brs_') || !wellFormed.test(session)) throw sessionOver()
+    return this.principalOf('session', hashOf(session).toString('base64'))
+  }
+
+  /** Whose key or token this is. @throws as `authenticate` */
+  async authenticateSecret(secret: string): Promise<Principal> {
+    if (!wellFormed.test(secret) || secret.startsWith('brs_'))
+      throw new Failure('unauthenticated', 'the key is not one of ours')
+    return this.principalOf(secret.startsWith('brn_') ? 'node' : 'key', hashOf(secret).toString('base64'))
   }
 
   /** Throws like `authenticate` once the credential of a principal is no longer good. */
-  async confirm({ kind, credential }: Principal): Promise<void> {
-    await this.principalOf(kind === 'node' ? 'node' : 'key', Buffer.from(credential, 'base64'))
+  async confirm({ credential }: Principal): Promise<void> {
+    const table = tables.find((name) => credential.startsWith(`${name}:`))
+    invariant(table, 'a credential names its table')
+    await this.principalOf(table, credential.slice(table.length + 1))
   }
 
   /** Believes nothing from before: after this replica changed a key, a tenant or a node. */
@@ -96,32 +127,45 @@ export class Auth {
     this.known.clear()
   }
 
-  /** Writes down which keys were used since the last call. */
+  /** Writes down which keys and sessions were used since the last call. */
   async noteUse(): Promise<void> {
-    if (this.used.size === 0) return
-    const ids = [...this.used]
+    const [keys, sessions] = [[...this.used], [...this.usedSessions]]
     this.used.clear()
-    await this.database.keys.touch(ids, this.clock.now()).catch((err: unknown) => {
-      this.log.warn({ err, keys: ids.length }, 'auth.touch.failed')
+    this.usedSessions.clear()
+    const now = this.clock.now()
+    const hashes = sessions.map((hash) => Buffer.from(hash, 'base64'))
+    const noted = [this.database.keys.touch(keys, now), this.database.sessions.touch(hashes, now)]
+    await Promise.all(noted).catch((err: unknown) => {
+      this.log.warn({ err, keys: keys.length, sessions: sessions.length }, 'auth.touch.failed')
     })
   }
 
-  private async principalOf(kind: 'node' | 'key', hash: Buffer): Promise<Principal> {
-    const credential = hash.toString('base64')
-    const found = await this.known.get(credential, () => this.ask(kind, hash))
-    if (!found) throw new Failure('unauthenticated', 'the key is not one of ours')
+  /** @param hash in base64 */
+  private async principalOf(table: Table, hash: string): Promise<Principal> {
+    const credential: Credential = `${table}:${hash}`
+    const found = await this.known.get(credential, () => this.ask(table, Buffer.from(hash, 'base64')))
+    if (!found) throw table === 'session' ? sessionOver() : new Failure('unauthenticated', 'the key is not one of ours')
     if ('nodeId' in found) return { kind: 'node', nodeId: found.nodeId, credential }
-    this.checkStanding(found)
-    this.used.add(found.id)
-    if (found.tenantId === null) return { kind: 'operator', keyId: found.id, credential }
+    const key = 'key' in found ? found.key : found
+    this.checkStanding(key)
+    if ('key' in found) this.useSession(hash, found)
+    this.used.add(key.id)
+    if (key.tenantId === null) return { kind: 'operator', keyId: key.id, credential }
     return {
       kind: 'tenant',
-      tenantId: found.tenantId,
-      keyId: found.id,
-      scopes: new Set(found.scopes),
-      requestsPerMinute: found.requestsPerMinute ?? 0,
+      tenantId: key.tenantId,
+      keyId: key.id,
+      scopes: new Set(key.scopes),
+      requestsPerMinute: key.requestsPerMinute ?? 0,
+      until: found.expiresAt,
       credential,
     }
+  }
+
+  private useSession(hash: string, { expiresAt, idleAt }: SessionRecord): void {
+    const now = this.clock.now()
+    if (expiresAt <= now || idleAt <= now) throw sessionOver()
+    this.usedSessions.add(hash)
   }
 
   private checkStanding({ id, revokedAt, expiresAt, tenantState }: KeyRecord): void {
@@ -131,12 +175,15 @@ export class Auth {
     if (tenantState === 'suspended') throw new Failure('tenant_suspended', 'the tenant is suspended by the operator')
   }
 
-  private async ask(kind: 'node' | 'key', hash: Buffer): Promise<Known> {
-    if (kind === 'key') return this.database.keys.byHash(hash)
+  private async ask(table: Table, hash: Buffer): Promise<Known> {
+    if (table === 'key') return this.database.keys.byHash(hash)
+    if (table === 'session') return this.database.sessions.byHash(hash)
     const node = await this.database.nodes.byToken(hash)
     return node && { nodeId: node.id }
   }
 }
+
+const sessionOver = () => new Failure('unauthenticated', 'the session is over; sign in again')
 
 /** Refuses a principal that may not call a route of this scope. @throws forbidden_scope naming what is missing */
 export function checkScope(principal: Principal, scope: Exclude<Scope, 'public'>): void {

@@ -26,6 +26,7 @@ import { type Auth, checkScope, type Principal } from './auth.js'
 import { type Idempotency, type IdempotentRequest, idempotentRequest } from './idempotency.js'
 import { type RateLimit, rateLimited } from './rate-limit.js'
 import type { AnyCall, Once } from './route.decorator.js'
+import type { Asking } from './sessions.js'
 import { parseWith } from './violations.js'
 
 export interface PipelineParts {
@@ -34,6 +35,8 @@ export interface PipelineParts {
   readonly idempotency: Idempotency
   readonly clock: Clock
   readonly log: Logger
+  /** Where browsers find this API, as an origin; undefined: where the request was sent to. */
+  readonly publicOrigin: string | undefined
 }
 
 export const DEFAULT_BODY_LIMIT = 64 * 1024
@@ -97,12 +100,12 @@ function acceptJsonOnly(fastify: FastifyInstance): void {
 }
 
 function configure(options: FastifyRoute, route: Route, parts: PipelineParts): void {
-  const { auth, rateLimit, clock } = parts
+  const { auth, rateLimit, clock, publicOrigin } = parts
   options.bodyLimit = route.bodyLimit ?? DEFAULT_BODY_LIMIT
   if (route.scope !== 'public') {
     const { scope, rate } = route
     options.onRequest = async (request, reply) => {
-      const principal = await auth.authenticate(request.headers)
+      const principal = await auth.authenticate(askingOf(request, publicOrigin))
       request.principal = principal
       checkScope(principal, scope)
       if (rate !== 'none') countRequest(rateLimit, principal, reply, clock.now().getTime())
@@ -137,6 +140,12 @@ function countRequest(rateLimit: RateLimit, principal: Principal, reply: Fastify
   if (state.retryAfterS !== undefined) throw rateLimited(state)
 }
 
+/** `protocol`, `host` and `ip` heed what a trusted proxy says (Fastify's trustProxy). */
+export function askingOf(request: FastifyRequest, publicOrigin: string | undefined): Asking {
+  const ownOrigin = publicOrigin ?? `${request.protocol}://${request.host}`.toLowerCase()
+  return { headers: request.headers, ownOrigin, address: request.ip }
+}
+
 const Nothing = z.strictObject({})
 
 function callOf(route: Route, request: FastifyRequest, reply: FastifyReply, parts: PipelineParts): AnyCall {
@@ -144,7 +153,10 @@ function callOf(route: Route, request: FastifyRequest, reply: FastifyReply, part
   const params = parseWith(route.params ?? Nothing, request.params, 'path')
   const query = parseWith(route.query ?? Nothing, { ...Object(request.query) }, 'query')
   const body = route.body instanceof z.ZodType ? parseWith(route.body, request.body, 'body') : noBody(request.body)
-  return { params, query, body, principal, signal: goneSignal(reply), once: onceOf(request, reply, parts.idempotency) }
+  const header = (name: string, value: string) => void reply.header(name, value)
+  const asking = askingOf(request, parts.publicOrigin)
+  const once = onceOf(request, reply, parts.idempotency)
+  return { params, query, body, principal, signal: goneSignal(reply), once, asking, header }
 }
 
 function noBody(body: unknown): undefined {

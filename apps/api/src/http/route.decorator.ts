@@ -14,6 +14,7 @@ import { RouteConfig } from '@nestjs/platform-fastify'
 import type { FastifyRequest } from 'fastify'
 import type { z } from 'zod'
 import type { Principal, PrincipalOf } from './auth.js'
+import type { Asking } from './sessions.js'
 
 /** Runs `work` once per idempotency key; a repeat gets what the first run stored. See `RouteOptions.once`. */
 export type Once = <T>(schema: z.ZodType<T>, work: () => Promise<T>) => Promise<T>
@@ -24,6 +25,9 @@ export interface Call<R extends RouteRecord> extends Input<R> {
   /** Aborted when the client has gone. */
   readonly signal: AbortSignal
   readonly once: Once
+  readonly asking: Asking
+  /** Adds a header to the answer. */
+  readonly header: (name: string, value: string) => void
 }
 
 /** The same before its types are known. */
@@ -34,6 +38,8 @@ export interface AnyCall {
   readonly principal: Principal | undefined
   readonly signal: AbortSignal
   readonly once: Once
+  readonly asking: Asking
+  readonly header: (name: string, value: string) => void
 }
 
 export interface RouteOptions {

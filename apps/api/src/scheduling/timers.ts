@@ -58,7 +58,7 @@ export class Timers {
   }
 }
 
-/** Deletes what is over its time: jobs with their output, stored answers of idempotency keys. */
+/** Deletes what is over its time: jobs with their output, stored answers of idempotency keys, sessions. */
 @Processor(TIMERS, { concurrency: 1 })
 export class TimersProcessor extends WorkerHost {
   private away = false
@@ -101,6 +101,7 @@ export class TimersProcessor extends WorkerHost {
       if (expired.jobs < AT_ONCE) break
     }
     const keys = await this.database.idempotency.expire(AT_ONCE * 10)
-    if (jobs + keys > 0) this.log.info({ jobs, keys }, 'expired')
+    const sessions = await this.database.sessions.expire(AT_ONCE * 10)
+    if (jobs + keys + sessions > 0) this.log.info({ jobs, keys, sessions }, 'expired')
   }
 }
