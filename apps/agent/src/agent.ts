@@ -30,7 +30,7 @@ import type { RunnableImage } from './sandbox/sandbox.js'
 import { Supervisor } from './sandbox/supervisor.js'
 import { Turns } from './sandbox/turns.js'
 import { type OpenWorkshop, openWorkshop } from './sandbox/workshop.js'
-import { outputOpener } from './streams.js'
+import { streamHandlers } from './streams.js'
 
 export interface Agent {
   /** Lets go of everything; sandboxes run on and are taken over by the next agent. */
@@ -161,7 +161,7 @@ function serve(
       return nodeId
     },
     grantKey: () => joined()?.grantKey,
-    openOutput: outputOpener(journal, supervisor),
+    ...streamHandlers({ journal, supervisor }),
   })
 }
 

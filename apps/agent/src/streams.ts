@@ -1,25 +1,37 @@
-// streams.ts: the output of attempts, for the API to read. While an attempt lives its files grow, and a follower waits
-// for more; afterwards they are just files.
-
+// streams.ts: what the API may ask of this node besides commands, one line an action.
 import type { Readable } from 'node:stream'
-import type { AttemptId, OutputStream } from '@berth/contracts'
+import { Failure } from '@berth/contracts'
+import type { OutputRequest, ServeOptions } from '@berth/node-rpc'
 import type { Journal } from './journal.js'
 import { readOutput } from './logs/store.js'
 import type { Supervisor } from './sandbox/supervisor.js'
 
-/** @returns how `node-rpc` opens a stream; undefined from it when nothing is kept of the attempt */
-export function outputOpener(journal: Journal, supervisor: Pick<Supervisor, 'output'>) {
-  return (
-    id: AttemptId,
-    stream: OutputStream,
-    since: number,
-    follow: boolean,
-    signal: AbortSignal,
-  ): Readable | undefined => {
-    const live = supervisor.output(id, stream)
-    if (!journal.locate(id)) return undefined
-    // Asked for when the file is opened: until then the directory may still move to where ended attempts are kept.
-    const path = () => journal.locate(id)?.[stream]
-    return readOutput({ path, live, since, follow, signal })
+export interface StreamParts {
+  readonly journal: Journal
+  readonly supervisor: Pick<Supervisor, 'output'>
+}
+
+/** The handlers of `serveStreams`. */
+export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' | 'sandbox'> {
+  return {
+    output: (call) => call.bytes(attemptOutput(parts, call.wanted, call.signal)),
+    sandbox: {},
   }
+}
+
+/**
+ * The output of an attempt. While it lives its files grow, and a follower waits for more; afterwards they are just
+ * files.
+ * @throws Failure output_gone when nothing is kept of it
+ */
+export function attemptOutput(
+  { journal, supervisor }: StreamParts,
+  { attemptId, stream, since, follow }: OutputRequest,
+  signal: AbortSignal,
+): Readable {
+  const live = supervisor.output(attemptId, stream)
+  if (!journal.locate(attemptId)) throw new Failure('output_gone', `nothing is kept of attempt ${attemptId}`)
+  // Asked for when the file is opened: until then the directory may still move to where ended attempts are kept.
+  const path = () => journal.locate(attemptId)?.[stream]
+  return readOutput({ path, live, since, follow, signal })
 }

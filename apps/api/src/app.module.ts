@@ -35,6 +35,7 @@ import { Reports } from './scheduling/reports.js'
 import { TIMERS, TIMERS_PREFIX, Timers, TimersProcessor } from './scheduling/timers.js'
 import { Secrets } from './secrets.js'
 import { Follow } from './streams/follow.js'
+import { NodeDoors } from './streams/node-doors.js'
 import { NodeOutput } from './streams/node-output.js'
 import { TenantsController } from './tenants/tenants.controller.js'
 import { TenantsService } from './tenants/tenants.service.js'
@@ -91,7 +92,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       { provide: Secrets, useValue: secrets },
       { provide: RateLimit, useValue: new RateLimit(config.BERTH_API_REPLICAS) },
       ...[Auth, SessionsService, Idempotency, Drain],
-      ...[JobsService, BatchesService, Waiters, Follow, NodeOutput],
+      ...[JobsService, BatchesService, Waiters, Follow, NodeOutput, NodeDoors],
       ...[ImagesService, TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor],
     ],

@@ -23,6 +23,11 @@ export class Recent<V> {
     return this.keep(key, now, ask())
   }
 
+  /** The answer kept for `key` is not used any more. */
+  drop(key: string): void {
+    this.answers.delete(key)
+  }
+
   /** Nothing asked before is used from now on. */
   clear(): void {
     this.answers.clear()

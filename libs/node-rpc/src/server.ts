@@ -1,14 +1,18 @@
-// server.ts: a node's end of the streams. HTTPS with one route; every request needs a grant of the API. Bytes are
-// copied by node streams, so a slow reader holds up its own producer and nothing is buffered beyond their marks.
+// server.ts: a node's end of the streams. HTTPS; every request needs a grant of the API and names what it is about, and
+// goes to the handler of its action. Bytes are copied by node streams, so a slow reader holds up its own producer and
+// nothing is buffered beyond their marks.
 import { once } from 'node:events'
-import type { IncomingMessage, ServerResponse } from 'node:http'
+import { type IncomingMessage, ServerResponse } from 'node:http'
 import { createServer, type Server } from 'node:https'
 import { isIPv6 } from 'node:net'
-import type { Readable } from 'node:stream'
-import { pipeline } from 'node:stream/promises'
-import { errnoOf, Failure, type NodeId } from '@berth/contracts'
-import { verifyGrant } from './token.js'
-import { type OutputRequest, parseOutputPath } from './wire.js'
+import type { Duplex } from 'node:stream'
+import { errnoOf, Failure, invariant, type NodeId } from '@berth/contracts'
+import { lingerAfter } from './body.js'
+import { NodeCall, OutputCall } from './call.js'
+import { problemOf } from './problem.js'
+import { closeOf, closeSocket, SocketAcceptor, type WebSocket } from './socket.js'
+import { GrantCheck } from './token.js'
+import { parsePath, type SandboxAction, type Target } from './wire.js'
 
 /** What this library logs through; a pino logger is one. */
 export interface RpcLog {
@@ -18,16 +22,20 @@ export interface RpcLog {
 }
 
 /**
- * Opens a stream of output, or undefined when the node does not keep it. `signal` aborts when the reader is gone; the
- * stream is destroyed as well, so a producer needs the one that suits it.
+ * What a node does with requests of one action. A Failure that it throws reaches the API as the same Failure; once an
+ * answer has begun, an error cuts it so that it cannot be taken for whole.
  */
-export type OpenOutput = (
-  attemptId: OutputRequest['attemptId'],
-  stream: OutputRequest['stream'],
-  since: number,
-  follow: boolean,
-  signal: AbortSignal,
-) => Readable | undefined | Promise<Readable | undefined>
+export interface SandboxHandler {
+  /** Answers through `call`; resolves when the answer is out. */
+  request(call: NodeCall): Promise<void>
+  /**
+   * Serves a WebSocket. What is thrown before `accept` is the answer to the request for it; what is thrown afterwards
+   * closes it with the code of the Failure. Resolving says that the handler has no more to do: it does not close the
+   * socket, which may go on by its listeners.
+   * @param accept finishes the handshake. The socket comes **paused**: add listeners, then `resume()` it
+   */
+  socket?(call: NodeCall, accept: () => Promise<WebSocket>): Promise<void>
+}
 
 export interface ServeOptions {
   readonly host: string
@@ -39,7 +47,10 @@ export interface ServeOptions {
   readonly nodeId: NodeId
   /** The API's public key, PEM; undefined until the node has joined: then everything is refused. */
   readonly grantKey: () => string | undefined
-  readonly openOutput: OpenOutput
+  /** Answers a request for the output of an attempt. */
+  readonly output: (call: OutputCall) => Promise<void>
+  /** By action; what is not there is refused. */
+  readonly sandbox: Readonly<Partial<Record<SandboxAction, SandboxHandler>>>
   readonly log: RpcLog
 }
 
@@ -51,105 +62,161 @@ export interface StreamServerHandle {
 }
 
 const MAX_CONNECTIONS = 4096
+/** Paths hold file names; see MAX_PATH. */
+const MAX_HEADER = 32 * 1024
+/** How long sockets may take to say good-bye at the end, in milliseconds. */
+const CLOSE_GRACE_MS = 250
 
 /** Listens. @throws the listening error, such as EADDRINUSE */
 export async function serveStreams(options: ServeOptions): Promise<StreamServerHandle> {
-  const { host, port, certificate, key, log } = options
-  const server = createServer(
-    {
-      cert: certificate,
-      key,
-      minVersion: 'TLSv1.3',
-      handshakeTimeout: 10_000,
-      headersTimeout: 10_000,
-      requestTimeout: 10_000,
-      keepAliveTimeout: 60_000,
-      maxHeaderSize: 8192,
-      // A reader that vanished without a word is found after 20 s (libuv probes ten times, a second apart).
-      keepAlive: true,
-      keepAliveInitialDelay: 10_000,
-    },
-    (request, response) => void answer(options, request, response),
-  )
-  server.maxConnections = MAX_CONNECTIONS
-  server.on('tlsClientError', (err) => log.warn({ err }, 'streams.handshake.failed'))
-  server.listen(port, host)
-  await once(server, 'listening')
-  return { url: urlOf(server, host), close: () => closed(server) }
+  const { host, port } = options
+  const server = new StreamServer(options)
+  await server.listen(port, host)
+  return { url: server.url(host), close: () => server.close() }
 }
 
-function urlOf(server: Server, host: string): string {
-  const address = server.address()
-  const port = typeof address === 'object' && address !== null ? address.port : 0
-  return `https://${isIPv6(host) ? `[${host}]` : host}:${port}`
-}
+class StreamServer {
+  readonly #options: ServeOptions
+  readonly #server: Server
+  readonly #sockets = new SocketAcceptor()
+  readonly #grants = new GrantCheck()
 
-async function closed(server: Server): Promise<void> {
-  const done = once(server, 'close')
-  server.close()
-  server.closeAllConnections()
-  await done
-}
-
-/** Never rejects: what goes wrong is answered, or cuts the answer that has begun. */
-async function answer(options: ServeOptions, request: IncomingMessage, response: ServerResponse): Promise<void> {
-  try {
-    await copyOutput(options, await authorized(options, request), response)
-  } catch (error) {
-    if (response.headersSent) cut(options, request, response, error)
-    else if (!response.destroyed) refuse(options, request, response, error)
+  constructor(options: ServeOptions) {
+    this.#options = options
+    const { certificate, key, log } = options
+    this.#server = createServer(
+      {
+        cert: certificate,
+        key,
+        minVersion: 'TLSv1.3',
+        handshakeTimeout: 10_000,
+        headersTimeout: 10_000,
+        // A body may take as long as what sends it; without a grant it is dropped after a moment.
+        requestTimeout: 0,
+        keepAliveTimeout: 60_000,
+        maxHeaderSize: MAX_HEADER,
+        // A reader that vanished without a word is found after 20 s (libuv probes ten times, a second apart).
+        keepAlive: true,
+        keepAliveInitialDelay: 10_000,
+      },
+      (request, response) => void this.#answer(request, response),
+    )
+    this.#server.maxConnections = MAX_CONNECTIONS
+    this.#server.on('upgrade', (request, connection, head) => void this.#upgrade(request, connection, head))
+    this.#server.on('tlsClientError', (err) => log.warn({ err }, 'streams.handshake.failed'))
   }
-}
 
-async function authorized(options: ServeOptions, request: IncomingMessage): Promise<OutputRequest> {
-  const { headers, method, url = '' } = request
-  if (headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? '0') !== 0)
-    throw new Failure('body_too_large', 'requests have no body here')
-  const wanted = method === 'GET' ? parseOutputPath(url) : undefined
-  if (!wanted) throw new Failure('route_not_found', 'no such request')
-  const [, token] = /^Bearer ([\w.-]{1,4096})$/.exec(headers.authorization ?? '') ?? []
-  const publicKey = options.grantKey()
-  if (!token || !publicKey) throw new Failure('unauthenticated', 'a grant is needed')
-  const { nodeId } = options
-  await verifyGrant(publicKey, token, { nodeId, action: 'output', attemptId: wanted.attemptId })
-  return wanted
-}
-
-async function copyOutput(options: ServeOptions, wanted: OutputRequest, response: ServerResponse): Promise<void> {
-  const gone = new AbortController()
-  response.once('close', () => gone.abort())
-  const { attemptId, stream, since, follow } = wanted
-  const output = await options.openOutput(attemptId, stream, since, follow, gone.signal)
-  if (!output) throw new Failure('output_gone', `nothing is kept of attempt ${attemptId}`)
-  // The reader left while the output was being opened: `pipeline` would refuse, and leave the producer running.
-  if (response.destroyed) {
-    output.destroy()
-    return
+  async listen(port: number, host: string): Promise<void> {
+    this.#server.listen(port, host)
+    await once(this.#server, 'listening')
   }
-  response.writeHead(200, { 'content-type': 'application/octet-stream', 'cache-control': 'no-store' })
-  response.flushHeaders()
-  await pipeline(output, response)
-}
 
-/** Ends an answer that has begun so that its reader cannot take it for whole. */
-function cut(options: ServeOptions, request: IncomingMessage, response: ServerResponse, error: unknown): void {
-  response.destroy()
-  // What pipeline says when the reader has left, which is the reader's business.
-  if (errnoOf(error) !== 'ERR_STREAM_PREMATURE_CLOSE')
-    options.log.warn({ path: request.url, err: error }, 'streams.cut')
-}
+  url(host: string): string {
+    const address = this.#server.address()
+    const port = typeof address === 'object' && address !== null ? address.port : 0
+    return `https://${isIPv6(host) ? `[${host}]` : host}:${port}`
+  }
 
-const statuses: Readonly<Record<string, number>> = {
-  unauthenticated: 401,
-  route_not_found: 404,
-  output_gone: 410,
-  body_too_large: 413,
-}
+  async close(): Promise<void> {
+    const done = once(this.#server, 'close')
+    this.#server.close()
+    this.#server.closeAllConnections()
+    this.#sockets.close('the node restarts', CLOSE_GRACE_MS)
+    await done
+  }
 
-function refuse(options: ServeOptions, request: IncomingMessage, response: ServerResponse, error: unknown): void {
-  const code = error instanceof Failure ? error.code : 'internal_error'
-  if (code === 'internal_error') options.log.error({ path: request.url, err: error }, 'streams.failed')
-  // Closed, because a body that nobody asked for may follow.
-  response.writeHead(statuses[code] ?? 500, { 'content-type': 'application/json', connection: 'close' })
-  response.end(JSON.stringify({ code, detail: error instanceof Failure ? error.message : undefined }))
+  /** Never rejects: what goes wrong is answered, or cuts the answer that has begun. */
+  async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    lingerAfter(request, response)
+    try {
+      const target = await this.#authorized(request)
+      if (target.kind === 'attempt') await this.#options.output(new OutputCall(target, request, response))
+      else await this.#handlerOf(target.action).request(new NodeCall(target, request, response))
+      invariant(response.writableEnded || response.destroyed, `${request.method} ${request.url} was not answered`)
+    } catch (error) {
+      if (response.headersSent) this.#cut(request, response, error)
+      else if (!response.destroyed) this.#refuse(request, response, error)
+    }
+  }
+
+  async #upgrade(request: IncomingMessage, connection: Duplex, head: Buffer): Promise<void> {
+    // A caller that resets while it is being let in; afterwards `ws` listens.
+    connection.on('error', () => undefined)
+    const response = new ServerResponse(request)
+    let socket: WebSocket | undefined
+    try {
+      const target = await this.#authorized(request)
+      const handler = target.kind === 'sandbox' ? this.#handlerOf(target.action) : undefined
+      if (target.kind !== 'sandbox' || !handler?.socket) throw new Failure('route_not_found', 'no such socket')
+      const call = new NodeCall(target, request, response, connection)
+      await handler.socket(call, async () => {
+        socket = await this.#sockets.accept(request, connection, head)
+        return socket
+      })
+      invariant(socket, `${request.url} was neither accepted nor refused`)
+    } catch (error) {
+      if (socket) this.#closeSocket(request, socket, error)
+      else if (!connection.destroyed) this.#refuseSocket(request, connection, error)
+    }
+  }
+
+  async #authorized(request: IncomingMessage): Promise<Target> {
+    const { headers, method, url = '' } = request
+    const target = parsePath(url)
+    if (!target || (target.kind === 'attempt' && method !== 'GET'))
+      throw new Failure('route_not_found', 'no such request')
+    const [, token] = /^Bearer ([\w.-]{1,4096})$/.exec(headers.authorization ?? '') ?? []
+    const publicKey = this.#options.grantKey()
+    if (!token || !publicKey) throw new Failure('unauthenticated', 'a grant is needed')
+    const { nodeId } = this.#options
+    await this.#grants.verify(publicKey, token, { nodeId, action: target.action, subject: target.subject })
+    return target
+  }
+
+  #handlerOf(action: SandboxAction): SandboxHandler {
+    const handler = this.#options.sandbox[action]
+    if (!handler) throw new Failure('route_not_found', `this node does not know ${action}`)
+    return handler
+  }
+
+  /** Ends an answer that has begun so that its reader cannot take it for whole. */
+  #cut(request: IncomingMessage, response: ServerResponse, error: unknown): void {
+    response.destroy()
+    this.#logCut(request, error)
+  }
+
+  #closeSocket(request: IncomingMessage, socket: WebSocket, error: unknown): void {
+    const { code, reason } = closeOf(error)
+    socket.resume()
+    closeSocket(socket, code, reason)
+    if (!(error instanceof Failure)) this.#logCut(request, error)
+  }
+
+  #logCut(request: IncomingMessage, err: unknown): void {
+    // What pipeline says when the reader has left, which is the reader's business.
+    if (errnoOf(err) !== 'ERR_STREAM_PREMATURE_CLOSE') this.#options.log.warn({ path: request.url, err }, 'streams.cut')
+  }
+
+  #refuse(request: IncomingMessage, response: ServerResponse, error: unknown): void {
+    const { status, body } = this.#problem(request, error)
+    response.writeHead(status, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) })
+    response.end(body)
+  }
+
+  #refuseSocket(request: IncomingMessage, connection: Duplex, error: unknown): void {
+    const { status, body } = this.#problem(request, error)
+    const head = [
+      `HTTP/1.1 ${status} `,
+      'Connection: close',
+      'Content-Type: application/json',
+      `Content-Length: ${Buffer.byteLength(body)}`,
+    ]
+    connection.end(`${head.join('\r\n')}\r\n\r\n${body}`)
+    connection.resume()
+  }
+
+  #problem(request: IncomingMessage, error: unknown): { readonly status: number; readonly body: string } {
+    if (!(error instanceof Failure)) this.#options.log.error({ path: request.url, err: error }, 'streams.failed')
+    return problemOf(error)
+  }
 }

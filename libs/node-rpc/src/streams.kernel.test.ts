@@ -6,18 +6,20 @@ import { join } from 'node:path'
 import { PassThrough, Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import { connect } from 'node:tls'
-import { AttemptId, Failure, mintId, NodeId } from '@berth/contracts'
+import { AttemptId, Failure, mintId, NodeId, SandboxId } from '@berth/contracts'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
 import { generate } from 'selfsigned'
+import type { OutputCall } from './call.js'
 import { type Certificate, nodeCertificate } from './certificate.js'
-import { type OpenOutputOptions, openStreams, type StreamNode, type Streams } from './client.js'
-import { type OpenOutput, type StreamServerHandle, serveStreams } from './server.js'
+import { openStreams, type StreamNode, type Streams } from './client.js'
+import { type SandboxHandler, type StreamServerHandle, serveStreams } from './server.js'
 import { newGrantKeys, signGrant } from './token.js'
-import { outputPath } from './wire.js'
+import { type OutputRequest, outputPath, type SandboxAction } from './wire.js'
 
 const MiB = 1024 ** 2
 const nodeId = NodeId.parse(mintId('node', 1, Buffer.alloc(10)))
 const attemptId = AttemptId.parse(mintId('attempt', 1, Buffer.alloc(10)))
+const sandboxId = SandboxId.parse(mintId('sandbox', 1, Buffer.alloc(10)))
 const keys = newGrantKeys()
 const wanted = { attemptId, stream: 'stdout' as const, since: 0, follow: false }
 
@@ -37,7 +39,8 @@ let dir: string
 let identity: Certificate
 let server: StreamServerHandle
 let streams: Streams
-let output: OpenOutput
+let output: (call: OutputCall) => Promise<void>
+let handlers: Partial<Record<SandboxAction, SandboxHandler>>
 let grantKey: string | undefined
 
 const serve = (certificate: Certificate, port = 0) =>
@@ -47,17 +50,28 @@ const serve = (certificate: Certificate, port = 0) =>
     port,
     nodeId,
     grantKey: () => grantKey,
-    openOutput: (...request) => output(...request),
+    output: (call) => output(call),
+    sandbox: handlers,
     log,
   })
 const node = (): StreamNode => ({ id: nodeId, url: server.url, certificate: identity.certificate })
 const grant = (changed: object = {}) =>
   signGrant(keys.privateKey, {
-    ...{ nodeId, action: 'output' as const, attemptId, expiresAt: new Date(Date.now() + 60_000) },
+    ...{ nodeId, action: 'output' as const, subject: attemptId, expiresAt: new Date(Date.now() + 60_000) },
     ...changed,
   })
-const open = async (changed: Partial<OpenOutputOptions> = {}) =>
-  streams.openOutput({ node: node(), grant: await grant(), ...wanted, ...changed })
+interface Opening extends Partial<OutputRequest> {
+  readonly node?: StreamNode
+  readonly grant?: string
+  readonly signal?: AbortSignal
+}
+const open = async (changed: Opening = {}): Promise<Readable> => {
+  const { signal = new AbortController().signal, ...request } = changed
+  const path = outputPath({ ...wanted, ...request })
+  const opening = { node: changed.node ?? node(), grant: changed.grant ?? (await grant()) }
+  return (await streams.call({ ...opening, method: 'GET', path, signal })).body
+}
+const sends = (make: (call: OutputCall) => Readable) => (call: OutputCall) => call.bytes(make(call))
 const textOf = async (bytes: Readable) => Buffer.concat(await bytes.toArray()).toString()
 
 beforeAll(async () => {
@@ -68,7 +82,8 @@ afterAll(() => rm(dir, { recursive: true }))
 beforeEach(async () => {
   logged.length = 0
   grantKey = keys.publicKey
-  output = () => Readable.from([Buffer.from('hello')])
+  output = sends(() => Readable.from([Buffer.from('hello')]))
+  handlers = {}
   server = await serve(identity)
   streams = openStreams()
 })
@@ -94,10 +109,10 @@ describe('output', () => {
   test('is asked for as given, and arrives byte for byte', async () => {
     const asked: unknown[] = []
     const bytes = Buffer.from(Array.from({ length: 300_000 }, (_, i) => (i * 31) % 256))
-    output = (id, stream, since, follow) => {
-      asked.push(id, stream, since, follow)
+    output = sends(({ wanted: { attemptId, stream, since, follow } }) => {
+      asked.push(attemptId, stream, since, follow)
       return Readable.from([bytes.subarray(0, 1), bytes.subarray(1, 200_000), bytes.subarray(200_000)])
-    }
+    })
     const got = Buffer.concat(await (await open({ stream: 'stderr', since: 12, follow: true })).toArray())
     expect(got.equals(bytes)).toBe(true)
     expect(asked).toEqual([attemptId, 'stderr', 12, true])
@@ -105,7 +120,7 @@ describe('output', () => {
 
   test('is told at once while a job runs, before there is any', async () => {
     const live = new PassThrough()
-    output = () => live
+    output = sends(() => live)
     const reader = await open({ follow: true })
     const chunks: string[] = []
     reader.on('data', (chunk: Buffer) => chunks.push(chunk.toString()))
@@ -118,12 +133,14 @@ describe('output', () => {
   })
 
   test('that is no longer kept is told apart', async () => {
-    output = () => undefined
+    output = async () => {
+      throw new Failure('output_gone', 'nothing is kept')
+    }
     await expect(open()).rejects.toMatchObject({ code: 'output_gone' })
   })
 
   test('of many readers at once goes over one pool', async () => {
-    output = (_id, _stream, since) => Readable.from([Buffer.alloc(70_000, since)])
+    output = sends(({ wanted: { since } }) => Readable.from([Buffer.alloc(70_000, since)]))
     const all = await Promise.all(
       Array.from({ length: 100 }, async (_, i) => (await (await open({ since: i })).toArray()).flat()),
     )
@@ -131,19 +148,20 @@ describe('output', () => {
   })
 
   test('of a failing producer fails at the reader, and is logged', async () => {
-    output = () =>
+    output = sends(() =>
       Readable.from(
         (async function* () {
           yield Buffer.from('some')
           throw new Error('disk broke')
         })(),
-      )
+      ),
+    )
     await expect(open().then(textOf)).rejects.toMatchObject({ code: 'node_unreachable' })
     await until('logged', () => logged.includes('streams.cut'))
   })
 
   test('that cannot be opened is a fault, without detail', async () => {
-    output = () => {
+    output = async () => {
       throw new Error('/var/lib/secret/path')
     }
     await expect(open()).rejects.toThrow(/status 500/)
@@ -165,7 +183,7 @@ describe('backpressure', () => {
     source.once('close', () => {
       made.closed = true
     })
-    output = () => source
+    output = sends(() => source)
     return made
   }
 
@@ -195,7 +213,7 @@ describe('backpressure', () => {
   test('a slow reader does not hold up another', async () => {
     flood()
     const slow = await open()
-    output = () => Readable.from([Buffer.from('quick')])
+    output = sends(() => Readable.from([Buffer.from('quick')]))
     expect(await textOf(await open())).toBe('quick')
     slow.destroy()
   })
@@ -217,10 +235,10 @@ describe('backpressure', () => {
   test('a reader that leaves a silent job ends the producer', async () => {
     const silent = new PassThrough()
     const signals: AbortSignal[] = []
-    output = (_id, _stream, _since, _follow, signal) => {
+    output = sends(({ signal }) => {
       signals.push(signal)
       return silent
-    }
+    })
     const reader = await open({ follow: true })
     const read = textOf(reader)
     reader.destroy()
@@ -231,10 +249,10 @@ describe('backpressure', () => {
   test('a reader that leaves while its output is being opened ends the producer', async () => {
     const late = new PassThrough()
     const stop = new AbortController()
-    output = async (_id, _stream, _since, _follow, signal) => {
+    output = async (call) => {
       stop.abort(new Error('caller left'))
-      await once(signal, 'abort')
-      return late
+      await once(call.signal, 'abort')
+      await call.bytes(late)
     }
     await expect(open({ signal: stop.signal })).rejects.toThrow('caller left')
     await until('the producer is closed', () => late.destroyed)
@@ -248,8 +266,9 @@ describe('who may', () => {
     ['with an expired grant', () => grant({ expiresAt: new Date(Date.now() - 60_000) })],
     [
       'with a grant for another attempt',
-      () => grant({ attemptId: AttemptId.parse(mintId('attempt', 2, Buffer.alloc(10))) }),
+      () => grant({ subject: AttemptId.parse(mintId('attempt', 2, Buffer.alloc(10))) }),
     ],
+    ['with a grant for another action', () => grant({ action: 'files' })],
     ['with a grant for another node', () => grant({ nodeId: NodeId.parse(mintId('node', 2, Buffer.alloc(10))) })],
   ])('not one %s', async (_what, token) => {
     await expect(open({ grant: await token() })).rejects.toThrow(/status 401/)
@@ -290,7 +309,7 @@ describe('who may', () => {
 describe('a node that fails', () => {
   test('is told as unreachable: not there, gone on the way; and is reached again', async () => {
     const live = new PassThrough()
-    output = () => live
+    output = sends(() => live)
     const reading = textOf(await open({ follow: true }))
     live.write('some')
     const port = Number(new URL(server.url).port)
@@ -299,7 +318,7 @@ describe('a node that fails', () => {
     await failed
     await expect(open()).rejects.toThrow(Failure)
     server = await serve(identity, port)
-    output = () => Readable.from([Buffer.from('back')])
+    output = sends(() => Readable.from([Buffer.from('back')]))
     expect(await textOf(await open())).toBe('back')
   })
 })
@@ -323,12 +342,13 @@ describe('raw requests', () => {
   test.each([
     ['404', head('GET /')],
     ['404', head(`POST ${outputPath(wanted)}`)],
+    ['404', head(`GET /v1/sandboxes/${sandboxId}/execs/../files`)],
+    ['401', head(`GET /v1/sandboxes/${sandboxId}/execs`)],
+    ['401', head(`PUT /v1/sandboxes/${sandboxId}/files`, 'Content-Length: 1000000')],
     ['404', head('GET /v1/attempts/../../etc/passwd')],
-    ['413', head(`GET ${outputPath(wanted)}`, 'Content-Length: 5')],
-    ['413', head(`GET ${outputPath(wanted)}`, 'Transfer-Encoding: chunked')],
     ['401', head(`GET ${outputPath(wanted)}`)],
     ['401', head(`GET ${outputPath(wanted)}`, 'Authorization: Basic eDp5')],
-    ['431', head(`GET ${outputPath(wanted)}`, `X: ${'x'.repeat(20_000)}`)],
+    ['431', head(`GET ${outputPath(wanted)}`, `X: ${'x'.repeat(40_000)}`)],
     ['400', 'nonsense\r\n\r\n'],
     ['400', head(`GET ${outputPath(wanted)}`, 'Content-Length: 5', 'Transfer-Encoding: chunked')],
   ])('%s', async (status, text) => expect(await raw(text)).toMatch(new RegExp(`^HTTP/1.1 ${status} `)))

@@ -4,11 +4,13 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { AttemptId, CancelAttempt, JobSpec } from '@berth/contracts'
 import { takeInventory } from '@berth/host'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
-import { outputOpener } from '../streams.js'
+import { attemptOutput } from '../streams.js'
 import { newNodeDirectory, newTenant, runCommand, TestNode } from './node.fixture.js'
 import { holdings } from './recovery.js'
 
 let node: TestNode
+const readStdout = (attemptId: AttemptId, since: number, follow: boolean) =>
+  attemptOutput(node, { attemptId, stream: 'stdout', since, follow }, new AbortController().signal)
 const place = newNodeDirectory()
 beforeAll(async () => {
   node = await TestNode.open(place)
@@ -193,9 +195,7 @@ describe('limits', () => {
     const command = runCommand(sh("printf '\\377\\376\\000\\001'"))
     await node.supervisor.run(command)
     await node.result(command.attemptId)
-    const open = outputOpener(node.journal, node.supervisor)
-    const stream = open(command.attemptId, 'stdout', 0, false, new AbortController().signal)
-    expect(stream && (await buffer(stream))).toEqual(Buffer.from([0xff, 0xfe, 0, 1]))
+    expect(await buffer(readStdout(command.attemptId, 0, false))).toEqual(Buffer.from([0xff, 0xfe, 0, 1]))
   })
 })
 
@@ -272,10 +272,7 @@ describe('commands of the API', () => {
 test('a follower reads along from the start to the end', async () => {
   const command = runCommand(sh('for i in 1 2 3 4 5; do echo $i; sleep 0.03; done'))
   await node.supervisor.run(command)
-  const open = outputOpener(node.journal, node.supervisor)
-  const stream = open(command.attemptId, 'stdout', 2, true, new AbortController().signal)
-  const read = stream && buffer(stream)
-  expect(String(await read)).toBe('2\n3\n4\n5\n')
+  expect(String(await buffer(readStdout(command.attemptId, 2, true)))).toBe('2\n3\n4\n5\n')
 })
 
 test('forty at once, each with its own result', async () => {
