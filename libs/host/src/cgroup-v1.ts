@@ -15,6 +15,7 @@ import {
   subgroups,
   uniquePids,
   writeControl,
+  writeUnlessGone,
 } from './cgroup.js'
 
 /** A mounted hierarchy; several controllers may share one (`cpu,cpuacct`), a named one (`name=systemd`) has none. */
@@ -81,13 +82,15 @@ export class CgroupsV1 implements Cgroups {
   async kill(group: string): Promise<void> {
     const limit = `${this.#path(group, 'pids')}/pids.max`
     const before = readControl(limit)
-    if (before !== undefined) writeControl(limit, 0) // no more forks: a fork bomb cannot outrun the loop
+    // No more forks: a fork bomb cannot outrun the loop. Here and below, the group may be removed at any moment by
+    // whoever cleans up after its last process, and then there is nothing to kill or to set.
+    if (before !== undefined) writeUnlessGone(limit, 0)
     await persist(`kill the processes of cgroup ${group}`, () => {
       const alive = this.processes(group)
       for (const pid of alive) killNow(pid)
       return alive.length === 0
     })
-    if (before !== undefined) writeControl(limit, before)
+    if (before !== undefined) writeUnlessGone(limit, before)
   }
 
   async remove(group: string): Promise<void> {

@@ -15,6 +15,7 @@ import {
   subgroups,
   uniquePids,
   writeControl,
+  writeUnlessGone,
 } from './cgroup.js'
 
 const wanted: readonly string[] = ['cpu', 'memory', 'pids', 'cpuset', 'io']
@@ -90,7 +91,7 @@ export class CgroupsV2 implements Cgroups {
   async kill(group: string): Promise<void> {
     const directory = this.#directory(group)
     if (readControl(`${directory}/cgroup.procs`) === undefined) return
-    writeControl(`${directory}/cgroup.kill`, 1) // Linux 5.14; forks meanwhile are killed as well
+    writeUnlessGone(`${directory}/cgroup.kill`, 1) // Linux 5.14; forks meanwhile are killed as well
     await persist(`kill the processes of cgroup ${group}`, () => this.processes(group).length === 0)
   }
 

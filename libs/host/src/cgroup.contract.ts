@@ -79,6 +79,16 @@ export function cgroupContract(open: () => Cgroups, directories: Directories, pa
     expect(cgroups.children(parent)).toEqual([])
   })
 
+  test('a group that somebody else removes while it is being killed is just gone', async () => {
+    for (let i = 0; i < 50; i++) {
+      const group = `${parent}/fleeting${i}`
+      cgroups.create(group)
+      await startIn(directories(group), 'exec sleep 1000')
+      await Promise.all([cgroups.kill(group), cgroups.remove(group)])
+      expect(cgroups.processes(group)).toEqual([])
+    }
+  })
+
   test('remove gives up on a group with a living process, and says which', async () => {
     cgroups.create(`${parent}/busy`)
     await startIn(directories(`${parent}/busy`), 'exec sleep 1000')

@@ -75,6 +75,17 @@ export function writeControl(path: string, value: string | number): void {
   }
 }
 
+/** As `writeControl`, but a group that is gone is fine. @throws Fault naming file and value */
+export function writeUnlessGone(path: string, value: string | number): void {
+  try {
+    writeControl(path, value)
+  } catch (error) {
+    if (!(error instanceof Fault)) throw error
+    const code = errnoOf(error.cause)
+    if (code !== 'ENOENT' && code !== 'ENODEV') throw error
+  }
+}
+
 /** The text of a control file without its newline; undefined when group or file is gone. */
 export function readControl(path: string): string | undefined {
   try {

@@ -3,11 +3,14 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { NodeCommand, type NodeId } from '@berth/contracts'
 import { type Job, Worker } from 'bullmq'
-import { Redis } from 'ioredis'
+import { Redis, type RedisOptions } from 'ioredis'
 import { keyPrefix, parseRedisUrl, QUEUE, type QueueLog, queueKey, reconnectDelayMs, replyCode } from './redis.js'
 
 /** Pause after Redis refused a command, in milliseconds: BullMQ would ask again at once, for ever. */
 const REFUSED_PAUSE_MS = 500
+
+/** `close` waits so long for Redis to answer; then the connections are cut. What is in hand is always waited for. */
+const CLOSE_PATIENCE_MS = 2000
 
 /** Shortest time between two calls of `onRefused`, in milliseconds. */
 const REFUSED_NOTICE_MS = 5000
@@ -61,8 +64,24 @@ class PacedWorker extends Worker<unknown, void> {
   }
 }
 
+/** Remembers the connections that are made after its model: BullMQ makes one that waits, and keeps it to itself. */
+class TrackedRedis extends Redis {
+  private readonly copies: Redis[] = []
+
+  override duplicate(override?: Partial<RedisOptions>): Redis {
+    const copy = super.duplicate(override)
+    this.copies.push(copy)
+    return copy
+  }
+
+  disconnectAll(): void {
+    for (const connection of [this, ...this.copies]) connection.disconnect()
+  }
+}
+
 class NodeConsumer implements QueueConsumer {
-  private readonly redis: Redis
+  private readonly redis: TrackedRedis
+  private readonly inHand = new Set<Promise<void>>()
   private readonly closing = new AbortController()
   private readonly started: Promise<Worker<unknown, void> | undefined>
   private closed: Promise<void> | undefined
@@ -70,7 +89,7 @@ class NodeConsumer implements QueueConsumer {
   private noticedAt = Number.NEGATIVE_INFINITY
 
   constructor(private readonly options: ConsumeOptions) {
-    this.redis = new Redis({
+    this.redis = new TrackedRedis({
       ...parseRedisUrl(options.redisUrl),
       username: options.username,
       password: options.password,
@@ -97,8 +116,20 @@ class NodeConsumer implements QueueConsumer {
   private async end(): Promise<void> {
     this.closing.abort()
     const worker = await this.started
-    await worker?.close()
-    this.redis.disconnect()
+    const timer = setTimeout(() => void this.cut(), CLOSE_PATIENCE_MS)
+    try {
+      await worker?.close()
+    } finally {
+      clearTimeout(timer)
+      this.redis.disconnectAll()
+    }
+  }
+
+  // BullMQ's close waits for its connections to be ready, which those with refused credentials never are, and for a
+  // dead Redis to hear that a command is done. Once the connections are cut it ends; the command may come again.
+  private async cut(): Promise<void> {
+    await Promise.allSettled(this.inHand)
+    this.redis.disconnectAll()
   }
 
   private async start(): Promise<Worker<unknown, void> | undefined> {
@@ -166,7 +197,13 @@ class NodeConsumer implements QueueConsumer {
     if (!command.success) return log.error({ command: job.id, issues: command.error.issues }, 'command.invalid')
     if (command.data.nodeId !== nodeId)
       return log.error({ command: job.id, node: command.data.nodeId }, 'command.misdirected')
-    await handle(command.data)
+    const handled = handle(command.data)
+    this.inHand.add(handled)
+    try {
+      await handled
+    } finally {
+      this.inHand.delete(handled)
+    }
   }
 
   private failed(err: unknown): void {

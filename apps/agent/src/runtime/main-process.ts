@@ -114,7 +114,7 @@ export class MainProcess {
   #begin(client: InitClient): void {
     const known = client.processes.find((process) => process.proc === MAIN)
     if (known) this.#resume(known)
-    else client.send({ type: 'spawn', proc: MAIN, spawn: this.#options.spawn })
+    else this.#spawn(client)
     this.#stdinEnded = false
     this.#pumpStdin()
     client.listen((event) => this.#receive(event))
@@ -124,7 +124,16 @@ export class MainProcess {
     this.#options.sinks.stdout.resume(known.stdout.start)
     this.#options.sinks.stderr.resume(known.stderr.start)
     this.#stdinSent = known.stdinExpected
-    this.#stdinAcked = known.stdinExpected
+    // How much of that the command has taken is told by a STDIN_ACK that follows. Until then a whole window counts as
+    // in flight: input beyond what berth-init has room for is refused, and what is refused is not sent again.
+    this.#stdinAcked = Math.max(0, known.stdinExpected - STDIN_WINDOW_BYTES)
+  }
+
+  /** A connection may have ended with the SPAWN on its way: then the input sent behind it is lost too. */
+  #spawn(client: InitClient): void {
+    this.#stdinSent = 0
+    this.#stdinAcked = 0
+    client.send({ type: 'spawn', proc: MAIN, spawn: this.#options.spawn })
   }
 
   #receive(event: InitEvent): void {
