@@ -1,16 +1,5 @@
 import { afterAll, beforeAll, expect, test } from '@jest/globals'
-import {
-  finished,
-  python,
-  run,
-  type Spec,
-  sh,
-  stdout,
-  submit,
-  type TestTenant,
-  tenant,
-  until,
-} from '../support/berth.js'
+import { finished, python, run, sh, stdout, submit, type TestTenant, tenant, until } from '../support/berth.js'
 import { crash, inventory, redisCli, restart } from '../support/crash.js'
 
 let t: TestTenant
@@ -96,22 +85,27 @@ test('Redis emptied in the middle of a run loses no job', async () => {
 }, 120_000)
 
 test('a sandbox that vanishes from outside is lost, and retried by its policy', async () => {
-  const spec: Spec = {
-    ...sh('[ -e /dev/shm/x ]; sleep 1; echo done'),
-    retry: { maxAttempts: 2, backoffMs: '10ms', on: ['lost'] },
-  }
-  const id = await submit(t, spec)
-  await until('it runs', async () => ((await t.get(`/v1/jobs/${id}`)).body.state === 'running' ? true : undefined))
-  const { sandboxes } = await inventory()
-  for (const pid of sandboxes.flatMap((s) => s.inits)) process.kill(pid, 'SIGKILL')
+  const retried = { ...sh('sleep 3; echo done'), retry: { maxAttempts: 2, backoffMs: '10ms', on: ['lost'] } }
+  const id = await submit(t, retried)
+  await vanish(id)
   const job = await finished(t, id)
   expect(job.attempts.map((a) => a.state)).toEqual(['lost', 'succeeded'])
   expect(job).toMatchObject({ state: 'succeeded' })
-  const alone = await submit(t, sh('sleep 30'))
-  await until('it runs', async () => ((await t.get(`/v1/jobs/${alone}`)).body.state === 'running' ? true : undefined))
-  for (const pid of (await inventory()).sandboxes.flatMap((s) => s.inits)) process.kill(pid, 'SIGKILL')
+  const alone = await submit(t, sh('sleep 300'))
+  await vanish(alone)
   expect(await finished(t, alone)).toMatchObject({ state: 'failed', reason: { code: 'sandbox_lost' } })
 })
+
+/** Kills the init of the job's sandbox, once it runs. */
+async function vanish(id: string): Promise<void> {
+  const attempt = await until('it runs', async () => {
+    const { state, attempts } = (await t.get(`/v1/jobs/${id}`)).body
+    return state === 'running' ? attempts.at(-1).id : undefined
+  })
+  const inits = (await inventory()).sandboxes.filter(({ group }) => group.endsWith(attempt)).flatMap((s) => s.inits)
+  expect(inits).toHaveLength(1)
+  for (const pid of inits) process.kill(pid, 'SIGKILL')
+}
 
 test('after all of it the node holds nothing', async () => {
   expect((await run(t, sh('echo still well'))).state).toBe('succeeded')

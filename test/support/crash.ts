@@ -1,8 +1,10 @@
 import { execFileSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { takeInventory } from '@berth/host'
+import { ignore } from '@berth/contracts'
+import { cgroupLayout, openCgroups, takeInventory } from '@berth/host'
 import { ensureDaemon, readDaemon, systemUser } from '../../apps/cli/src/up/daemon.js'
+import { awaitRelease } from '../../apps/cli/src/up/postgres.js'
 import { stack, until } from './berth.js'
 
 export type Part = 'api' | 'agent' | 'postgres' | 'redis'
@@ -20,7 +22,7 @@ async function recordOf(part: Part) {
 const alive = (pid: number) => {
   try {
     process.kill(pid, 0)
-    return !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
+    return !/^State:\s+Z/m.test(statusOf(pid))
   } catch {
     return false
   }
@@ -37,6 +39,7 @@ export async function crash(part: Part): Promise<void> {
 export async function restart(part: Part): Promise<void> {
   const record = await recordOf(part)
   if (alive(record.pid)) return
+  if (part === 'postgres') await awaitRelease(join(stack().dataDir, 'postgres', 'cluster'))
   const name = users[part]
   const [program = '', ...args] = record.argv
   await ensureDaemon(places(), {
@@ -69,16 +72,17 @@ export async function inventory(): Promise<NodeInventory> {
 }
 
 /** PID 1 of the sandbox, as the host numbers it. */
-function initsOf(group: string): readonly number[] {
-  const found = execFileSync(
-    'sh',
-    ['-c', 'cat /sys/fs/cgroup/pids"$1"/cgroup.procs /sys/fs/cgroup"$1"/cgroup.procs 2>/dev/null || true', 'sh', group],
-    { encoding: 'utf8' },
-  )
-  return [...new Set(found.split('\n').filter(Boolean).map(Number))].filter((pid) => {
-    const status = readFileSync(`/proc/${pid}/status`, 'utf8')
-    return /^NSpid:\s+\d+\s+1$/m.test(status)
-  })
+const initsOf = (group: string): readonly number[] =>
+  openCgroups(cgroupLayout())
+    .processes(group)
+    .filter((pid) => /^NSpid:\s+\d+\s+1$/m.test(statusOf(pid)))
+
+function statusOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/status`, 'utf8')
+  } catch (error) {
+    return ignore(error, 'ENOENT', 'ESRCH') ?? ''
+  }
 }
 
 /** Resident memory of API and agent, in MiB. */

@@ -1,20 +1,23 @@
 // postgres.ts: a private Postgres cluster. It belongs to the distribution's user `postgres`, because the server refuses
 // root; it listens on a unix socket in its own directory only; and there is no password, because the kernel tells the
 // server who connects: root becomes `berth` (or the superuser, on demand), everybody else is refused.
-import { existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, readlinkSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { Fault } from '@berth/contracts'
+import { Fault, ignore } from '@berth/contracts'
 import { expectSuccess, removeTree, run } from '@berth/host'
 import {
   awaitReady,
   type DaemonPlaces,
   ensureDaemon,
   ownDirectory,
+  readDaemon,
   requireSocketPath,
   type SystemUser,
   stopDaemon,
   systemUser,
+  until,
 } from './daemon.js'
+import { isAlive, processStart } from './process.js'
 
 export interface Service {
   readonly url: string
@@ -46,6 +49,8 @@ export async function startPostgres(options: PostgresOptions): Promise<Service> 
   if (!existsSync(cluster)) await createCluster(cluster, bin, user)
   const files = configuration(dataDir)
   for (const [file, text] of Object.entries(files)) writeFileSync(join(cluster, file), text)
+  const former = await readDaemon(options, name)
+  if (!former || !isAlive(former)) await awaitRelease(cluster)
   const { record, started } = await ensureDaemon(options, {
     name,
     argv: [join(bin, 'postgres'), '-D', cluster],
@@ -62,6 +67,48 @@ export async function startPostgres(options: PostgresOptions): Promise<Service> 
   const stop = async () => void (await stopDaemon(options, name))
   return { url: `postgresql://berth@/berth?host=${encodeURIComponent(dataDir)}`, started, stop }
 }
+
+/** A server's process that is in the middle of a statement ends with it. */
+const RELEASE_MS = 60_000
+
+/**
+ * Waits for what is left of a server whose first process was killed, because a new one refuses to start beside it: its
+ * other processes, which notice only after a moment and are known by their working directory, and the zombie of the
+ * first, which the system's init may take seconds to reap.
+ * @throws Fault naming those that stay
+ */
+export async function awaitRelease(cluster: string): Promise<void> {
+  const left = () => [...workingIn(cluster), ...zombie(lockHolder(cluster))]
+  if (await until(() => left().length === 0, RELEASE_MS)) return
+  const cause = new Error(`processes of a former server are still there: ${left().join(', ')}`)
+  throw new Fault(`start ${name}`, { cause })
+}
+
+const workingIn = (directory: string): readonly number[] =>
+  readdirSync('/proc')
+    .filter((pid) => /^\d+$/.test(pid) && workingDirectory(pid) === directory)
+    .map(Number)
+
+function workingDirectory(pid: string): string | undefined {
+  try {
+    return readlinkSync(`/proc/${pid}/cwd`)
+  } catch (error) {
+    // EACCES: it may do more than we, so it is no server that was started from here.
+    return ignore(error, 'ENOENT', 'ESRCH', 'EACCES')
+  }
+}
+
+/** The first line of `postmaster.pid`. */
+function lockHolder(cluster: string): number | undefined {
+  try {
+    return Number.parseInt(readFileSync(join(cluster, 'postmaster.pid'), 'utf8'), 10)
+  } catch (error) {
+    return ignore(error, 'ENOENT')
+  }
+}
+
+const zombie = (pid: number | undefined): readonly number[] =>
+  pid !== undefined && existsSync(`/proc/${pid}`) && processStart(pid) === undefined ? [pid] : []
 
 const installed = '/usr/lib/postgresql'
 

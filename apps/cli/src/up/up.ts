@@ -159,10 +159,11 @@ async function startAgent(operator: Client, places: Places, credentials: Complet
     name: 'agent',
     argv: [process.execPath, agentProgram],
     env: {
-      ...passed(['LOG_LEVEL', 'BERTH_CGROUP_PARENT', 'BERTH_RUNTIME', 'BERTH_MAX_SANDBOXES', 'BERTH_CAPACITY_']),
+      ...passed(['LOG_LEVEL', 'BERTH_RUNTIME', 'BERTH_MAX_SANDBOXES', 'BERTH_CAPACITY_']),
       BERTH_API_URL: credentials.url,
       BERTH_NODE_TOKEN: credentials.nodeToken,
       BERTH_AGENT_DATA: places.agent,
+      BERTH_CGROUP_PARENT: places.cgroupParent,
       BERTH_IMAGES_DIR: places.images,
     },
     dependsOn: [builtAt()],
