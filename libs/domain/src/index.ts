@@ -13,3 +13,4 @@ export {
   type WantedAttempt,
 } from './reconcile.js'
 export * from './retry.js'
+export * from './text.js'

@@ -22,26 +22,28 @@ export const defaultCapabilities = [
   'CAP_SYS_CHROOT',
 ] as const
 
-/** Bit of each capability, from linux/capability.h. */
-const capabilityBits: Readonly<Record<(typeof defaultCapabilities)[number], number>> = {
-  CAP_CHOWN: 0,
-  CAP_DAC_OVERRIDE: 1,
-  CAP_FOWNER: 3,
-  CAP_FSETID: 4,
-  CAP_KILL: 5,
-  CAP_SETGID: 6,
-  CAP_SETUID: 7,
-  CAP_SETPCAP: 8,
-  CAP_NET_BIND_SERVICE: 10,
-  CAP_SYS_CHROOT: 18,
-  CAP_SETFCAP: 31,
-}
-
-/** The default capabilities as the 64-bit mask that berth-init's SPAWN frame takes. */
-export const defaultCapabilityMask: bigint = defaultCapabilities.reduce(
-  (mask, name) => mask | (1n << BigInt(capabilityBits[name])),
-  0n,
+/** Every capability in the order of its bit, from linux/capability.h (Linux 5.9 and newer). */
+export const capabilityNames = (
+  'CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE ' +
+  'NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN ' +
+  'SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE ' +
+  'MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE'
 )
+  .split(' ')
+  .map((name) => `CAP_${name}`)
+
+/** Capabilities as the 64-bit mask that berth-init's SPAWN frame takes; unknown ones are none. */
+export const capabilityMask = (names: readonly string[]): bigint =>
+  names.reduce((mask, name) => {
+    const bit = capabilityNames.indexOf(name)
+    return bit < 0 ? mask : mask | (1n << BigInt(bit))
+  }, 0n)
+
+/** Inverse of `capabilityMask`, in the order of the bits. */
+export const capabilitiesOf = (mask: bigint): readonly string[] =>
+  capabilityNames.filter((_, bit) => (mask & (1n << BigInt(bit))) !== 0n)
+
+export const defaultCapabilityMask: bigint = capabilityMask(defaultCapabilities)
 
 /** Hidden behind an empty file or directory. */
 export const maskedPaths = [

@@ -1,5 +1,11 @@
 import { expect, test } from '@jest/globals'
-import { defaultCapabilities, defaultCapabilityMask, defaultSeccomp } from './profile.js'
+import {
+  capabilitiesOf,
+  capabilityMask,
+  defaultCapabilities,
+  defaultCapabilityMask,
+  defaultSeccomp,
+} from './profile.js'
 import { INIT_PATH, type RuntimeInput, runtimeSpec } from './runtime-spec.js'
 
 const input: RuntimeInput = {
@@ -128,4 +134,10 @@ test('capabilities are within Docker’s default, and the mask says the same', (
     'CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE'
   for (const name of defaultCapabilities) expect(docker.split(' ')).toContain(name.slice(4))
   expect(defaultCapabilityMask.toString(16)).toBe('800405fb')
+})
+
+test('capabilities and their mask are each other’s inverse, with the kernel’s bits', () => {
+  expect(capabilityMask(['CAP_SYS_ADMIN', 'CAP_CHECKPOINT_RESTORE', 'CAP_NONE'])).toBe((1n << 21n) | (1n << 40n))
+  expect(capabilitiesOf(defaultCapabilityMask).toSorted()).toEqual([...defaultCapabilities].toSorted())
+  expect(capabilityMask(capabilitiesOf((1n << 41n) - 1n))).toBe((1n << 41n) - 1n)
 })

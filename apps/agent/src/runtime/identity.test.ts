@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -34,6 +35,12 @@ describe('identify', () => {
     expect(() => identify(user, accounts, 65_536)).toThrow(UserNotFound)
   })
 
+  test('further groups come by name or number, once each', () => {
+    expect(identify('app', accounts, 65_536, ['video', '7', 'audio', '7']).groups).toEqual([44, 7, 29])
+    expect(() => identify('app', accounts, 65_536, ['nothing'])).toThrow(UserNotFound)
+    expect(() => identify('app', accounts, 65_536, ['65536'])).toThrow(UserNotFound)
+  })
+
   test('numbers need no files at all', () => {
     expect(identify('7:8', { passwd: '', group: '' }, 65_536)).toEqual({ uid: 7, gid: 8, groups: [], home: '/' })
   })
@@ -52,19 +59,26 @@ describe('readAccounts', () => {
     return join(root, name)
   }
 
-  test('the topmost layer that has the file wins', async () => {
+  test('the topmost layer that has the file wins', () => {
     const layers = [layer('top', { passwd: 'new' }), layer('bottom', { passwd: 'old', group: 'groups' })]
-    expect(await readAccounts(layers)).toEqual({ passwd: 'new', group: 'groups' })
+    expect(readAccounts(layers)).toEqual({ passwd: 'new', group: 'groups' })
   })
 
-  test('no link leads out of the image', async () => {
+  test('a file too large for accounts is not gone through', () => {
+    expect(() => readAccounts([layer('large', { group: 'x'.repeat(300_000) })])).toThrow(UserNotFound)
+  })
+
+  test('no link leads out of the image', () => {
     writeFileSync(join(root, 'secret'), 'host secret')
     const linked = layer('linked', {})
     symlinkSync(join(root, 'secret'), join(linked, 'etc', 'passwd'))
     const whole = join(root, 'whole')
     mkdirSync(whole)
     symlinkSync('/etc', join(whole, 'etc'))
-    expect((await readAccounts([linked])).passwd).toBe('')
-    expect((await readAccounts([whole])).passwd).toBe('')
+    expect(readAccounts([linked]).passwd).toBe('')
+    expect(readAccounts([whole]).passwd).toBe('')
+    const pipes = layer('pipes', {})
+    execFileSync('mkfifo', [join(pipes, 'etc', 'passwd')])
+    expect(readAccounts([pipes, layer('below', { passwd: 'hidden' })]).passwd).toBe('')
   })
 })

@@ -1,9 +1,11 @@
-// process.plan.ts: a job's spec, its image and its user → the process that berth-init starts.
+// process.plan.ts: a spec, its image and its user → the process that berth-init starts. One plan for the command of a job,
+// the main process of a sandbox and whatever is run in it later: they differ in what they are given, and are confined by
+// the same rules.
 
-import type { JobSpec } from '@berth/contracts'
-import { defaultCapabilityMask } from '@berth/oci'
+import { type JobSpec, type SandboxSpec, type UlimitName, ulimitNames } from '@berth/contracts'
+import { capabilityMask, capabilityNames, defaultCapabilities } from '@berth/oci'
 import type { Identity } from '../runtime/identity.js'
-import { type SpawnRequest, spawnFlags } from '../runtime/init-wire.js'
+import { type ResourceLimit, type SpawnRequest, spawnFlags } from '../runtime/init-wire.js'
 
 /** The part of an image's configuration that a process is made from; each may be missing. */
 export interface ImageConfig {
@@ -12,17 +14,67 @@ export interface ImageConfig {
   readonly user?: string | undefined
 }
 
-const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+/** What a process may do and use, whoever it is. */
+export interface Confinement {
+  /** Mask of the capabilities of root in the sandbox; nobody in it can have any other. */
+  readonly capabilities: bigint
+  readonly noNewPrivileges: boolean
+  readonly limits: readonly ResourceLimit[]
+  readonly oomScoreAdj: number
+}
 
-/** RLIMIT_ numbers (asm-generic/resource.h). */
-const RLIMIT_CORE = 4
-const RLIMIT_NOFILE = 7
+export interface ProcessPlan {
+  readonly command: readonly string[]
+  /** `NAME=value`, as `environment` makes it. */
+  readonly env: readonly string[]
+  readonly workingDir: string
+  readonly who: Identity
+  readonly confinement: Confinement
+  /** `spawnFlags` besides no_new_privs. */
+  readonly flags: number
+  readonly terminal?: { readonly rows: number; readonly columns: number } | null
+  /** 0: none. */
+  readonly timeoutMs: number
+  readonly graceMs: number
+}
+
+const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 /** Output on its way; larger ones did not make 1 GiB of output faster. Counts to the sandbox's memory. */
 const RING_BYTES = 64 * 1024
 
-/** Later ones win: defaults, the image's, the job's. */
-export function environment(spec: JobSpec, image: ImageConfig, home: string, hostname: string): readonly string[] {
+/** Limits of a process by name → RLIMIT_ numbers (asm-generic/resource.h). */
+const rlimits: Readonly<Record<UlimitName, number>> = {
+  cpu: 0,
+  fsize: 1,
+  data: 2,
+  stack: 3,
+  core: 4,
+  rss: 5,
+  nproc: 6,
+  nofile: 7,
+  memlock: 8,
+  locks: 9,
+  sigpending: 10,
+  msgqueue: 11,
+  nice: 12,
+  rtprio: 13,
+  rttime: 14,
+}
+
+const limit = (name: UlimitName, soft: number, hard: number): ResourceLimit => ({
+  resource: rlimits[name],
+  soft: BigInt(soft),
+  hard: BigInt(hard),
+})
+
+/** Later ones win: defaults, the image's, then each of `given`. */
+export function environment(
+  image: ImageConfig,
+  home: string,
+  hostname: string,
+  ...given: readonly Readonly<Record<string, string>>[]
+): readonly string[] {
   const variables = new Map([
     ['PATH', PATH],
     ['HOME', home],
@@ -32,37 +84,78 @@ export function environment(spec: JobSpec, image: ImageConfig, home: string, hos
     const equals = line.indexOf('=')
     if (equals > 0) variables.set(line.slice(0, equals), line.slice(equals + 1))
   }
-  for (const [name, value] of Object.entries(spec.env)) variables.set(name, value)
+  for (const env of given) for (const [name, value] of Object.entries(env)) variables.set(name, value)
   return [...variables].map(([name, value]) => `${name}=${value}`)
 }
 
 /**
- * The process to start. Root of the sandbox gets the default capabilities; any other user none at all, and can gain
- * none (no_new_privs).
+ * The process to start. Root of the sandbox gets the capabilities that it is confined to; any other user none at all,
+ * and can gain none unless new privileges are allowed.
  */
-export function spawnRequest(spec: JobSpec, image: ImageConfig, who: Identity, hostname: string): SpawnRequest {
-  const effective = who.uid === 0 ? defaultCapabilityMask : 0n
-  const nofile = BigInt(spec.limits.openFiles)
+export function processRequest(plan: ProcessPlan): SpawnRequest {
+  const { who, confinement } = plan
+  const { capabilities: bounding } = confinement
   return {
-    flags: spawnFlags.main | spawnFlags.noNewPrivs | (spec.stdin === undefined ? 0 : spawnFlags.stdin),
+    flags: plan.flags | (confinement.noNewPrivileges ? spawnFlags.noNewPrivs : 0),
     uid: who.uid,
     gid: who.gid,
     groups: who.groups,
-    capabilities: { bounding: defaultCapabilityMask, effective, inheritable: 0n, ambient: 0n },
-    limits: [
-      { resource: RLIMIT_NOFILE, soft: nofile, hard: nofile },
-      { resource: RLIMIT_CORE, soft: 0n, hard: 0n },
-    ],
+    capabilities: { bounding, effective: who.uid === 0 ? bounding : 0n, inheritable: 0n, ambient: 0n },
+    limits: confinement.limits,
+    timeoutMs: plan.timeoutMs,
+    graceMs: plan.graceMs,
+    oomScoreAdj: confinement.oomScoreAdj,
+    rows: plan.terminal?.rows ?? 0,
+    columns: plan.terminal?.columns ?? 0,
+    ringBytes: RING_BYTES,
+    cwd: plan.workingDir,
+    argv: plan.command,
+    env: plan.env,
+  }
+}
+
+/** The command of a job. */
+export function spawnRequest(spec: JobSpec, image: ImageConfig, who: Identity, hostname: string): SpawnRequest {
+  return processRequest({
+    command: spec.command,
+    env: environment(image, who.home, hostname, spec.env),
+    workingDir: spec.workingDir ?? (image.workingDir || '/'),
+    who,
+    confinement: {
+      capabilities: capabilityMask(defaultCapabilities),
+      noNewPrivileges: true,
+      limits: [limit('nofile', spec.limits.openFiles, spec.limits.openFiles), limit('core', 0, 0)],
+      oomScoreAdj: 0,
+    },
+    flags: spawnFlags.main | (spec.stdin === undefined ? 0 : spawnFlags.stdin),
     timeoutMs: spec.timeoutMs,
     graceMs: spec.graceMs,
-    oomScoreAdj: 0,
-    rows: 0,
-    columns: 0,
-    ringBytes: RING_BYTES,
-    cwd: spec.workingDir ?? (image.workingDir || '/'),
-    argv: spec.command,
-    env: environment(spec, image, who.home, hostname),
+  })
+}
+
+/** What every process of a sandbox is held to. That the operator allows it was checked when the sandbox was made. */
+export function sandboxConfinement(spec: SandboxSpec): Confinement {
+  const { ulimits } = spec.limits
+  const named = { nofile: { soft: 1024, hard: 1024 }, core: { soft: 0, hard: 0 }, ...ulimits }
+  return {
+    capabilities: sandboxCapabilities(spec),
+    noNewPrivileges: spec.noNewPrivileges,
+    limits: ulimitsOf(named),
+    oomScoreAdj: spec.oomScoreAdj,
   }
+}
+
+const ulimitsOf = (named: SandboxSpec['limits']['ulimits']): readonly ResourceLimit[] =>
+  ulimitNames.flatMap((name) => {
+    const { soft, hard } = named[name] ?? {}
+    return soft === undefined || hard === undefined ? [] : [limit(name, soft, hard)]
+  })
+
+/** Docker's rule: dropping `ALL` leaves what is added, adding `ALL` leaves what is not dropped. */
+export function sandboxCapabilities({ capAdd, capDrop }: Pick<SandboxSpec, 'capAdd' | 'capDrop'>): bigint {
+  const all = (names: readonly string[]) => names.includes('CAP_ALL')
+  const base = all(capAdd) ? capabilityNames : all(capDrop) ? [] : defaultCapabilities
+  return (capabilityMask(base) & ~capabilityMask(all(capDrop) ? [] : capDrop)) | capabilityMask(capAdd)
 }
 
 /** A name that every host name syntax takes: the random end of the attempt's id. */

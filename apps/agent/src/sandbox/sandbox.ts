@@ -203,7 +203,7 @@ export class Sandbox implements Named {
     const image = await this.#around.resolveImage(spec.image)
     if (!image) return { kind: 'notRun', code: 'image_not_found', message: `the node has no image ${spec.image}` }
     try {
-      const who = identify(spec.user ?? image.config.user, await readAccounts(image.layers), ids.count)
+      const who = identify(spec.user ?? image.config.user, readAccounts(image.layers), ids.count)
       return { image, spawn: spawnRequest(spec, image.config, who, hostnameOf(spec, this.id)) }
     } catch (error) {
       if (!(error instanceof UserNotFound)) throw error

@@ -1,6 +1,7 @@
 // jobs.service.ts: jobs, as tenants see them. Admission decides and commits; what follows (sending, placing later)
 // goes on in the background, and no answer waits for it.
 import { finalJobStates, type Job, JobId, type JobSpec, type JobState, type TenantId } from '@berth/contracts'
+import { inlineStream } from '@berth/domain'
 import type { JobFilter, PageOf, PageRequest } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import { z } from 'zod'
@@ -10,7 +11,7 @@ import { ImagesService } from '../images/images.service.js'
 import { Changes } from '../scheduling/changes.js'
 import { Dispatcher } from '../scheduling/dispatcher.js'
 import { DATABASE, type Database } from '../tokens.js'
-import { inlineStream, keptInline } from './output.js'
+import { keptInline } from './output.js'
 import { Waiters } from './waiters.js'
 
 /** How a caller wants to wait; see the query of `createJob`. */
