@@ -1,9 +1,9 @@
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { createKey, createTenant, deleteJob, JobId, listJobs } from '@berth/contracts'
+import { ApiError, createKey, createTenant, deleteJob, JobId, listJobs, route, Unreachable } from '@berth/contracts'
 import { afterEach, expect, test } from '@jest/globals'
-import { Client, pathOf, queryOf } from './client.js'
-import { ApiError, Unreachable } from './errors.js'
+import { z } from 'zod'
+import { Client } from './client.js'
 import { followOutput } from './streams.js'
 
 type Handler = (request: IncomingMessage, response: ServerResponse, nth: number) => void
@@ -134,8 +134,20 @@ test('an abort ends a call and is told as what it is', async () => {
   await expect(call).rejects.toThrow('enough')
 })
 
-test('paths and queries are escaped, lists repeated, undefined left out', () => {
-  expect(pathOf(deleteJob, { jobId: 'a/../b' })).toBe('/v1/jobs/a%2F..%2Fb')
-  expect(queryOf({ label: ['a=b', 'c&d'], cursor: undefined, limit: 5 })).toBe('?label=a%3Db&label=c%26d&limit=5')
-  expect(queryOf({})).toBe('')
+test('values come one by one, and a connection that breaks among them is told as unreachable', async () => {
+  const count = route({
+    ...{ id: 'count', method: 'GET', path: '/v1/count', scope: 'public', rate: 'none', tag: 't', summary: 's' },
+    reply: { 200: { kind: 'ndjson', item: z.object({ n: z.number() }) } },
+    errors: [],
+  })
+  const { client } = await clientOf((_, response) => {
+    response.writeHead(200, { 'content-type': 'application/x-ndjson' }).write('{"n":1}\n{"n":2}\n{"n"')
+    setImmediate(() => response.destroy())
+  })
+  const seen: number[] = []
+  const read = async () => {
+    for await (const { n } of client.values(count, {})) seen.push(n)
+  }
+  await expect(read()).rejects.toBeInstanceOf(Unreachable)
+  expect(seen).toEqual([1, 2])
 })

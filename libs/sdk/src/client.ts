@@ -7,10 +7,19 @@
 // Every call that changes something carries an idempotency key, so a call whose answer was lost is safely repeated.
 import { randomUUID } from 'node:crypto'
 import type { Readable } from 'node:stream'
-import type { Call, Output, Route } from '@berth/contracts'
+import {
+  ApiError,
+  type Arguments,
+  answerOf,
+  apiError,
+  type Item,
+  type Output,
+  type Route,
+  requestOf,
+  Unreachable,
+  valuesOf,
+} from '@berth/contracts'
 import { type Dispatcher, Pool, errors as undici } from 'undici'
-import { z } from 'zod'
-import { ApiError, apiError, Unreachable } from './errors.js'
 
 export interface ClientOptions {
   /** Base address, e.g. `http://127.0.0.1:7433`. */
@@ -28,11 +37,6 @@ export interface CallOptions {
   /** Chosen by the caller where a repeat may come from another process. */
   readonly idempotencyKey?: string
 }
-
-type Needed<C> = { [K in keyof C as C[K] extends undefined ? never : object extends C[K] ? never : K]: C[K] }
-type Optional<C> = { [K in keyof C as C[K] extends undefined ? never : object extends C[K] ? K : never]?: C[K] }
-/** What a call of a route takes: its params, query and body; what may be empty may be left out. */
-export type Arguments<R extends Route> = Needed<Call<R>> & Optional<Call<R>>
 
 /** Longest silence of the API: a long poll is a minute at most, and an open stream sends nothing while a job is quiet. */
 const answerWithinMs = 90_000
@@ -69,11 +73,7 @@ export class Client implements AsyncDisposable {
       const answer = await this.#once(route, request)
       return { status: answer.statusCode, text: await body(answer, route) }
     })
-    const reply = route.reply[status]
-    if (reply === undefined || (reply !== 'empty' && !(reply instanceof z.ZodType)))
-      throw apiError(status, text, undefined)
-    const parsed = reply === 'empty' ? undefined : parseReply(route, reply, text)
-    return parsed as Output<R> // what the schema of this very route gave
+    return answerOf(route, status, text)
   }
 
   /**
@@ -83,6 +83,19 @@ export class Client implements AsyncDisposable {
   async open<R extends Route>(route: R, given: Arguments<R>, options: CallOptions = {}): Promise<Readable> {
     const request = this.#request(route, given, options)
     return (await this.#retrying(options, () => this.#once(route, request))).body
+  }
+
+  /**
+   * The values of a route that answers a stream of them, as they come. Leaving the loop closes the connection.
+   * @throws ApiError when the API refuses; Unreachable when it cannot be reached, also in the middle
+   */
+  async *values<R extends Route>(route: R, given: Arguments<R>, options: CallOptions = {}): AsyncGenerator<Item<R>> {
+    const bytes = await this.open(route, given, options)
+    try {
+      yield* valuesOf(route, bytes)
+    } catch (cause) {
+      throw isLost(cause) ? new Unreachable(`read the answer of ${route.method} ${route.path}`, cause) : cause
+    }
   }
 
   /** Closes all connections; what is running fails. */
@@ -107,16 +120,16 @@ export class Client implements AsyncDisposable {
   }
 
   #request(route: Route, given: object, options: CallOptions): Dispatcher.RequestOptions {
-    const { params, query, body } = Parts.parse(given)
+    const { method, path, body } = requestOf(route, given)
     const headers: Record<string, string> = { accept: 'application/json' }
     if (this.#key) headers.authorization = `Bearer ${this.#key}`
     if (body !== undefined) headers['content-type'] = 'application/json'
-    if (route.method !== 'GET') headers['idempotency-key'] = options.idempotencyKey ?? randomUUID()
+    if (method !== 'GET') headers['idempotency-key'] = options.idempotencyKey ?? randomUUID()
     return {
-      method: route.method,
-      path: this.#base + pathOf(route, params) + queryOf(query),
+      method,
+      path: this.#base + path,
       headers,
-      body: body === undefined ? null : JSON.stringify(body),
+      body: body ?? null,
       ...(options.signal ? { signal: options.signal } : {}),
     }
   }
@@ -132,40 +145,11 @@ export class Client implements AsyncDisposable {
   }
 }
 
-const Parts = z.looseObject({
-  params: z.record(z.string(), z.string()).default({}),
-  query: z.record(z.string(), z.unknown()).default({}),
-  body: z.unknown().optional(),
-})
-
-/** Fills `:name` in a route's path. */
-export function pathOf(route: Route, params: Readonly<Record<string, string>>): string {
-  return route.path.replace(/:([a-zA-Z]+)/g, (_, name: string) => encodeURIComponent(params[name] ?? ''))
-}
-
-/** A query string with its `?`, or nothing; lists are repeated, what is undefined is left out. */
-export function queryOf(query: Readonly<Record<string, unknown>>): string {
-  const pairs = Object.entries(query).flatMap(([name, value]) =>
-    (Array.isArray(value) ? value : [value])
-      .filter((one) => one !== undefined)
-      .map((one): [string, string] => [name, String(one)]),
-  )
-  return pairs.length === 0 ? '' : `?${new URLSearchParams(pairs)}`
-}
-
 async function body(answer: Dispatcher.ResponseData, route: Route): Promise<string> {
   try {
     return await answer.body.text()
   } catch (cause) {
     throw new Unreachable(`read the answer of ${route.method} ${route.path}`, cause)
-  }
-}
-
-function parseReply(route: Route, schema: z.ZodType, text: string): unknown {
-  try {
-    return schema.parse(JSON.parse(text))
-  } catch (cause) {
-    throw new ApiError(200, 'unknown', `the answer of ${route.method} ${route.path} is not as expected: ${cause}`, '')
   }
 }
 

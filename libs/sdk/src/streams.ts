@@ -1,6 +1,13 @@
-import { getJob, type Job, type JobId, type OutputStream, streamJobOutput } from '@berth/contracts'
+import {
+  ApiError,
+  getJob,
+  type Job,
+  type JobId,
+  type OutputStream,
+  streamJobOutput,
+  Unreachable,
+} from '@berth/contracts'
 import { type CallOptions, type Client, isLost } from './client.js'
-import { ApiError, Unreachable } from './errors.js'
 
 export interface FollowOptions extends CallOptions {
   /** Offset of the first byte wanted. Default 0. */
