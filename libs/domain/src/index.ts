@@ -1,16 +1,23 @@
 export * from './fairness.js'
 export * from './lifecycle.js'
 export * from './placement.js'
+export * from './policy.js'
 export * from './quota.js'
 export {
-  compare as compareAttempts,
+  compare as compareStanding,
   type Differences,
   MISSING_MS,
   type Overdue,
   overdue,
   RESEND_AFTER_MS,
+  type Said,
   type SaidAttempt,
+  type Wanted,
   type WantedAttempt,
 } from './reconcile.js'
 export * from './retry.js'
+export * from './sandbox.js'
+export * from './sandbox-due.js'
+export * from './sandbox-report.js'
+export * from './sandbox-request.js'
 export * from './text.js'

@@ -1,5 +1,13 @@
 import { describe, expect, test } from '@jest/globals'
-import { type AttemptEvent, attemptLifecycle, type JobEvent, jobLifecycle, type Lifecycle } from './lifecycle.js'
+import {
+  type AttemptEvent,
+  attemptLifecycle,
+  type JobEvent,
+  jobLifecycle,
+  type Lifecycle,
+  sandboxLifecycle,
+  sandboxRequests,
+} from './lifecycle.js'
 
 function attempt<S extends string, E extends string>(table: Lifecycle<S, E>, from: S, event: E): S | 'refused' {
   if (!table.allowed(from, event)) {
@@ -36,6 +44,20 @@ test.each([
   ['lost', '- - - - - -'],
 ] as const)('a %s attempt', (state, row) => {
   const got = attemptEvents.map((event) => attempt(attemptLifecycle, state, event))
+  expect(got.map((to) => (to === 'refused' ? '-' : to)).join(' ')).toBe(row)
+})
+
+// start stop kill signal restart pause resume resize edit delete force_delete
+test.each([
+  ['creating', 'creating creating creating - creating - - creating creating - deleted'],
+  ['running', 'running running running running creating running running running running - deleted'],
+  ['paused', '- paused paused paused creating paused paused paused paused - deleted'],
+  ['stopped', 'creating stopped - - creating - - stopped stopped deleted deleted'],
+  ['failed', 'creating failed - - creating - - failed failed deleted deleted'],
+  ['lost', '- lost - - - - - - lost deleted deleted'],
+  ['deleted', '- - - - - - - - - deleted deleted'],
+] as const)('a %s sandbox', (state, row) => {
+  const got = sandboxRequests.map((request) => attempt(sandboxLifecycle, state, request))
   expect(got.map((to) => (to === 'refused' ? '-' : to)).join(' ')).toBe(row)
 })
 

@@ -1,6 +1,6 @@
 // lifecycle.ts: which state follows which. These tables are the only place that says no to a change of state; SQL
 // elsewhere repeats a state only as the guard of an optimistic update that one of these tables has allowed.
-import { type AttemptState, Failure, type JobState } from '@berth/contracts'
+import { type AttemptState, Failure, type JobState, type SandboxState, sandboxStates } from '@berth/contracts'
 
 export interface Lifecycle<State extends string, Event extends string> {
   /** The state after `event`. @throws Failure `wrong_state`, naming the states in which the event is allowed */
@@ -85,3 +85,72 @@ export const attemptLifecycle = lifecycle<AttemptState, AttemptEvent>(
     lost: {},
   },
 )
+
+/**
+ * What may be asked of a sandbox. `signal` is any signal but SIGKILL; `resize` a change of limits, `edit` of anything
+ * else; `force_delete` a deletion that does not mind that it runs.
+ */
+export const sandboxRequests = [
+  ...(['start', 'stop', 'kill', 'signal', 'restart', 'pause', 'resume', 'resize', 'edit'] as const),
+  ...(['delete', 'force_delete'] as const),
+] as const
+export type SandboxRequestKind = (typeof sandboxRequests)[number]
+
+/**
+ * Which requests a sandbox takes in which state, and the state it has right after. A node then makes true what is
+ * wanted and reports; what it may report is not decided here, because what has happened cannot be refused.
+ */
+export const sandboxLifecycle = lifecycle<SandboxState, SandboxRequestKind>(sandboxStates, {
+  creating: {
+    start: 'creating',
+    stop: 'creating',
+    kill: 'creating',
+    restart: 'creating',
+    resize: 'creating',
+    edit: 'creating',
+    force_delete: 'deleted',
+  },
+  running: {
+    start: 'running',
+    stop: 'running',
+    kill: 'running',
+    signal: 'running',
+    restart: 'creating',
+    pause: 'running',
+    resume: 'running',
+    resize: 'running',
+    edit: 'running',
+    force_delete: 'deleted',
+  },
+  paused: {
+    stop: 'paused',
+    kill: 'paused',
+    signal: 'paused',
+    restart: 'creating',
+    pause: 'paused',
+    resume: 'paused',
+    resize: 'paused',
+    edit: 'paused',
+    force_delete: 'deleted',
+  },
+  stopped: {
+    start: 'creating',
+    stop: 'stopped',
+    restart: 'creating',
+    resize: 'stopped',
+    edit: 'stopped',
+    delete: 'deleted',
+    force_delete: 'deleted',
+  },
+  failed: {
+    start: 'creating',
+    stop: 'failed',
+    restart: 'creating',
+    resize: 'failed',
+    edit: 'failed',
+    delete: 'deleted',
+    force_delete: 'deleted',
+  },
+  lost: { stop: 'lost', edit: 'lost', delete: 'deleted', force_delete: 'deleted' },
+  deleted: { delete: 'deleted', force_delete: 'deleted' },
+})

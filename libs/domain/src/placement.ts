@@ -1,4 +1,4 @@
-// placement.ts: which node takes a job. Two passes: `feasible` drops nodes that cannot (state, silence, capacity),
+// placement.ts: which node takes a job or a sandbox. Two passes: `feasible` drops nodes that cannot (state, silence, capacity),
 // `score` prefers, in this order: image present, spread of the tenant, fullest fit. Spread keeps one node's loss from
 // taking a whole tenant; fullest fit leaves whole nodes free for large jobs.
 // Invariant: never chooses a node whose free < asked. The caller may still lose the race; then it asks again.
@@ -20,7 +20,7 @@ export interface NodeSnapshot {
   readonly used: NodeRoom
   /** Names as jobs may write them. */
   readonly images: ReadonlySet<string>
-  /** Current attempts by tenant; tenants without any may be absent. */
+  /** Current attempts and existing sandboxes by tenant; tenants without any may be absent. */
   readonly tenants: ReadonlyMap<TenantId, number>
   readonly lastSeenAt: Date | null
 }
@@ -77,6 +77,55 @@ export function choose(nodes: readonly NodeSnapshot[], job: Placeable, now: Date
   for (const node of nodes)
     if (feasible(node, job, now) && (best === undefined || compare(node, best, job) < 0)) best = node
   return best
+}
+
+/** What placement needs to know of a sandbox. One that is not started takes its disk only. */
+export interface PlaceableSandbox extends Placeable {
+  readonly starts: boolean
+}
+
+export interface ChosenNode {
+  readonly node: NodeSnapshot
+  /** Why this one, for people. */
+  readonly because: string
+}
+
+/**
+ * The node for a sandbox, which stays there and must find room to run: undefined when none has its image and room.
+ * One that is not started goes where it could be started now, or else where it could be if nothing else ran there.
+ */
+export function chooseForSandbox(
+  nodes: readonly NodeSnapshot[],
+  sandbox: PlaceableSandbox,
+  now: Date,
+): ChosenNode | undefined {
+  const suitable = nodes.filter((node) => node.images.has(sandbox.image) && feasibleWhenEmpty(node, sandbox, now))
+  const ready = choose(suitable, sandbox, now)
+  if (ready) return { node: ready, because: because(nodes, suitable, ready, sandbox, now) }
+  if (sandbox.starts) return undefined
+  const { diskBytes } = sandbox.cost
+  const stopped = { ...sandbox, cost: { cpuMillis: 0, memoryBytes: 0, diskBytes } }
+  const roomy = suitable.map((node) => ({ ...node, used: { ...node.used, sandboxes: node.used.sandboxes - 1 } }))
+  const node = suitable.find(({ id }) => id === choose(roomy, stopped, now)?.id)
+  return node && { node, because: because(nodes, suitable, node, stopped, now) }
+}
+
+function because(
+  nodes: readonly NodeSnapshot[],
+  suitable: readonly NodeSnapshot[],
+  chosen: NodeSnapshot,
+  job: Placeable,
+  now: Date,
+): string {
+  const living = nodes.filter((node) => takesWork(node, now)).length
+  const open = suitable.filter((node) => feasible(node, job, now))
+  const has = chosen.tenants.get(job.tenantId) ?? 0
+  const others = open.filter(({ id }) => id !== chosen.id)
+  const found = `${open.length || 1} of ${living} ready nodes have image ${job.image} and room`
+  if (others.length === 0) return found
+  const fewest = others.every(({ tenants }) => (tenants.get(job.tenantId) ?? 0) > has)
+  const full = `${Math.round(fullness(chosen) * 100)} %`
+  return `${found}; this one has ${fewest ? 'fewest' : 'as few as any'} of the tenant (${has})${fewest ? '' : `, and is fullest (${full})`}`
 }
 
 /** The node after it has taken the job. */

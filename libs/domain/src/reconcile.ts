@@ -11,42 +11,47 @@ export const RESEND_AFTER_MS = 2_000
  */
 export const MISSING_MS = 6_000
 
-/** An unfinished attempt as Postgres has it. */
-export interface WantedAttempt {
-  readonly id: AttemptId
+/** An unfinished attempt, or a sandbox that is not removed, as Postgres has it. */
+export interface Wanted<Id extends string> {
+  readonly id: Id
   readonly generation: number
   readonly acknowledgedGeneration: number
   readonly commandedAt: Date
   readonly missingSince: Date | null
 }
+export type WantedAttempt = Wanted<AttemptId>
 
-/** An attempt as the node lists it. */
-export interface SaidAttempt {
-  readonly id: AttemptId
+/** An attempt or a sandbox as the node lists it. */
+export interface Said<Id extends string> {
+  readonly id: Id
   readonly generation: number
 }
+export type SaidAttempt = Said<AttemptId>
 
-export interface Differences {
+export interface Differences<Id extends string = AttemptId> {
   /** Commands that have arrived: the node tells a newer generation than was known. */
-  readonly acknowledged: readonly SaidAttempt[]
+  readonly acknowledged: readonly Said<Id>[]
   /** Acknowledged before and not listed now, for the first time. */
-  readonly missing: readonly AttemptId[]
+  readonly missing: readonly Id[]
   /** Listed again after having been missing. */
-  readonly found: readonly AttemptId[]
+  readonly found: readonly Id[]
   /** Listed, but not wanted here. Whether the node must end them depends on how they ended; see the caller. */
-  readonly strange: readonly AttemptId[]
+  readonly strange: readonly Id[]
 }
 
-/** Compares a node's unfinished attempts with what it lists in a heartbeat. */
-export function compare(wanted: readonly WantedAttempt[], said: readonly SaidAttempt[]): Differences {
-  const byId = new Map(wanted.map((attempt) => [attempt.id, attempt]))
-  const listed = new Set(said.map((attempt) => attempt.id))
+/** Compares what a node is to have with what it lists in a heartbeat. */
+export function compare<Id extends string>(
+  wanted: readonly Pick<Wanted<Id>, 'id' | 'generation' | 'acknowledgedGeneration' | 'missingSince'>[],
+  said: readonly Said<Id>[],
+): Differences<Id> {
+  const byId = new Map(wanted.map((one) => [one.id, one]))
+  const listed = new Set(said.map((one) => one.id))
   return {
     acknowledged: said.flatMap(({ id, generation }) => {
-      const attempt = byId.get(id)
-      if (!attempt) return []
-      const seen = Math.min(generation, attempt.generation)
-      return seen > attempt.acknowledgedGeneration ? [{ id, generation: seen }] : []
+      const one = byId.get(id)
+      if (!one) return []
+      const seen = Math.min(generation, one.generation)
+      return seen > one.acknowledgedGeneration ? [{ id, generation: seen }] : []
     }),
     missing: wanted
       .filter((one) => one.acknowledgedGeneration > 0 && one.missingSince === null && !listed.has(one.id))

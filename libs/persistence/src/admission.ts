@@ -12,7 +12,6 @@ import {
   BatchId,
   Failure,
   Fault,
-  InvalidRequest,
   type Job,
   JobId,
   type JobSpec,
@@ -34,7 +33,7 @@ import {
   waitingHeads,
 } from './placing.js'
 import type { Admission, PlacedAttempt } from './repositories.js'
-import { type Statement, type Store, sqlState } from './store.js'
+import { type Statement, type Store, storing } from './store.js'
 import { idRange, type QuotaRow, quotaColumns, quotaOf, runCommand, splitSpec, tenantLimits } from './views.js'
 
 interface SituationRow extends UseRow, QuotaRow {
@@ -142,20 +141,6 @@ function refuseUnlessAdmitted(id: TenantId, row: AdmittedRow | undefined, count:
   const shortage = fitsQueue(quotaOf(row), useOf(row), count)
   if (row.tenant_state === 'active' && shortage) throw exceeded(shortage)
   throw new Failure('tenant_suspended', `tenant ${id} is suspended`)
-}
-
-// invalid_text_representation, untranslatable_character, character_not_in_repertoire (PostgreSQL, appendix A): what
-// JSON text may hold and Postgres' text may not, in practice half of a surrogate pair.
-const badText = new Set(['22P02', '22P05', '22021'])
-
-async function storing<T>(work: Promise<T>): Promise<T> {
-  try {
-    return await work
-  } catch (error) {
-    if (!badText.has(sqlState(error) ?? '')) throw error
-    const message = 'text must be well-formed Unicode: no NUL, no half of a surrogate pair'
-    throw new InvalidRequest([{ field: 'labels', message }])
-  }
 }
 
 const fresh = (id: JobId, spec: JobSpec, at: Date): Job => {

@@ -14,7 +14,16 @@ import { endAttempt } from './ending.js'
 import { acknowledge, openReconciler } from './overdue.js'
 import type { Access, AttemptOutput, JobFilter, Jobs, PageRequest } from './repositories.js'
 import type { Statement, Store } from './store.js'
-import { type ChangeRow, changeOf, type ForgetRow, forgetCommand, type JobRow, jobColumns, jobOf } from './views.js'
+import {
+  type ChangeRow,
+  changeOf,
+  type ForgetRow,
+  forgetCommand,
+  type JobRow,
+  jobColumns,
+  jobOf,
+  labelConditions,
+} from './views.js'
 
 const jobNotFound = (id: JobId) => new Failure('job_not_found', `there is no job ${id}`)
 
@@ -28,13 +37,6 @@ async function get(store: Store, access: Access, id: JobId) {
   return jobOf(row)
 }
 
-/** `key=value` or `key`, as SQL on `j.labels`. Keys hold no `=`, so the first one parts. */
-function labelCondition(label: string, parameter: (value: unknown) => string): string {
-  const at = label.indexOf('=')
-  if (at < 0) return `j.labels ? ${parameter(label)}`
-  return `j.labels @> ${parameter(JSON.stringify({ [label.slice(0, at)]: label.slice(at + 1) }))}::jsonb`
-}
-
 function listStatement(access: Access, filter: JobFilter, page: PageRequest) {
   const values: unknown[] = []
   const parameter = (value: unknown) => `$${values.push(value)}`
@@ -43,7 +45,7 @@ function listStatement(access: Access, filter: JobFilter, page: PageRequest) {
     page.after === undefined ? [] : [`j.id < ${parameter(page.after)}`],
     filter.batchId === undefined ? [] : [`j.batch_id = ${parameter(filter.batchId)}`],
     filter.state === undefined ? [] : [`j.state = ANY(${parameter(filter.state)})`],
-    (filter.label ?? []).map((label) => labelCondition(label, parameter)),
+    labelConditions('j.labels', filter.label ?? [], parameter),
   ].flat()
   const where = conditions.length > 0 ? `WHERE ${conditions.join(' AND ')}` : ''
   const text = `SELECT ${jobColumns} FROM jobs j ${where} ORDER BY j.id DESC LIMIT ${parameter(page.limit + 1)}`

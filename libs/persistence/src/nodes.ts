@@ -9,10 +9,11 @@ import {
   NodeImage,
   NodeState,
 } from '@berth/contracts'
-import { compareAttempts, toMillis, type WantedAttempt } from '@berth/domain'
+import { compareStanding, toMillis, type WantedAttempt } from '@berth/domain'
 import { endAttempt } from './ending.js'
 import { acknowledge, lostEnd } from './overdue.js'
 import type { HeartbeatBody, JobChange, JoinBody, Nodes, PageRequest, Standing } from './repositories.js'
+import { compareSandboxes, loseSandboxesOf } from './sandbox-overdue.js'
 import { brokenConstraint, type Statement, type Store } from './store.js'
 import { pageArguments, pageOfRows } from './tenants.js'
 
@@ -125,20 +126,21 @@ const deleteUnused: Statement = {
   text: 'DELETE FROM nodes WHERE id = $1 AND used_sandboxes = 0 RETURNING id',
 }
 
-async function remove(store: Store, id: NodeId): Promise<readonly JobChange[]> {
+async function remove(store: Store, id: NodeId): ReturnType<Nodes['delete']> {
   const [known] = await store.rows<{ id: NodeId }>(giveUpNode, [id])
   if (!known) throw nodeNotFound(id)
-  const changed: JobChange[] = []
+  const sandboxes = await loseSandboxesOf(store, id)
+  const jobs: JobChange[] = []
   // Ends: nothing is placed on the node any more, so each round leaves fewer attempts.
   for (;;) {
     const rows = await store.rows<{ id: AttemptId }>(currentAttempts, [id])
     for (const row of rows) {
       const end = lostEnd('node_lost', 'the node was removed', store.clock.now())
       const change = await endAttempt(store, row.id, end, () => true)
-      if (change) changed.push(change)
+      if (change) jobs.push(change)
     }
     const [gone] = await store.rows<{ id: NodeId }>(deleteUnused, [id])
-    if (gone || rows.length === 0) return changed
+    if (gone || rows.length === 0) return { jobs, sandboxes }
   }
 }
 
@@ -199,15 +201,21 @@ const reportedHere: Statement = {
   text: 'SELECT id FROM attempts WHERE id = ANY($1) AND node_id = $2 AND (reported OR finished_at IS NULL)',
 }
 
-async function compareWith(store: Store, id: NodeId, said: HeartbeatBody['attempts'], now: Date): Promise<Standing> {
+async function compareAttempts(store: Store, id: NodeId, said: HeartbeatBody['attempts'], now: Date) {
   const wanted = await store.rows<WantedRow>(wantedAttempts, [id])
-  const { acknowledged, missing, found, strange } = compareAttempts(wanted.map(wantedOf), said)
+  const { acknowledged, missing, found, strange } = compareStanding(wanted.map(wantedOf), said)
   await acknowledge(store, id, acknowledged)
   if (missing.length + found.length > 0) await store.rows(noteMissing, [id, missing, found, now])
-  if (strange.length === 0) return { unwanted: [], unwantedSandboxes: [] }
+  if (strange.length === 0) return []
   const known = await store.rows<{ id: AttemptId }>(reportedHere, [strange, id])
   const keep = new Set(known.map((row) => row.id))
-  return { unwanted: strange.filter((one) => !keep.has(one)), unwantedSandboxes: [] }
+  return strange.filter((one) => !keep.has(one))
+}
+
+async function compareWith(store: Store, id: NodeId, body: HeartbeatBody, now: Date): Promise<Standing> {
+  const unwanted = await compareAttempts(store, id, body.attempts, now)
+  const sandboxes = await compareSandboxes(store, id, body.sandboxes, now)
+  return { unwanted, unwantedSandboxes: sandboxes.unwanted, changed: sandboxes.changed }
 }
 
 const standingValues = (id: NodeId, now: Date, capacity: Capacity, images: readonly NodeImage[], joins: boolean) => [
@@ -229,7 +237,7 @@ async function heartbeat(store: Store, id: NodeId, body: HeartbeatBody): Promise
     standingValues(id, now, body.capacity, body.images, false),
   )
   if (!row) throw nodeNotFound(id)
-  return compareWith(store, id, body.attempts, now)
+  return compareWith(store, id, body, now)
 }
 
 async function join(store: Store, id: NodeId, body: JoinBody): Promise<Standing> {
@@ -242,7 +250,7 @@ async function join(store: Store, id: NodeId, body: JoinBody): Promise<Standing>
     standingValues(id, now, body.capacity, body.images, true),
   )
   if (!row) throw nodeNotFound(id)
-  return compareWith(store, id, body.attempts, now)
+  return compareWith(store, id, body, now)
 }
 
 const readStreams: Statement = {

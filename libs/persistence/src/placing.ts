@@ -77,10 +77,14 @@ const nodeJson = (images: string, tenants: string) => `json_build_object(
 /** SQL for the ready nodes as one JSON array; `images` and `tenants` are SQL arrays of what to tell of each. */
 export const nodesJson = (images: string, tenants: string): string => {
   const held = `ARRAY(SELECT unnest(n.image_names) INTERSECT SELECT unnest(${images}))`
-  const attempts = `(SELECT coalesce(json_agg(json_build_array(c.tenant_id, c.attempts)), '[]') FROM (
-    SELECT a.tenant_id, count(*) AS attempts FROM attempts a
-    WHERE a.node_id = n.id AND a.finished_at IS NULL AND a.tenant_id = ANY(${tenants}) GROUP BY a.tenant_id) c)`
-  return `(SELECT coalesce(json_agg(${nodeJson(held, attempts)}), '[]') FROM nodes n WHERE n.state = 'ready')`
+  const has = `(SELECT coalesce(json_agg(json_build_array(c.tenant_id, c.has)), '[]') FROM (
+    SELECT h.tenant_id, count(*) AS has FROM (
+      SELECT a.tenant_id FROM attempts a
+      WHERE a.node_id = n.id AND a.finished_at IS NULL AND a.tenant_id = ANY(${tenants})
+      UNION ALL SELECT s.tenant_id FROM sandboxes s
+      WHERE s.node_id = n.id AND s.phase <> 'removed' AND s.tenant_id = ANY(${tenants})) h
+    GROUP BY h.tenant_id) c)`
+  return `(SELECT coalesce(json_agg(${nodeJson(held, has)}), '[]') FROM nodes n WHERE n.state = 'ready')`
 }
 
 /**

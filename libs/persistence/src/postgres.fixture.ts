@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import {
+  type ApplySandbox,
   type AttemptFinished,
   Capacity,
   JobSpec,
@@ -14,6 +15,8 @@ import {
   type NodeId,
   type Quota,
   type RunAttempt,
+  type SandboxReport,
+  SandboxSpec,
   type TenantId,
 } from '@berth/contracts'
 import pg from 'pg'
@@ -99,6 +102,34 @@ export const openTestDatabase = (url: string, clock: Clock = new HandClock(), po
 export const spec = (fields: Partial<Parameters<typeof JobSpec.parse>[0] & object> = {}): JobSpec =>
   JobSpec.parse({ command: ['true'], limits: { memoryBytes: '16m', diskBytes: '16m' }, ...fields })
 
+export const sandboxSpec = (fields: Partial<Parameters<typeof SandboxSpec.parse>[0] & object> = {}): SandboxSpec =>
+  SandboxSpec.parse({ limits: { memoryBytes: '16m', diskBytes: '16m', cpus: 0.1 }, ...fields })
+
+/** What a node says of a sandbox that is as its command wants it. */
+export const reportOf = (
+  command: ApplySandbox,
+  sequence: number,
+  change: Partial<SandboxReport> = {},
+): SandboxReport => ({
+  kind: 'sandbox',
+  sandboxId: command.sandboxId,
+  generation: command.generation,
+  sequence,
+  state: command.desired,
+  phase: command.desired === 'deleted' ? 'removed' : command.desired,
+  reason: null,
+  run: command.run,
+  restarts: 0,
+  phases: { placeMs: 1, imageMs: 2, rootfsMs: 3, networkMs: 4, startMs: 5, readyMs: 15 },
+  startedAt: null,
+  endedAt: null,
+  lastActivityAt: null,
+  endsAt: null,
+  ends: [],
+  notes: [],
+  ...change,
+})
+
 export const roomy: Capacity = Capacity.parse({ cpus: 1000, memoryBytes: 2 ** 44, diskBytes: 2 ** 44, sandboxes: 1000 })
 
 export const debian = { reference: 'debian:latest', digest: `sha256:${'a'.repeat(64)}`, sizeBytes: 1 }
@@ -120,10 +151,14 @@ export async function givenNode(db: Database, capacity: Partial<Capacity> = {}):
 }
 
 /** A heartbeat's body. */
-export const standing = (capacity: Partial<Capacity> = {}, commands: readonly RunAttempt[] = []) => ({
+export const standing = (
+  capacity: Partial<Capacity> = {},
+  commands: readonly RunAttempt[] = [],
+  sandboxes: readonly ApplySandbox[] = [],
+) => ({
   capacity: { ...roomy, ...capacity },
   images: [debian],
-  sandboxes: [],
+  sandboxes: sandboxes.map(({ sandboxId, generation }) => ({ id: sandboxId, generation })),
   attempts: commands.map(({ attemptId, generation }) => ({ id: attemptId, generation })),
 })
 
@@ -169,31 +204,45 @@ export async function query<Row extends pg.QueryResultRow>(url: string, text: st
 }
 
 /**
- * Counters that differ from the sums they stand for, and jobs with other than the right number of current attempts.
- * Empty when the books are right.
+ * Counters that differ from the sums they stand for, jobs with other than the right number of current attempts, and
+ * tenants whose events have gaps. Empty when the books are right.
  */
 export const bookkeepingErrors = (url: string) =>
   query(
     url,
     `SELECT 'tenant' AS kind, u.tenant_id AS id, to_json(u) AS counters, to_json(s) AS sums
      FROM tenant_usage u CROSS JOIN LATERAL (
-       SELECT count(*) FILTER (WHERE finished_at IS NULL) AS unfinished,
-         count(*) FILTER (WHERE state IN ('placed', 'running')) AS running,
-         coalesce(sum(cpu_millis) FILTER (WHERE state IN ('placed', 'running')), 0) AS cpu,
-         coalesce(sum(memory_bytes) FILTER (WHERE state IN ('placed', 'running')), 0) AS memory,
-         coalesce(sum(disk_bytes) FILTER (WHERE state IN ('placed', 'running')), 0) AS disk
-       FROM jobs j WHERE j.tenant_id = u.tenant_id) s
-     WHERE (u.unfinished_jobs, u.running_jobs, u.running_cpu_millis, u.running_memory_bytes, u.running_disk_bytes)
-       <> (s.unfinished, s.running, s.cpu, s.memory, s.disk)
+       SELECT coalesce(sum(unfinished), 0) AS unfinished, coalesce(sum(running), 0) AS running,
+         coalesce(sum(sandbox), 0) AS sandboxes, coalesce(sum(cpu), 0) AS cpu, coalesce(sum(memory), 0) AS memory,
+         coalesce(sum(disk), 0) AS disk
+       FROM (
+         SELECT 1 AS unfinished, r AS running, 0 AS sandbox, r * cpu_millis AS cpu, r * memory_bytes AS memory,
+           r * disk_bytes AS disk
+         FROM jobs j, LATERAL (SELECT (j.state IN ('placed', 'running'))::integer AS r) running
+         WHERE j.tenant_id = u.tenant_id AND j.finished_at IS NULL
+         UNION ALL SELECT 0, 0, 1, r * cpu_millis, r * memory_bytes, disk_bytes
+         FROM sandboxes b, LATERAL (SELECT b.holds::integer AS r) held
+         WHERE b.tenant_id = u.tenant_id AND b.deleted_at IS NULL) have) s
+     WHERE (u.unfinished_jobs, u.running_jobs, u.sandboxes, u.running_cpu_millis, u.running_memory_bytes,
+       u.running_disk_bytes) <> (s.unfinished, s.running, s.sandboxes, s.cpu, s.memory, s.disk)
      UNION ALL
      SELECT 'node', n.id, to_json(n), to_json(s) FROM nodes n CROSS JOIN LATERAL (
-       SELECT count(*) AS sandboxes, coalesce(sum(j.cpu_millis), 0) AS cpu, coalesce(sum(j.memory_bytes), 0) AS memory,
-         coalesce(sum(j.disk_bytes), 0) AS disk
-       FROM attempts a JOIN jobs j ON j.id = a.job_id WHERE a.node_id = n.id AND a.finished_at IS NULL) s
+       SELECT coalesce(sum(runs), 0) AS sandboxes, coalesce(sum(cpu), 0) AS cpu, coalesce(sum(memory), 0) AS memory,
+         coalesce(sum(disk), 0) AS disk
+       FROM (
+         SELECT 1 AS runs, j.cpu_millis AS cpu, j.memory_bytes AS memory, j.disk_bytes AS disk
+         FROM attempts a JOIN jobs j ON j.id = a.job_id WHERE a.node_id = n.id AND a.finished_at IS NULL
+         UNION ALL SELECT r, r * cpu_millis, r * memory_bytes, disk_bytes
+         FROM sandboxes b, LATERAL (SELECT b.holds::integer AS r) held
+         WHERE b.node_id = n.id AND b.phase <> 'removed') have) s
      WHERE (n.used_sandboxes, n.used_cpu_millis, n.used_memory_bytes, n.used_disk_bytes)
        <> (s.sandboxes, s.cpu, s.memory, s.disk)
      UNION ALL
      SELECT 'job', j.id, to_json(j), to_json(s) FROM jobs j CROSS JOIN LATERAL (
        SELECT count(*) AS current FROM attempts a WHERE a.job_id = j.id AND a.finished_at IS NULL) s
-     WHERE s.current <> (j.state IN ('placed', 'running'))::integer`,
+     WHERE s.current <> (j.state IN ('placed', 'running'))::integer
+     UNION ALL
+     SELECT 'events', u.tenant_id, to_json(u), to_json(s) FROM tenant_usage u CROSS JOIN LATERAL (
+       SELECT count(*) AS events, coalesce(max(e.number), 0) AS last FROM events e WHERE e.tenant_id = u.tenant_id) s
+     WHERE u.event_number <> s.last OR s.events <> s.last`,
   )

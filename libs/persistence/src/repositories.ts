@@ -9,6 +9,7 @@
 // Methods throw `Failure` for what the caller got wrong, `Fault` where Postgres failed (worth another try).
 import type {
   ApiKey,
+  ApplySandbox,
   AttemptId,
   AttemptState,
   Batch,
@@ -34,7 +35,11 @@ import type {
   Quota,
   ResourceUsage,
   RunAttempt,
+  Sandbox,
+  SandboxEnd,
   SandboxId,
+  SandboxReport,
+  SandboxSpec,
   SandboxState,
   StreamServer,
   Tenant,
@@ -42,6 +47,7 @@ import type {
   TenantScope,
   Usage,
 } from '@berth/contracts'
+import type { SandboxRequest } from '@berth/domain'
 
 export interface Clock {
   now(): Date
@@ -134,10 +140,13 @@ export interface Keys {
 
 export type JoinBody = Input<typeof joinNode>['body']
 export type HeartbeatBody = Input<typeof heartbeat>['body']
-/** Attempts that the node lists but must end and forget: unknown here, of another node, or given up as lost. */
 export interface Standing {
+  /** Attempts that the node lists but must end and forget: unknown here, of another node, or given up as lost. */
   readonly unwanted: readonly AttemptId[]
+  /** Sandboxes that the node lists but must delete: unknown here, of another node, or long deleted. */
   readonly unwantedSandboxes: readonly SandboxId[]
+  /** Sandboxes that were lost while the node was silent. */
+  readonly changed: readonly SandboxChange[]
 }
 
 export interface Nodes {
@@ -153,11 +162,11 @@ export interface Nodes {
   update(id: NodeId, change: { readonly state: 'ready' | 'draining' }): Promise<Node>
   /** @throws node_not_found */
   rotateToken(id: NodeId, tokenHash: Uint8Array): Promise<Node>
-  /** Its attempts are lost, and retried by their policy. @throws node_not_found */
-  delete(id: NodeId): Promise<readonly JobChange[]>
+  /** Its attempts are lost, and retried by their policy; its sandboxes are lost. @throws node_not_found */
+  delete(id: NodeId): Promise<{ readonly jobs: readonly JobChange[]; readonly sandboxes: readonly SandboxChange[] }>
   /** @throws node_not_found */
   join(id: NodeId, body: JoinBody): Promise<Standing>
-  /** Also acknowledges the commands that the listed attempts show as arrived. @throws node_not_found */
+  /** Also acknowledges the commands that the list shows as arrived. @throws node_not_found */
   heartbeat(id: NodeId, body: HeartbeatBody): Promise<Standing>
   /** Where the node's streams are served; undefined for a node that is gone or never joined. */
   streams(id: NodeId): Promise<StreamServer | undefined>
@@ -271,10 +280,87 @@ export interface LocatedSandbox {
   readonly state: SandboxState
 }
 
+/** A sandbox that changed, for those who wait for it. */
+export interface SandboxChange {
+  readonly sandboxId: SandboxId
+  readonly tenantId: TenantId
+  /** Whether an event tells of it. */
+  readonly told: boolean
+}
+
+export interface ChangedSandbox {
+  readonly sandbox: Sandbox
+  readonly change: SandboxChange
+  /** Whether its callers see a difference. */
+  readonly changed: boolean
+  /** Whether room was made that something else may take. */
+  readonly freed: boolean
+  /** What its node is to be told. */
+  readonly command?: Addressed<ApplySandbox>
+}
+
+export interface NewSandbox {
+  readonly tenantId: TenantId
+  readonly spec: SandboxSpec
+  readonly start: boolean
+  /** Id of the key that asks. */
+  readonly by: string
+}
+
+export interface SandboxFilter {
+  /** Deleted ones only where they are named here. */
+  readonly state?: readonly SandboxState[] | undefined
+  /** `key` or `key=value`; all must match. */
+  readonly label?: readonly string[] | undefined
+  /** Only those whose last run ended before, or which were made before and never ran. */
+  readonly endedBefore?: Date | undefined
+}
+
+export interface SandboxesReconciled {
+  /** Commands that no node has acknowledged, or that did not get on. */
+  readonly resend: readonly Addressed<ApplySandbox>[]
+  /** New commands, because something was overdue. */
+  readonly commands: readonly Addressed<ApplySandbox>[]
+  readonly changed: readonly SandboxChange[]
+  readonly freed: boolean
+}
+
 /** Everywhere `ref` is the id of a sandbox, or the name of one that exists. */
 export interface Sandboxes {
   /** @throws sandbox_not_found */
   locate(access: Access, ref: string): Promise<LocatedSandbox>
+  /** @throws sandbox_not_found */
+  get(access: Access, ref: string): Promise<Sandbox>
+  list(access: Access, filter: SandboxFilter, page: PageRequest): Promise<PageOf<Sandbox>>
+  /**
+   * Reserves quota and room on a node, stores the sandbox and tells its first event, or does none of it.
+   * @throws name_taken, quota_exceeded (`QuotaExceeded`), no_capacity, tenant_suspended, tenant_not_found
+   */
+  create(asked: NewSandbox): Promise<ChangedSandbox>
+  /**
+   * Changes what is wanted of it, and what it holds with that.
+   * @throws sandbox_not_found, wrong_state, version_mismatch, name_taken, quota_exceeded, no_capacity, tenant_suspended
+   */
+  request(
+    access: Access,
+    ref: string,
+    asked: SandboxRequest,
+    options: { readonly by: string; readonly ifVersion?: number | undefined },
+  ): Promise<ChangedSandbox>
+  /** Deletes up to 1,000 of the tenant's stopped and failed sandboxes. */
+  prune(
+    tenantId: TenantId,
+    filter: Pick<SandboxFilter, 'label' | 'endedBefore'>,
+    by: string,
+  ): Promise<readonly ChangedSandbox[]>
+  /** How its runs ended, newest first. @throws sandbox_not_found */
+  ends(access: Access, ref: string, limit: number): Promise<readonly SandboxEnd[]>
+  /** undefined: overtaken, repeated, or not of a sandbox on this node. */
+  recordReport(nodeId: NodeId, report: SandboxReport): Promise<ChangedSandbox | undefined>
+  /** Finds what is overdue and acts on it. Call it every second, on one replica, after `jobs.reconcile`. */
+  reconcile(now: Date): Promise<SandboxesReconciled>
+  /** Deletes up to `limit` records of deleted sandboxes that are over 30 days old. @returns how many */
+  expire(limit: number): Promise<number>
 }
 
 export interface EventFilter {

@@ -1,9 +1,51 @@
-// sandboxes.ts: reading sandboxes.
-import { Failure, SandboxId } from '@berth/contracts'
-import type { Access, LocatedSandbox, Sandboxes } from './repositories.js'
-import type { Statement, Store } from './store.js'
+// sandboxes.ts: sandboxes, as callers and nodes change them. Creating takes two round trips: the first reads tenant and
+// nodes, without locks, and on it is decided where the sandbox goes; the second reserves and stores, or finds that the
+// node has no room any more.
+import {
+  Failure,
+  type NodeId,
+  QuotaExceeded,
+  type SandboxEnd,
+  SandboxId,
+  type SandboxReport,
+  type Tenant,
+  type TenantId,
+} from '@berth/contracts'
+import {
+  chooseForSandbox,
+  fitsSandbox,
+  newSandbox,
+  reportOf,
+  requestOf,
+  type SandboxRequest,
+  type SandboxStep,
+  sandboxCost,
+  sandboxView,
+  stepTo,
+} from '@berth/domain'
+import { type NodeJson, nodeOf, nodesJson, type UseRow, useColumns, useOf } from './placing.js'
+import type {
+  Access,
+  ChangedSandbox,
+  LocatedSandbox,
+  NewSandbox,
+  PageRequest,
+  Sandboxes,
+  SandboxFilter,
+} from './repositories.js'
+import { changedBy, changeSandboxes, insertStep, noCapacity } from './sandbox-apply.js'
+import { expireSandboxes, openSandboxReconciler } from './sandbox-overdue.js'
+import { readSandbox, recordOf, type SandboxRow, sandboxColumns, type TenantRow } from './sandbox-rows.js'
+import { type Statement, type Store, storing } from './store.js'
+import { tenantNotFound } from './tenants.js'
+import { labelConditions, quotaColumns, quotaOf } from './views.js'
 
 const sandboxNotFound = (ref: string) => new Failure('sandbox_not_found', `there is no sandbox ${ref}`)
+
+const tenantOf = (access: Access): TenantId | null => (access === 'operator' ? null : access.tenantId)
+
+/** An id is never a name: what looks like an id is looked for as one. */
+const refOf = (ref: string) => (SandboxId.safeParse(ref).success ? { id: ref } : { name: ref })
 
 const located = `s.id, s.tenant_id AS "tenantId", s.node_id AS "nodeId", s.state`
 
@@ -12,19 +54,182 @@ const locateById: Statement = {
   text: `SELECT ${located} FROM sandboxes s WHERE s.id = $2 AND ($1::text IS NULL OR s.tenant_id = $1)`,
 }
 
-// Names are of a tenant: operators, who belong to none, find sandboxes by id only.
 const locateByName: Statement = {
   name: 'locate_sandbox_by_name',
   text: `SELECT ${located} FROM sandboxes s WHERE s.tenant_id = $1 AND s.name = $2 AND s.deleted_at IS NULL`,
 }
 
 async function locate(store: Store, access: Access, ref: string): Promise<LocatedSandbox> {
-  const statement = SandboxId.safeParse(ref).success ? locateById : locateByName
-  const [row] = await store.rows<LocatedSandbox>(statement, [access === 'operator' ? null : access.tenantId, ref])
+  const statement = 'id' in refOf(ref) ? locateById : locateByName
+  const [row] = await store.rows<LocatedSandbox>(statement, [tenantOf(access), ref])
   if (!row) throw sandboxNotFound(ref)
   return row
 }
 
-export const openSandboxes = (store: Store): Sandboxes => ({
-  locate: (access, ref) => locate(store, access, ref),
-})
+async function get(store: Store, access: Access, ref: string) {
+  const row = await readSandbox(store, tenantOf(access), refOf(ref))
+  if (!row) throw sandboxNotFound(ref)
+  return sandboxView(recordOf(row))
+}
+
+function listStatement(access: Access, filter: SandboxFilter, page: PageRequest) {
+  const values: unknown[] = []
+  const parameter = (value: unknown) => `$${values.push(value)}`
+  const wantsDeleted = filter.state?.includes('deleted') === true
+  const onlyDeleted = wantsDeleted && filter.state?.every((state) => state === 'deleted') === true
+  const conditions = [
+    access === 'operator' ? [] : [`s.tenant_id = ${parameter(access.tenantId)}`],
+    onlyDeleted ? ['s.deleted_at IS NOT NULL'] : wantsDeleted ? [] : ['s.deleted_at IS NULL'],
+    page.after === undefined ? [] : [`s.id < ${parameter(page.after)}`],
+    filter.state === undefined ? [] : [`s.state = ANY(${parameter(filter.state)})`],
+    labelConditions('s.labels', filter.label ?? [], parameter),
+    filter.endedBefore === undefined ? [] : [`coalesce(s.ended_at, s.created_at) <= ${parameter(filter.endedBefore)}`],
+  ].flat()
+  const where = conditions.length > 0 ? `WHERE ${conditions.join(' AND ')}` : ''
+  const limit = parameter(page.limit + 1)
+  return { text: `SELECT ${sandboxColumns} FROM sandboxes s ${where} ORDER BY s.id DESC LIMIT ${limit}`, values }
+}
+
+async function list(store: Store, access: Access, filter: SandboxFilter, page: PageRequest) {
+  const { text, values } = listStatement(access, filter, page)
+  const rows = await store.rows<SandboxRow>({ text }, values)
+  const items = rows.slice(0, page.limit).map((row) => sandboxView(recordOf(row)))
+  return { items, next: rows.length > page.limit ? (items.at(-1)?.id ?? null) : null }
+}
+
+interface SituationRow extends UseRow, TenantRow {
+  readonly state: Tenant['state']
+  readonly sandboxes: number
+  readonly taken: boolean
+  readonly nodes: readonly NodeJson[]
+}
+
+const readSituation: Statement = {
+  name: 'sandbox_situation',
+  text: `SELECT t.state, t.uid_slot, ${quotaColumns}, ${useColumns}, u.sandboxes,
+           EXISTS (SELECT 1 FROM sandboxes s
+             WHERE s.tenant_id = $1 AND s.name = $3::text AND s.deleted_at IS NULL) AS taken,
+           ${nodesJson('ARRAY[$2::text]', 'ARRAY[$1::text]')} AS nodes
+         FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id WHERE t.id = $1`,
+}
+
+/** How often another node is chosen because the one before was filled by others: each time a node has become full. */
+const CHOICES = 30
+
+/** @throws quota_exceeded, tenant_suspended, no_capacity: why a sandbox cannot have what it asks for anywhere */
+function refuse(row: SituationRow, { tenantId, spec, start }: NewSandbox): never {
+  const { cpuMillis, memoryBytes, diskBytes } = sandboxCost(spec)
+  const asked = { sandboxes: 1, cpuMillis: start ? cpuMillis : 0, memoryBytes: start ? memoryBytes : 0, diskBytes }
+  if (row.state !== 'active') throw new Failure('tenant_suspended', `tenant ${tenantId} is suspended`)
+  const shortage = fitsSandbox(quotaOf(row), { ...useOf(row), sandboxes: row.sandboxes }, asked)
+  if (shortage) throw new QuotaExceeded(shortage.quota, shortage.limit, shortage.used, shortage.asked)
+  throw noCapacity(`none of ${row.nodes.length} ready nodes has image ${spec.image} and room`, asked)
+}
+
+function stepOn(store: Store, row: SituationRow, asked: NewSandbox): SandboxStep {
+  const { tenantId, spec, start, by } = asked
+  const now = store.clock.now()
+  const placeable = { tenantId, image: spec.image, cost: sandboxCost(spec), starts: start }
+  const chosen = chooseForSandbox(row.nodes.map(nodeOf), placeable, now)
+  if (!chosen) return refuse(row, asked)
+  const id = SandboxId.parse(store.ids.mint('sandbox'))
+  const place = { nodeId: chosen.node.id, placedBecause: chosen.because }
+  return stepTo(undefined, newSandbox({ id, tenantId, spec, start, by, now, ...place }), now, { by })
+}
+
+async function create(store: Store, asked: NewSandbox): Promise<ChangedSandbox> {
+  const { tenantId, spec } = asked
+  const situation = [tenantId, spec.image, spec.name ?? null]
+  for (let choice = 1; ; choice++) {
+    const [row] = await store.rows<SituationRow>(readSituation, situation)
+    if (!row) throw tenantNotFound(tenantId)
+    if (row.taken) throw new Failure('name_taken', `there is a sandbox named ${spec.name}`)
+    const step = stepOn(store, row, asked)
+    const tenant = await storing(insertStep(store, step))
+    if (tenant) return changedBy({ step, before: step.after, tenant })
+    if (choice === CHOICES) throw noCapacity('other sandboxes and jobs take all room there is', step.node)
+  }
+}
+
+function versionChecked(ref: string, version: number, expected: number | undefined): void {
+  if (expected === undefined || expected === version) return
+  const message = `sandbox ${ref} has version ${version} now, not ${expected}: get it and try again`
+  throw new Failure('version_mismatch', message, { version })
+}
+
+async function request(
+  store: Store,
+  access: Access,
+  ref: string,
+  asked: SandboxRequest,
+  { by, ifVersion }: { readonly by: string; readonly ifVersion?: number | undefined },
+): Promise<ChangedSandbox> {
+  let same: ChangedSandbox | undefined
+  const applied = await storing(
+    changeSandboxes(store, tenantOf(access), refOf(ref), (record, now) => {
+      versionChecked(ref, record.version, ifVersion)
+      const after = requestOf(record, asked, by, now)
+      if (after !== record) return stepTo(record, after, now, { by })
+      const change = { sandboxId: record.id, tenantId: record.tenantId, told: false }
+      same = { sandbox: sandboxView(record), change, changed: false, freed: false }
+      return undefined
+    }),
+  )
+  if (applied) return changedBy(applied)
+  if (!same) throw sandboxNotFound(ref)
+  return same
+}
+
+async function recordReport(store: Store, nodeId: NodeId, report: SandboxReport): Promise<ChangedSandbox | undefined> {
+  const applied = await changeSandboxes(store, null, { id: report.sandboxId }, (record, now) => {
+    if (record.nodeId !== nodeId || record.phase === 'removed') return undefined
+    const reported = reportOf(record, report, now)
+    return reported && stepTo(record, reported.after, now, reported)
+  })
+  return applied && changedBy(applied)
+}
+
+/** Sandboxes that one call of prune deletes at most. */
+const PRUNED_AT_ONCE = 1000
+
+async function prune(store: Store, tenantId: TenantId, filter: SandboxFilter, by: string) {
+  const access = { tenantId }
+  const ended = { ...filter, state: ['stopped', 'failed'] as const }
+  const { items } = await list(store, access, ended, { limit: PRUNED_AT_ONCE })
+  const done: ChangedSandbox[] = []
+  for (const { id } of items) {
+    // One that was started or deleted meanwhile stays as it is.
+    const deleted = await request(store, access, id, { kind: 'delete', force: false }, { by }).catch((error) => {
+      if (error instanceof Failure && error.code === 'wrong_state') return undefined
+      throw error
+    })
+    if (deleted?.changed) done.push(deleted)
+  }
+  return done
+}
+
+const readEnds: Statement = {
+  name: 'sandbox_ends',
+  text: `SELECT record FROM sandbox_ends WHERE sandbox_id = $1 ORDER BY run DESC, restart DESC LIMIT $2`,
+}
+
+async function ends(store: Store, access: Access, ref: string, limit: number) {
+  const { id } = await locate(store, access, ref)
+  return (await store.rows<{ record: SandboxEnd }>(readEnds, [id, limit])).map(({ record }) => record)
+}
+
+export function openSandboxes(store: Store): Sandboxes {
+  const reconcile = openSandboxReconciler(store)
+  return {
+    locate: (access, ref) => locate(store, access, ref),
+    get: (access, ref) => get(store, access, ref),
+    list: (access, filter, page) => list(store, access, filter, page),
+    create: (asked) => create(store, asked),
+    request: (access, ref, asked, options) => request(store, access, ref, asked, options),
+    prune: (tenantId, filter, by) => prune(store, tenantId, filter, by),
+    ends: (access, ref, limit) => ends(store, access, ref, limit),
+    recordReport: (nodeId, report) => recordReport(store, nodeId, report),
+    reconcile,
+    expire: (limit) => expireSandboxes(store, limit),
+  }
+}

@@ -1,6 +1,6 @@
 // store.ts: one connection pool for Prisma (lists and edits) and for plain SQL (the hot path), and what every use of
 // it needs: time limits, bounded retries of what Postgres asks to be retried, and errors that say what was attempted.
-import { Fault, invariant } from '@berth/contracts'
+import { Fault, InvalidRequest, invariant } from '@berth/contracts'
 import { PrismaPg } from '@prisma/adapter-pg'
 import pg from 'pg'
 import { PrismaClient } from './generated/client.js'
@@ -56,6 +56,21 @@ export function brokenConstraint(error: unknown): string | undefined {
   for (let at = error; at instanceof Error; at = at.cause)
     if (at instanceof pg.DatabaseError && at.code?.startsWith('23')) return at.constraint
   return undefined
+}
+
+// invalid_text_representation, untranslatable_character, character_not_in_repertoire (PostgreSQL, appendix A): what
+// JSON text may hold and Postgres' text may not, in practice half of a surrogate pair.
+const badText = new Set(['22P02', '22P05', '22021'])
+
+/** @throws InvalidRequest where the text of labels cannot be stored */
+export async function storing<T>(work: Promise<T>): Promise<T> {
+  try {
+    return await work
+  } catch (error) {
+    if (!badText.has(sqlState(error) ?? '')) throw error
+    const message = 'text must be well-formed Unicode: no NUL, no half of a surrogate pair'
+    throw new InvalidRequest([{ field: 'labels', message }])
+  }
 }
 
 const int8 = pg.types.builtins.INT8

@@ -65,6 +65,18 @@ export const jobOf = ({ view, spec, stdin_bytes }: JobRow): Job => ({
   expiresAt: view.expiresAt,
 })
 
+/** `key=value` or `key` each, as SQL conditions on a column of labels. Keys hold no `=`, so the first one parts. */
+export const labelConditions = (
+  column: string,
+  labels: readonly string[],
+  parameter: (value: unknown) => string,
+): readonly string[] =>
+  labels.map((label) => {
+    const at = label.indexOf('=')
+    if (at < 0) return `${column} ? ${parameter(label)}`
+    return `${column} @> ${parameter(JSON.stringify({ [label.slice(0, at)]: label.slice(at + 1) }))}::jsonb`
+  })
+
 /** Columns of `tenants t` that quotas are made of. */
 export const quotaColumns = `
   t.quota_unfinished_jobs, t.quota_concurrent_jobs, t.quota_cpu_millis, t.quota_memory_bytes, t.quota_disk_bytes,

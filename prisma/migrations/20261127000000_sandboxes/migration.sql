@@ -27,6 +27,8 @@ CREATE TABLE "sandboxes" (
   "desired" text NOT NULL CHECK ("desired" IN ('running', 'paused', 'stopped', 'deleted')),
   "phase" text NOT NULL,
   "phase_since" timestamptz(3) NOT NULL,
+  -- Whether the node has made true what is wanted, by its last report.
+  "settled" boolean NOT NULL,
   "reason" jsonb,
   -- Grows with every change that callers see, but for activity; the ETag.
   "version" integer NOT NULL DEFAULT 1,
@@ -62,6 +64,7 @@ CREATE TABLE "sandboxes" (
   "ends_at" jsonb,
   -- When the clock `deleteAfterMs` runs out.
   "delete_at" timestamptz(3),
+  "delete_warned" boolean NOT NULL DEFAULT false,
   "created_at" timestamptz(3) NOT NULL,
   "started_at" timestamptz(3),
   "ended_at" timestamptz(3),
@@ -80,8 +83,7 @@ CREATE INDEX "sandboxes_labels_idx" ON "sandboxes" USING gin ("labels") WITH (fa
 -- What a node has, or is to have: for heartbeats, placement, and what is overdue.
 CREATE INDEX "sandboxes_node_idx" ON "sandboxes" ("node_id", "tenant_id") WHERE "phase" <> 'removed';
 CREATE INDEX "sandboxes_pending_idx" ON "sandboxes" ("commanded_at") WHERE "acknowledged_generation" < "generation";
-CREATE INDEX "sandboxes_transient_idx" ON "sandboxes" ("phase_since")
-  WHERE "phase" NOT IN ('running', 'paused', 'stopped', 'removed');
+CREATE INDEX "sandboxes_unsettled_idx" ON "sandboxes" ("commanded_at") WHERE NOT "settled";
 CREATE INDEX "sandboxes_missing_idx" ON "sandboxes" ("missing_since") WHERE "missing_since" IS NOT NULL;
 CREATE INDEX "sandboxes_delete_at_idx" ON "sandboxes" ("delete_at") WHERE "delete_at" IS NOT NULL;
 CREATE INDEX "sandboxes_expires_at_idx" ON "sandboxes" ("expires_at") WHERE "expires_at" IS NOT NULL;

@@ -45,11 +45,11 @@ export class NodesService {
   }
 
   async delete(id: NodeId): Promise<undefined> {
-    const changes = await this.database.nodes.delete(id)
+    const { jobs } = await this.database.nodes.delete(id)
     this.auth.forget()
     this.streams.forget(id)
     this.users.remove(id)
-    this.changes.announce(changes)
+    this.changes.announce(jobs)
     this.changes.roomMade()
   }
 }
