@@ -30,7 +30,7 @@ export default {
     {
       ...base,
       displayName: 'unit',
-      testMatch: ['<rootDir>/{libs,apps}/**/*.test.ts'],
+      testMatch: ['<rootDir>/{libs,apps,bench}/**/*.test.ts'],
       testPathIgnorePatterns: ['\\.kernel\\.test\\.ts$', '/node_modules/', '/dist/'],
     },
     { ...real, displayName: 'kernel', testMatch: ['<rootDir>/{libs,apps}/**/*.kernel.test.ts'] },
