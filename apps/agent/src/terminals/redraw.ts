@@ -24,29 +24,32 @@ import {
 export interface RedrawOptions {
   /** Lines above the screen, at most. */
   readonly scrollback: number
-  /** Length of the text, at most; what has to be left out for it: first scrollback, then colours. */
+  /**
+   * Bytes of the text, at most. What has to be left out for it: the oldest scrollback first, then colours, then what is
+   * not ASCII; a screen of 1,000 by 1,000 then takes 1,002,200 bytes.
+   */
   readonly limit: number
 }
 
 /** @returns text that begins with a full reset, so what was drawn before does not matter */
 export function redraw(emulator: Emulator, { scrollback, limit }: RedrawOptions): string {
+  const fits = (text: string) => Buffer.byteLength(text) <= limit
   for (let lines = scrollback; ; lines = Math.floor(lines / 4)) {
-    const text = drawAll(emulator, { scrollback: lines, styles: true })
-    if (text.length <= limit) return text
-    if (lines === 0) return drawAll(emulator, { scrollback: 0, styles: false })
+    const text = drawAll(emulator, lines, 'all')
+    if (fits(text)) return text
+    if (lines === 0) break
   }
+  const plain = drawAll(emulator, 0, 'plain')
+  return fits(plain) ? plain : drawAll(emulator, 0, 'ascii')
 }
 
-interface Detail {
-  readonly scrollback: number
-  readonly styles: boolean
-}
+type Detail = 'all' | 'plain' | 'ascii'
 
-function drawAll(emulator: Emulator, { scrollback, styles }: Detail): string {
+function drawAll(emulator: Emulator, scrollback: number, detail: Detail): string {
   const { core } = emulator
   const { normal, alt, active } = core.buffers
   const size = { rows: emulator.rows, columns: emulator.columns }
-  const painter = new Painter(emulator.cell(), size.columns, styles)
+  const painter = new Painter(emulator.cell(), size.columns, detail)
   const parts = ['\x1bc\x1b[?25h\x1b[20l']
   parts.push(painter.lines(normal, Math.max(0, normal.ybase - scrollback), size.rows))
   parts.push(state(normal, size))
@@ -65,12 +68,12 @@ class Painter {
   /** Others are loaded into it. */
   readonly cell: Cell
   readonly #columns: number
-  readonly #styles: boolean
+  readonly #detail: Detail
 
-  constructor(cell: Cell, columns: number, styles: boolean) {
+  constructor(cell: Cell, columns: number, detail: Detail) {
     this.cell = cell
     this.#columns = columns
-    this.#styles = styles
+    this.#detail = detail
   }
 
   lines(buffer: ScreenBuffer, first: number, rows: number): string {
@@ -94,7 +97,7 @@ class Painter {
   /** The character under the cursor's left, for a cursor that stands where printing it left it. */
   character(line: Line, column: number): { readonly text: string; readonly sgr: string } {
     const cell = line.loadCell(column, this.cell)
-    return { text: cell.getChars() === '' ? ' ' : printable(cell), sgr: sgr(this.#look(cell)) }
+    return { text: cell.getChars() === '' ? ' ' : this.#printable(cell), sgr: sgr(this.#look(cell)) }
   }
 
   /** Blank lines at the end need no drawing while nothing scrolls. */
@@ -133,7 +136,7 @@ class Painter {
         column += gap.width
       } else {
         line.loadCell(column, cell)
-        out.print(column, printable(cell), Math.max(1, width), this.#look(cell))
+        out.print(column, this.#printable(cell), Math.max(1, width), this.#look(cell))
         column += Math.max(1, width)
       }
     }
@@ -150,11 +153,11 @@ class Painter {
 
   #gap(line: Line, from: number): Gap {
     const { bg } = line.loadCell(from, this.cell)
-    const look = { ...PLAIN, bg: this.#styles ? background({ bg }) : 0 }
+    const look = { ...PLAIN, bg: this.#detail === 'all' ? background({ bg }) : 0 }
     let to = from + 1
     for (; to < line.length; to++) {
       const cell = line.loadCell(to, this.cell)
-      if (cell.getChars() !== '' || (this.#styles && background(cell) !== look.bg)) break
+      if (cell.getChars() !== '' || (this.#detail === 'all' && background(cell) !== look.bg)) break
     }
     return { column: from, width: to - from, look }
   }
@@ -175,13 +178,18 @@ class Painter {
     out.text += '\r'
   }
 
+  #printable(cell: Cell): string {
+    const text = cell.getChars()
+    const width = cell.getWidth()
+    if (this.#detail === 'ascii' && text > '~') return '?'.repeat(Math.max(1, width))
+    // A mark without a character of its own must not join the one before.
+    return width === 0 ? `\0${text}` : text
+  }
+
   #look(cell: Attributes): Look {
-    return this.#styles ? lookOf(cell) : PLAIN
+    return this.#detail === 'all' ? lookOf(cell) : PLAIN
   }
 }
-
-/** A mark without a character of its own must not join the one before. */
-const printable = (cell: Cell): string => (cell.getWidth() === 0 ? `\0${cell.getChars()}` : cell.getChars())
 
 interface Gap {
   readonly column: number
