@@ -22,20 +22,18 @@ const base = {
   moduleNameMapper: { '^@berth/([a-z-]+)$': '<rootDir>/libs/$1/src/index.ts', '^(\\.{1,2}/.*)\\.js$': '$1' },
   modulePathIgnorePatterns: ['<rootDir>/.*/dist/'],
 }
-// On a real kernel, real time passes: see the file for why a test may be tried again.
-const real = { ...base, setupFilesAfterEnv: ['<rootDir>/test/support/retries.ts'] }
 export default {
-  testTimeout: 120_000,
+  testTimeout: 60_000,
   projects: [
     {
       ...base,
       displayName: 'unit',
-      testMatch: ['<rootDir>/{libs,apps,bench}/**/*.test.ts'],
+      testMatch: ['<rootDir>/{libs,apps}/**/*.test.ts'],
       testPathIgnorePatterns: ['\\.kernel\\.test\\.ts$', '/node_modules/', '/dist/'],
     },
-    { ...real, displayName: 'kernel', testMatch: ['<rootDir>/{libs,apps}/**/*.kernel.test.ts'] },
+    { ...base, displayName: 'kernel', testMatch: ['<rootDir>/{libs,apps}/**/*.kernel.test.ts'] },
     {
-      ...real,
+      ...base,
       displayName: 'system',
       testMatch: ['<rootDir>/test/**/*.test.ts'],
       globalSetup: '<rootDir>/test/support/dist/setup.js',

@@ -15,6 +15,7 @@ export {
   type Wanted,
   type WantedAttempt,
 } from './reconcile.js'
+export * from './restart.js'
 export * from './retry.js'
 export * from './sandbox.js'
 export * from './sandbox-due.js'

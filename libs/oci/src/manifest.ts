@@ -35,6 +35,7 @@ export const ImageConfig = z.object({
       Cmd: z.array(z.string()).nullish(),
       WorkingDir: z.string().nullish(),
       User: z.string().nullish(),
+      StopSignal: z.string().nullish(),
     })
     .default({}),
 })

@@ -36,6 +36,7 @@ const Stored = z.object({
     command: z.array(z.string()),
     workingDir: z.string().optional(),
     user: z.string().optional(),
+    stopSignal: z.string().optional(),
   }),
 })
 type Stored = z.infer<typeof Stored>
@@ -199,5 +200,6 @@ function configOf({ config }: ImageConfig): Stored['config'] {
     command: config.Cmd ?? [],
     ...(config.WorkingDir ? { workingDir: config.WorkingDir } : {}),
     ...(config.User ? { user: config.User } : {}),
+    ...(config.StopSignal ? { stopSignal: config.StopSignal } : {}),
   }
 }

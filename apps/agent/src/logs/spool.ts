@@ -27,7 +27,7 @@ import { type FileHandle, open, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { errnoOf, Fault, KiB, MiB } from '@berth/contracts'
-import type { OutputSink } from '../runtime/main-process.js'
+import type { OutputSink } from '../runtime/processes.js'
 import { Changes } from './changes.js'
 
 const writeAsync = promisify(write)

@@ -1,5 +1,5 @@
 // init-client.ts: one connection to a sandbox's berth-init. It greets, sends requests and hands on events; what they
-// mean is main-process.ts' business. berth-init keeps all that was not acknowledged, so a connection may be dropped and
+// mean is the business of processes.ts. berth-init keeps all that was not acknowledged, so a connection may be dropped and
 // opened again at any time without loss.
 
 import { closeSync, constants, openSync } from 'node:fs'
@@ -20,6 +20,10 @@ export type ProcessInfo = Extract<InitEvent, { type: 'state' }>
 export interface OpenOptions {
   /** For connecting and greeting together. */
   readonly timeoutMs: number
+  /** Says that the sandbox is frozen and cannot answer: then `timeoutMs` does not count. */
+  readonly frozen?: (() => boolean) | undefined
+  /** Gives up. */
+  readonly signal?: AbortSignal
 }
 
 /** An open, greeted connection. */
@@ -46,10 +50,18 @@ export class InitClient {
     const closed = endOf(socket)
     try {
       await new Promise<void>((resolve, reject) => {
-        const timer = setTimeout(() => reject(new Error('no answer in time')), options.timeoutMs)
+        const timer = setInterval(() => {
+          if (!options.frozen?.()) reject(new Error('no answer in time'))
+        }, options.timeoutMs)
+        const giveUp = () => reject(new Error('given up'))
+        options.signal?.addEventListener('abort', giveUp)
+        if (options.signal?.aborted) giveUp()
         void greeting.done.then(resolve)
         void closed.then((error) => reject(error ?? new Error('the connection was closed')))
-        void Promise.race([greeting.done, closed]).then(() => clearTimeout(timer))
+        void Promise.race([greeting.done, closed]).then(() => {
+          clearInterval(timer)
+          options.signal?.removeEventListener('abort', giveUp)
+        })
         socket.on('data', (chunk) => feed(socket, reader, chunk, greeting))
         socket.write(encodeRequest({ type: 'hello' }))
       })

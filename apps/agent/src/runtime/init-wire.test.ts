@@ -89,6 +89,9 @@ const exitPayload = () => {
   p.writeUInt8(1, 0)
   p.writeInt32LE(9, 1)
   p.writeUInt8(1, 5)
+  p.writeBigUInt64LE(1_500n, 7)
+  p.writeBigUInt64LE(500n, 15)
+  p.writeBigUInt64LE(4096n, 23)
   p.writeBigUInt64LE(2_500_000n, 31)
   return p
 }
@@ -120,7 +123,11 @@ const samples: readonly (readonly [Buffer, InitEvent])[] = [
   [frame(70, 2, 1, u64(6)), { type: 'eof', proc: 1, stream: 'stderr', total: 6 }],
   [
     frame(71, 0, 1, exitPayload()),
-    { type: 'exit', proc: 1, exit: { exitCode: undefined, signal: 9, cause: 'timeout', wallMs: 2.5 } },
+    {
+      type: 'exit',
+      proc: 1,
+      exit: { exitCode: undefined, signal: 9, cause: 'timeout', cpuMs: 2, peakMemoryBytes: 4096, wallMs: 2.5 },
+    },
   ],
   [frame(72, 0, 1, u64(10)), { type: 'stdinAck', proc: 1, offset: 10 }],
   [

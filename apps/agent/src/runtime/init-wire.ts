@@ -98,11 +98,16 @@ export interface Range {
   readonly end: number
 }
 
-/** How a process ended, as init's wait4(2) saw it. `wallMs` is from fork to reaping, on the monotonic clock. */
+/**
+ * How a process ended, as init's wait4(2) saw it: CPU and memory are those of it and of the children it waited for.
+ * `wallMs` is from fork to reaping, on the monotonic clock.
+ */
 export interface ProcessExit {
   readonly exitCode: number | undefined
   readonly signal: number | undefined
   readonly cause: ExitCause
+  readonly cpuMs: number
+  readonly peakMemoryBytes: number
   readonly wallMs: number
 }
 
@@ -301,6 +306,8 @@ function decodeExit(p: Buffer, proc: number): InitEvent {
     exitCode: signaled ? undefined : value,
     signal: signaled ? value : undefined,
     cause: oneOf(exitCauses, p.readUInt8(5), 'cause'),
+    cpuMs: (int(p, 7) + int(p, 15)) / 1000,
+    peakMemoryBytes: int(p, 23),
     wallMs: int(p, 31) / 1e6,
   }
   return { type: 'exit', proc, exit }

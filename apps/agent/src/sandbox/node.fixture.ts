@@ -61,7 +61,12 @@ export class TestNode {
     })
     const journal = new Journal(dataDirectory)
     const node = new TestNode(options, shop, journal)
-    const image: RunnableImage = { layers: [join(options.directory, 'image')], config: {} }
+    const image: RunnableImage = {
+      reference: 'busybox',
+      digest: 'sha256:0',
+      layers: [join(options.directory, 'image')],
+      config: {},
+    }
     node.supervisor = new Supervisor({
       shop,
       journal,

@@ -10,11 +10,11 @@ const nothing: Circumstances = {
 }
 const exit = (exitCode: number, cause: 'itself' | 'timeout' | 'shutdown' = 'itself'): Ending => ({
   kind: 'exited',
-  exit: { exitCode, signal: undefined, cause, wallMs: 1 },
+  exit: { exitCode, signal: undefined, cause, cpuMs: 1, peakMemoryBytes: 1, wallMs: 1 },
 })
 const killed = (signal: number, cause: 'itself' | 'timeout' = 'itself'): Ending => ({
   kind: 'exited',
-  exit: { exitCode: undefined, signal, cause, wallMs: 1 },
+  exit: { exitCode: undefined, signal, cause, cpuMs: 1, peakMemoryBytes: 1, wallMs: 1 },
 })
 const failed = (stage: 'fork' | 'setup' | 'cwd' | 'exec' | 'rlimit', errno: keyof typeof numbers): Ending => ({
   kind: 'failed',

@@ -3,7 +3,7 @@
 // out · the sandbox vanished · its own exit. A cancel goes before the timeout because a person asked for it.
 
 import type { AttemptFinished, ReasonCode } from '@berth/contracts'
-import type { MainEnd } from '../runtime/main-process.js'
+import type { MainEnd } from '../runtime/processes.js'
 
 /** Why an attempt never got as far as running its command. */
 export type NotRun = {

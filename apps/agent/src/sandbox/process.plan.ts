@@ -12,6 +12,10 @@ export interface ImageConfig {
   readonly env?: readonly string[] | undefined
   readonly workingDir?: string | undefined
   readonly user?: string | undefined
+  readonly entrypoint?: readonly string[] | undefined
+  readonly command?: readonly string[] | undefined
+  /** As the image gives it: a name or a number, or something else altogether. */
+  readonly stopSignal?: string | undefined
 }
 
 /** What a process may do and use, whoever it is. */

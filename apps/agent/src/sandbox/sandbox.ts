@@ -5,7 +5,7 @@
 // After a crash of the agent the same life is entered half-way (`Entry`): `adopt` follows on, `lose` and `withdraw`
 // only conclude, `ended` has its result already. Whatever happens in between, `live` ends with a result: nothing here throws past it.
 
-import type { RunAttempt } from '@berth/contracts'
+import { Failure, type RunAttempt } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
 import {
   type AcceptedAttempt,
@@ -18,13 +18,16 @@ import {
 import { OutputFile } from '../logs/store.js'
 import { identify, readAccounts, UserNotFound } from '../runtime/identity.js'
 import type { SpawnRequest, StreamName } from '../runtime/init-wire.js'
-import { MainProcess } from '../runtime/main-process.js'
+import { MAIN, Processes, type SandboxProcess } from '../runtime/processes.js'
 import { decideOutcome, type Ending, type NotRun } from './outcome.plan.js'
 import { hostnameOf, type ImageConfig, spawnRequest } from './process.plan.js'
 import { type Named, type SandboxImage, sandboxGroup, steps, type Workshop } from './steps.js'
 import type { Turns } from './turns.js'
 
 export interface RunnableImage extends SandboxImage {
+  /** As the node knows it. */
+  readonly reference: string
+  readonly digest: string
   readonly config: ImageConfig
 }
 
@@ -58,6 +61,7 @@ type Outputs = Readonly<Record<StreamName, OutputFile>>
 /** The agent ends what its berth-init should have ended this much earlier. */
 const OVERDUE_MS = 5_000
 const CONNECT_TIMEOUT_MS = 10_000
+const INPUT_BYTES = 64 * 1024
 const SIGTERM = 15
 const SIGKILL = 9
 
@@ -69,7 +73,8 @@ export class Sandbox implements Named {
   readonly #outputs = deferred<Outputs | undefined>()
   #timers: NodeJS.Timeout[] = []
   #cancel: Cancel | undefined
-  #main: MainProcess | undefined
+  #processes: Processes | undefined
+  #main: SandboxProcess | undefined
   #rootfsMs: number | undefined
   #startingAt: number | undefined
   #startedAt: Date | undefined
@@ -147,7 +152,7 @@ export class Sandbox implements Named {
   abandon(): void {
     this.#abandoned = true
     for (const timer of this.#timers) clearTimeout(timer)
-    this.#main?.abandon()
+    this.#processes?.close()
   }
 
   /** A stream while it is written; resolves once the sandbox has started, to undefined if it never does. */
@@ -242,18 +247,29 @@ export class Sandbox implements Named {
     const sinks = await this.#openOutputs()
     // Abandoned meanwhile: what the next agent does must not be disturbed from here.
     if (this.#abandoned) return { kind: 'gone', error: new Error('abandoned') }
-    const main = new MainProcess({
-      socket: this.paths.socket,
-      spawn,
-      stdin: spec.stdin === undefined ? undefined : Buffer.from(spec.stdin, 'base64'),
-      sinks,
-      timeoutMs: CONNECT_TIMEOUT_MS,
-      onStarted: (sinceMs) => this.#started(sinceMs),
-    })
+    const processes = Processes.open({ socket: this.paths.socket, log: this.#log, timeoutMs: CONNECT_TIMEOUT_MS })
+    const main = processes.run(MAIN, spawn, sinks)
+    processes.endOthers()
+    this.#processes = processes
     this.#main = main
     this.#watch(spec.timeoutMs + spec.graceMs + OVERDUE_MS)
     if (this.#cancel) this.#terminate()
-    return main.ended
+    void main.started.then((start) => start.kind === 'started' && this.#started(start.sinceMs))
+    if (spec.stdin !== undefined) void this.#feed(main, Buffer.from(spec.stdin, 'base64'))
+    const end = await main.ended
+    processes.close()
+    return end
+  }
+
+  /** Writes the whole input, from the beginning also after a restart: what the command has is dropped as a repeat. */
+  async #feed(main: SandboxProcess, stdin: Buffer): Promise<void> {
+    try {
+      for (let at = 0; at < stdin.length; at += INPUT_BYTES) await main.write(at, stdin.subarray(at, at + INPUT_BYTES))
+      await main.endInput(stdin.length)
+    } catch (error) {
+      // The command ended without reading all of it, which its exit code has to tell.
+      if (!(error instanceof Failure)) throw error
+    }
   }
 
   async #openOutputs(): Promise<Outputs> {
