@@ -48,6 +48,50 @@ test('limits become resources: no swap, one process for init, quota per 100 ms',
   })
 })
 
+test('a sandbox may set more: swap, reservation, shares, period, CPUs, weight of disk access', () => {
+  const limits = {
+    ...input.limits,
+    swapBytes: 1024 ** 2,
+    memoryReservationBytes: 64 * 1024 ** 2,
+    cpuShares: 2048,
+    cpuPeriodUs: 50_000,
+    cpuset: '0-1',
+    ioWeight: 300,
+  }
+  expect(runtimeSpec({ ...input, limits }).linux.resources).toMatchObject({
+    memory: { limit: 268_435_456, swap: 269_484_032, reservation: 67_108_864 },
+    cpu: { period: 50_000, quota: 25_000, shares: 2048, cpus: '0-1' },
+    blockIO: { weight: 300 },
+  })
+})
+
+test('init keeps what it needs to start processes, whatever they are left with', () => {
+  const held = (capabilities: readonly string[]) =>
+    runtimeSpec({ ...input, capabilities }).process.capabilities.bounding ?? []
+  expect(held([])).toEqual(defaultCapabilities)
+  expect(held(['CAP_CHOWN', 'CAP_SYS_PTRACE'])).toEqual([...defaultCapabilities, 'CAP_SYS_PTRACE'])
+})
+
+test('a read-only root, tmpfs, sysctls and new privileges are what the sandbox asks for', () => {
+  const spec = runtimeSpec({
+    ...input,
+    readOnlyRootfs: true,
+    noNewPrivileges: false,
+    tmpfs: [{ path: '/work', sizeBytes: 65_536, mode: 0o1777 }],
+    sysctls: { 'net.ipv4.ip_unprivileged_port_start': '0' },
+  })
+  expect(spec.root.readonly).toBe(true)
+  expect(spec.process.noNewPrivileges).toBe(false)
+  expect(spec.mounts.at(-1)).toEqual({
+    destination: '/work',
+    type: 'tmpfs',
+    source: 'tmpfs',
+    options: ['nosuid', 'nodev', 'mode=1777', 'size=65536'],
+  })
+  expect(spec.linux.sysctl).toEqual({ 'net.ipv4.ip_unprivileged_port_start': '0' })
+  expect(runtimeSpec(input).linux).not.toHaveProperty('sysctl')
+})
+
 test('nothing of the host is mounted but init and the given files, and sysfs is read-only', () => {
   const { mounts } = runtimeSpec(input)
   expect(mounts.filter((m) => m.type === 'bind').map((m) => [m.source, m.destination])).toEqual([

@@ -1,4 +1,4 @@
-import type { IdRange, Limits } from '@berth/contracts'
+import type { IdRange, Limits, SandboxLimits, SandboxSpec } from '@berth/contracts'
 import {
   type Architecture,
   defaultCapabilities,
@@ -22,13 +22,30 @@ export interface RuntimeInput {
   readonly files: Readonly<Record<string, string>>
   readonly hostname: string
   readonly ids: IdRange
-  readonly limits: Pick<Limits, 'memoryBytes' | 'cpus' | 'pids' | 'shmBytes'>
+  readonly limits: Pick<Limits, 'memoryBytes' | 'cpus' | 'pids' | 'shmBytes'> & Partial<FineLimits>
+  /** Beside those that every sandbox has. */
+  readonly tmpfs?: SandboxSpec['tmpfs']
+  readonly readOnlyRootfs?: boolean
+  /** Names that some process of the sandbox may hold; berth-init holds the default ones too. Default: the default ones. */
+  readonly capabilities?: readonly string[]
+  /** Default: true. Without it set-user-id programs and file capabilities work in the sandbox. */
+  readonly noNewPrivileges?: boolean
+  /** Namespaced ones only; whether they are allowed is the caller's matter. */
+  readonly sysctls?: Readonly<Record<string, string>>
+  /** Default: the default profile. `seccompBpf` must be made from the same one. */
+  readonly seccomp?: Seccomp
   /**
    * The default seccomp profile as BPF, base64, where the runtime takes it ready-made (crun's annotation
    * `run.oci.seccomp_bpf_data`). Compiling it was half of a start: `crun run` 22 ms with, 11 ms without.
    */
   readonly seccompBpf?: string
 }
+
+/** What a long-lived sandbox may set beside the limits that a job has too. */
+type FineLimits = Pick<
+  SandboxLimits,
+  'memoryReservationBytes' | 'swapBytes' | 'cpuShares' | 'cpuset' | 'cpuPeriodUs' | 'ioWeight'
+>
 
 export interface OciMount {
   readonly destination: string
@@ -60,6 +77,7 @@ export interface RuntimeSpec {
     readonly uidMappings: readonly IdMapping[]
     readonly gidMappings: readonly IdMapping[]
     readonly resources: Readonly<Record<string, unknown>>
+    readonly sysctl?: Readonly<Record<string, string>>
     readonly seccomp: Seccomp
     readonly maskedPaths: readonly string[]
     readonly readonlyPaths: readonly string[]
@@ -116,31 +134,53 @@ const mounts = (input: RuntimeInput): OciMount[] => [
     source,
     options: ['bind', ...hardened],
   })),
+  // Owned by the sandbox's root: the mount is made in its user namespace.
+  ...(input.tmpfs ?? []).map(({ path, sizeBytes, mode }) => ({
+    destination: path,
+    type: 'tmpfs',
+    source: 'tmpfs',
+    options: ['nosuid', 'nodev', `mode=${mode.toString(8)}`, `size=${sizeBytes}`],
+  })),
 ]
 
-const resources = ({ limits }: RuntimeInput) => ({
-  devices: [{ allow: false, access: 'rwm' }],
-  // `swap` is memory and swap together, so equal numbers mean no swap at all.
-  memory: { limit: limits.memoryBytes, swap: limits.memoryBytes },
-  cpu: {
-    period: CPU_PERIOD_US,
-    quota: Math.max(MIN_CPU_QUOTA_US, Math.round(limits.cpus * CPU_PERIOD_US)),
-    // Under contention CPU goes by what was asked for; 1024 is one CPU, 2 the kernel's least.
-    shares: Math.min(262_144, Math.max(2, Math.round(limits.cpus * 1024))),
-  },
-  // One more than asked for: berth-init is ours, not the tenant's.
-  pids: { limit: limits.pids + 1 },
-})
+const resources = ({ limits }: RuntimeInput) => {
+  const period = limits.cpuPeriodUs ?? CPU_PERIOD_US
+  return {
+    devices: [{ allow: false, access: 'rwm' }],
+    memory: {
+      limit: limits.memoryBytes,
+      // Memory and swap together, so equal numbers mean no swap at all.
+      swap: limits.memoryBytes + (limits.swapBytes ?? 0),
+      ...(limits.memoryReservationBytes ? { reservation: limits.memoryReservationBytes } : {}),
+    },
+    cpu: {
+      period,
+      quota: Math.max(MIN_CPU_QUOTA_US, Math.round(limits.cpus * period)),
+      shares: limits.cpuShares ?? sharesOf(limits.cpus),
+      ...(limits.cpuset === undefined ? {} : { cpus: limits.cpuset }),
+    },
+    // One more than asked for: berth-init is ours, not the tenant's.
+    pids: { limit: limits.pids + 1 },
+    ...(limits.ioWeight === undefined ? {} : { blockIO: { weight: limits.ioWeight } }),
+  }
+}
+
+/** Under contention CPU goes by what was asked for; 1024 is one CPU, 2 the kernel's least. */
+export const sharesOf = (cpus: number): number => Math.min(262_144, Math.max(2, Math.round(cpus * 1024)))
+
+/** What init needs to start processes as anybody, and what those may hold; nobody can hold what init does not. */
+const heldBy = (capabilities: readonly string[]) => [...new Set([...defaultCapabilities, ...capabilities])]
 
 /**
  * A sandbox as an OCI runtime's `config.json`. Every namespace is private, root inside is `ids.base` outside, and
  * nothing here depends on anything but the input: equal input gives equal bytes.
  */
 export function runtimeSpec(input: RuntimeInput): RuntimeSpec {
+  const capabilities = heldBy(input.capabilities ?? [])
   const mapping = [{ containerID: 0, hostID: input.ids.base, size: input.ids.count }]
   return {
     ociVersion: '1.0.2',
-    root: { path: input.rootfs, readonly: false },
+    root: { path: input.rootfs, readonly: input.readOnlyRootfs ?? false },
     hostname: input.hostname,
     annotations: input.seccompBpf ? { 'run.oci.seccomp_bpf_data': input.seccompBpf } : {},
     process: {
@@ -149,11 +189,11 @@ export function runtimeSpec(input: RuntimeInput): RuntimeSpec {
       args: [INIT_PATH],
       env: ['PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'],
       cwd: '/',
-      noNewPrivileges: true,
+      noNewPrivileges: input.noNewPrivileges ?? true,
       capabilities: {
-        bounding: defaultCapabilities,
-        effective: defaultCapabilities,
-        permitted: defaultCapabilities,
+        bounding: capabilities,
+        effective: capabilities,
+        permitted: capabilities,
         inheritable: [],
         ambient: [],
       },
@@ -166,7 +206,8 @@ export function runtimeSpec(input: RuntimeInput): RuntimeSpec {
       uidMappings: mapping,
       gidMappings: mapping,
       resources: resources(input),
-      seccomp: defaultSeccomp(input.architecture),
+      ...(input.sysctls && Object.keys(input.sysctls).length > 0 ? { sysctl: input.sysctls } : {}),
+      seccomp: input.seccomp ?? defaultSeccomp(input.architecture),
       maskedPaths,
       readonlyPaths,
     },

@@ -58,12 +58,12 @@ const rlimits: Readonly<Record<UlimitName, number>> = {
   nproc: 6,
   nofile: 7,
   memlock: 8,
-  locks: 9,
-  sigpending: 10,
-  msgqueue: 11,
-  nice: 12,
-  rtprio: 13,
-  rttime: 14,
+  locks: 10,
+  sigpending: 11,
+  msgqueue: 12,
+  nice: 13,
+  rtprio: 14,
+  rttime: 15,
 }
 
 const limit = (name: UlimitName, soft: number, hard: number): ResourceLimit => ({
