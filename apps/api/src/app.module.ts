@@ -37,6 +37,8 @@ import { Secrets } from './secrets.js'
 import { Follow } from './streams/follow.js'
 import { NodeDoors } from './streams/node-doors.js'
 import { NodeOutput } from './streams/node-output.js'
+import { SandboxCalls } from './streams/sandbox-calls.js'
+import { Watch } from './streams/watch.js'
 import { TenantsController } from './tenants/tenants.controller.js'
 import { TenantsService } from './tenants/tenants.service.js'
 import { CLOCK, CONFIG, DATABASE, LOG, QUEUES, STREAMS } from './tokens.js'
@@ -93,6 +95,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       { provide: RateLimit, useValue: new RateLimit(config.BERTH_API_REPLICAS) },
       ...[Auth, SessionsService, Idempotency, Drain],
       ...[JobsService, BatchesService, Waiters, Follow, NodeOutput, NodeDoors],
+      ...[Watch, SandboxCalls],
       ...[ImagesService, TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor],
     ],

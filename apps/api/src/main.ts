@@ -15,6 +15,7 @@ import { version } from './http/openapi.controller.js'
 import { installPipeline, requestId } from './http/pipeline.js'
 import { ProblemFilter } from './http/problem.filter.js'
 import { RateLimit } from './http/rate-limit.js'
+import { closeAllSockets } from './http/sockets.js'
 import { NestLog } from './nest-log.js'
 import { NodeUsers } from './nodes/node-users.js'
 import { Drain } from './operations/drain.js'
@@ -28,8 +29,8 @@ import { CLOCK, type Clock, STREAMS } from './tokens.js'
 
 /** How long requests under way may take to end at shutdown, in milliseconds. */
 const DRAIN_MS = 10_000
-/** A request's head and body must have come within this, in milliseconds. */
-const REQUEST_TIMEOUT_MS = 120_000
+/** A request's head must have come within this, in milliseconds; for its body see bodies.ts. */
+const HEAD_WITHIN_MS = 60_000
 
 function adapterOf(filter: ProblemFilter, config: Config): FastifyAdapter {
   return new FastifyAdapter({
@@ -37,7 +38,9 @@ function adapterOf(filter: ProblemFilter, config: Config): FastifyAdapter {
     genReqId: (raw: IncomingMessage) => requestId(raw.headers['x-request-id']),
     requestIdHeader: false,
     exposeHeadRoutes: false,
-    requestTimeout: REQUEST_TIMEOUT_MS,
+    requestTimeout: 0,
+    // A client that vanished without a word is found after 20 s (libuv probes ten times, a second apart).
+    http: { headersTimeout: HEAD_WITHIN_MS, keepAlive: true, keepAliveInitialDelay: 10_000 },
     keepAliveTimeout: 65_000,
     skipMiddie: true,
     multipart: false,
@@ -102,7 +105,10 @@ async function shutDown(app: NestFastifyApplication, outside: Outside, backgroun
   app.get(Drain).begin()
   // A kept-alive connection whose last answer comes after close() would hold it up until the client lets go.
   const idle = setInterval(() => server.closeIdleConnections(), 50)
-  const cut = setTimeout(() => server.closeAllConnections(), DRAIN_MS)
+  const cut = setTimeout(() => {
+    server.closeAllConnections()
+    closeAllSockets(0)
+  }, DRAIN_MS)
   await Promise.all([app.close(), background.stop()])
   clearInterval(idle)
   clearTimeout(cut)

@@ -61,7 +61,7 @@ export interface Route {
   readonly headers?: Readonly<Record<string, string>>
   /** `none`: a repeat is harmless by nature, or recognised by an id or offset in the request itself. */
   readonly idempotency?: 'none'
-  /** Success status → what it answers. The first one listed is the usual one. */
+  /** Success status → what it answers. Of several the lowest is meant unless the handler chooses another. */
   readonly reply: Readonly<Record<number, Reply>>
   /** Codes this route may answer besides those that every route may (see `commonErrors`). */
   readonly errors: readonly ErrorCode[]

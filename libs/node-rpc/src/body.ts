@@ -9,29 +9,38 @@ const LINGER_MS = 2000
 /**
  * The body of a request. Destroying it leaves the connection alone, so that a handler whose pipeline failed can still
  * answer why; destroying the request itself would not.
+ * @param wanted called when the first byte is asked for
  * @returns bytes; fails with Failure `unavailable` when the sender goes before the end
  */
-export function bodyOf(request: IncomingMessage): Readable {
+export function bodyOf(request: IncomingMessage, wanted?: () => void): Readable {
   request.pause()
-  return following(
-    request,
-    (cause) => broken(cause),
-    () => request.pause(),
-  )
+  return following(request, { failure: broken, leave: () => request.pause(), wanted })
 }
 
 const broken = (cause: unknown): Error =>
   new Failure('unavailable', `the body broke off: ${cause instanceof Error ? cause.message : 'the sender has gone'}`)
 
+interface Following {
+  /** What the stream fails with when `source` fails, or is closed before its end. */
+  readonly failure: (cause: unknown) => Error
+  /** Called when the stream is destroyed. */
+  readonly leave: () => void
+  /** Called when the first byte is asked for. */
+  readonly wanted?: (() => void) | undefined
+}
+
 /**
  * A stream that follows another one, with errors of its own. Not a generator around it: one that waits for a chunk
  * cannot be destroyed.
- * @param failure what the stream fails with when `source` fails, or ends before its end
- * @param leave called when the stream is destroyed
  */
-export function following(source: Readable, failure: (cause: unknown) => Error, leave: () => void): Readable {
+export function following(source: Readable, { failure, leave, wanted }: Following): Readable {
+  let begun = false
   const followed = new Readable({
-    read: () => void source.resume(),
+    read: () => {
+      if (!begun) wanted?.()
+      begun = true
+      source.resume()
+    },
     destroy: (error, done) => {
       source.off('data', onData).off('end', onEnd).off('close', onClose)
       leave()
@@ -57,9 +66,17 @@ export function following(source: Readable, failure: (cause: unknown) => Error, 
  */
 export function lingerAfter(request: IncomingMessage, response: ServerResponse): void {
   response.once('finish', () => {
-    if (request.complete || request.destroyed) return
+    const { socket } = request
+    if (request.complete || socket.destroyed) return
+    const cut = setTimeout(() => socket.destroy(), LINGER_MS)
+    // Node lets go of an answered request: its own `close` does not come.
+    const done = () => {
+      clearTimeout(cut)
+      request.off('end', done)
+      socket.off('close', done)
+    }
+    request.once('end', done)
+    socket.once('close', done)
     request.resume()
-    const cut = setTimeout(() => request.socket.destroy(), LINGER_MS)
-    request.once('close', () => clearTimeout(cut))
   })
 }

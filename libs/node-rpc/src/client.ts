@@ -1,12 +1,15 @@
 // client.ts: the API's end of the streams. One pool of connections per node, good for exactly the certificate that the
 // node gave when it joined; a node with a new certificate gets a new pool.
+//
+// Node's own client rather than undici: undici sends the head of a request with the first byte of its body, so a node
+// could neither refuse an upload, nor begin with it, before its client sends something.
 import { X509Certificate } from 'node:crypto'
-import type { IncomingMessage } from 'node:http'
-import { Agent as SocketAgent } from 'node:https'
-import type { Readable } from 'node:stream'
-import type { PeerCertificate } from 'node:tls'
+import type { ClientRequest, IncomingHttpHeaders, IncomingMessage } from 'node:http'
+import { Agent, request as httpsRequest } from 'node:https'
+import { Readable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import { type PeerCertificate, TLSSocket } from 'node:tls'
 import { Failure, type NodeId } from '@berth/contracts'
-import { Agent, type Dispatcher } from 'undici'
 import { WebSocket } from 'ws'
 import { following } from './body.js'
 import { errorFrom, MAX_PROBLEM } from './problem.js'
@@ -32,7 +35,7 @@ interface Request {
 }
 
 export interface CallRequest extends Request {
-  readonly method: Dispatcher.HttpMethod
+  readonly method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE'
   readonly headers?: Readonly<Record<string, string>>
   /** Sent as it comes, and destroyed when the call is over. */
   readonly body?: Readable | Buffer | string
@@ -71,16 +74,15 @@ export interface Streams {
 }
 
 const ANSWER_TIMEOUT_MS = 10_000
-const KEEP_ALIVE_DELAY_MS = 10_000
 
 /** Connections to one node; each call takes one while it lasts, what is beyond waits. */
 const MAX_CONNECTIONS = 1024
+/** Idle connections are closed before the node would close them, which takes a minute. */
+const IDLE_MS = 30_000
 
 interface Pool {
   readonly node: StreamNode
   readonly agent: Agent
-  /** Keeps the TLS sessions of sockets, so that another one costs one round trip. */
-  readonly sockets: SocketAgent
 }
 
 /** Opens no connection yet. */
@@ -92,29 +94,23 @@ class PooledStreams implements Streams {
   private readonly pools = new Map<NodeId, Pool>()
 
   async call(request: CallRequest): Promise<NodeAnswer> {
-    const { node, grant, method, path, headers, body, signal } = request
+    const { node, signal, body } = request
     signal.throwIfAborted()
-    const streamed = body !== undefined && typeof body === 'object' && 'pipe' in body
-    const answer = await this.poolOf(node)
-      .agent.request({
-        origin: node.url,
-        path,
-        method,
-        headers: { ...headers, authorization: `Bearer ${grant}` },
-        body: body ?? null,
-        headersTimeout: request.answerWithinMs ?? (streamed ? 0 : ANSWER_TIMEOUT_MS),
-        signal,
-      })
-      .catch((error) => {
-        throw streamed && body.errored instanceof Failure ? body.errored : failureOf(node, error, signal)
-      })
-    if (answer.statusCode >= 400) throw await refusal(request, answer)
-    const failure = (cause: unknown) => failureOf(node, cause, signal)
-    return {
-      status: answer.statusCode,
-      headers: flat(answer.headers),
-      body: following(answer.body, failure, () => answer.body.destroy()),
+    const failure = (cause: unknown) =>
+      body instanceof Readable && body.errored instanceof Failure ? body.errored : failureOf(node, cause, signal)
+    const sent = send(request, this.poolOf(node).agent)
+    const answer = await answerOf(sent, request).catch((error: unknown) => {
+      throw failure(error)
+    })
+    const status = answer.statusCode ?? 0
+    if (status >= 400) {
+      const error = await refusal(request, answer, status)
+      // What was not sent of the body is not wanted any more.
+      if (!sent.writableFinished) sent.destroy()
+      throw error
     }
+    const followed = following(answer, { failure, leave: () => answer.readableEnded || sent.destroy() })
+    return { status, headers: flat(answer.headers), body: followed }
   }
 
   async socket(request: Request): Promise<WebSocket> {
@@ -122,7 +118,7 @@ class PooledStreams implements Streams {
     signal.throwIfAborted()
     const socket = new WebSocket(`${node.url.replace(/^http/, 'ws')}${path}`, {
       headers: { authorization: `Bearer ${grant}` },
-      agent: this.poolOf(node).sockets,
+      agent: this.poolOf(node).agent,
       handshakeTimeout: ANSWER_TIMEOUT_MS,
       maxPayload: MAX_MESSAGE,
       perMessageDeflate: false,
@@ -138,44 +134,77 @@ class PooledStreams implements Streams {
   forget(nodeId: NodeId): void {
     const pool = this.pools.get(nodeId)
     this.pools.delete(nodeId)
-    // Waits for its streams, and so may outlast any caller.
-    void pool?.agent.close()
+    if (!pool) return
+    // Connections in use end with what uses them.
+    pool.agent.maxFreeSockets = 0
+    for (const idle of Object.values(pool.agent.freeSockets).flat()) idle?.destroy()
   }
 
   async close(): Promise<void> {
-    const pools = [...this.pools.values()]
+    for (const { agent } of this.pools.values()) agent.destroy()
     this.pools.clear()
-    await Promise.all(pools.map(({ agent }) => agent.destroy()))
   }
 
   private poolOf(node: StreamNode): Pool {
     const known = this.pools.get(node.id)
     if (known?.node.url === node.url && known.node.certificate === node.certificate) return known
     this.forget(node.id)
-    const pool = { node, ...pinned(node.certificate) }
+    const pool = { node, agent: pinnedAgent(node.certificate) }
     this.pools.set(node.id, pool)
     return pool
   }
 }
 
-function pinned(certificate: string): { readonly agent: Agent; readonly sockets: SocketAgent } {
+function pinnedAgent(certificate: string): Agent {
   const fingerprint = new X509Certificate(certificate).fingerprint256
-  const tls = {
-    minVersion: 'TLSv1.3' as const,
+  return new Agent({
+    maxSockets: MAX_CONNECTIONS,
+    // Of TCP and of HTTP: a followed job may be silent for as long as it likes, a dead connection is found by probes.
+    keepAlive: true,
+    keepAliveMsecs: 10_000,
+    timeout: IDLE_MS,
+    minVersion: 'TLSv1.3',
     ca: certificate,
     // Instead of comparing names: this certificate and no other, not even one that it signed.
     checkServerIdentity: (_host: string, shown: PeerCertificate) =>
       shown.fingerprint256 === fingerprint ? undefined : new Error('the node shows another certificate'),
-  }
-  const agent = new Agent({
-    connections: MAX_CONNECTIONS,
-    pipelining: 1,
-    keepAliveTimeout: 30_000,
-    // A followed job may be silent for as long as it likes; a dead connection is found by keep-alive probes.
-    bodyTimeout: 0,
-    connect: { timeout: ANSWER_TIMEOUT_MS, keepAlive: true, keepAliveInitialDelay: KEEP_ALIVE_DELAY_MS, ...tls },
   })
-  return { agent, sockets: new SocketAgent({ ...tls }) }
+}
+
+/** Begins a request: its head leaves at once. Its body is destroyed when the request is over. */
+function send({ node, grant, method, path, headers, body, signal }: CallRequest, agent: Agent): ClientRequest {
+  const authorization = `Bearer ${grant}`
+  const sent = httpsRequest(`${node.url}${path}`, { agent, method, headers: { ...headers, authorization }, signal })
+  // After the answer has begun it is the answer that tells of what happens.
+  sent.on('error', () => undefined)
+  if (!(body instanceof Readable)) {
+    if (body !== undefined) sent.setHeader('content-length', Buffer.byteLength(body))
+    sent.end(body)
+    return sent
+  }
+  sent.flushHeaders()
+  // Its error is the request's, or makes the request fail.
+  pipeline(body, sent).catch(() => undefined)
+  return sent
+}
+
+function answerOf(sent: ClientRequest, { body, answerWithinMs }: CallRequest): Promise<IncomingMessage> {
+  const withinMs = answerWithinMs ?? (body instanceof Readable ? 0 : ANSWER_TIMEOUT_MS)
+  const late = (ms: number) => setTimeout(() => sent.destroy(new Error(`no answer within ${ms} ms`)), ms)
+  const timers = withinMs > 0 ? [late(withinMs)] : []
+  // However long the answer may take, that there is a node must show.
+  sent.once('socket', (socket) => {
+    if (!(socket instanceof TLSSocket) || !socket.connecting) return
+    const timer = late(ANSWER_TIMEOUT_MS)
+    timers.push(timer)
+    socket.once('secureConnect', () => clearTimeout(timer))
+  })
+  return new Promise<IncomingMessage>((resolve, reject) => {
+    sent.once('response', resolve).once('error', reject)
+    sent.once('close', () => reject(new Error('the connection was lost')))
+  }).finally(() => {
+    for (const timer of timers) clearTimeout(timer)
+  })
 }
 
 function failureOf(node: StreamNode, error: unknown, signal: AbortSignal): Error {
@@ -184,17 +213,18 @@ function failureOf(node: StreamNode, error: unknown, signal: AbortSignal): Error
   return new Failure('node_unreachable', `node ${node.id} could not be reached: ${why}`)
 }
 
-const flat = (headers: Dispatcher.ResponseData['headers']): Record<string, string> =>
+const flat = (headers: IncomingHttpHeaders): Record<string, string> =>
   Object.fromEntries(
     Object.entries(headers).flatMap(([name, value]) =>
       value === undefined ? [] : [[name, [value].flat().join(', ')]],
     ),
   )
 
-async function refusal({ node, path, method, signal }: CallRequest, answer: Dispatcher.ResponseData): Promise<Error> {
+async function refusal(request: CallRequest, answer: IncomingMessage, status: number): Promise<Error> {
+  const { node, path, method, signal } = request
   const asked = `${method} ${path.split('?')[0]} of node ${node.id}`
   try {
-    return errorFrom(asked, answer.statusCode, await beginning(answer.body))
+    return errorFrom(asked, status, await beginning(answer))
   } catch (error) {
     return failureOf(node, error, signal)
   }
@@ -215,8 +245,6 @@ async function beginning(body: Readable): Promise<string> {
 
 function opened(socket: WebSocket, { node, path, signal }: Request): Promise<WebSocket> {
   return new Promise((resolve, reject) => {
-    // A dead connection is found by probes; the agent does not pass the option on.
-    socket.once('upgrade', (answer) => answer.socket.setKeepAlive(true, KEEP_ALIVE_DELAY_MS))
     socket.once('open', () => {
       socket.pause()
       resolve(socket)

@@ -2,7 +2,7 @@
 //
 //   request id, headers                    every request
 //     └─ authenticate → scope → rate       before a byte of the body is read
-//          └─ body limit → JSON            Fastify, by the route's limit
+//          └─ body limit → JSON            Fastify, by the route's limit; streamed bodies go to the handler
 //               └─ path, query, body       by the route's schemas, all violations at once
 //                    └─ idempotency        the stored answer, or go on
 //                         └─ handler       Nest: controller → service
@@ -12,21 +12,32 @@
 // Fastify hooks rather than Nest guards and interceptors: they run before the body is parsed, see requests that match
 // no route, and cost no chain of observables.
 import { randomBytes } from 'node:crypto'
-import { BrokenInvariant, Failure, InvalidRequest, mintId, type Route, takesIdempotencyKey } from '@berth/contracts'
+import {
+  BrokenInvariant,
+  Failure,
+  InvalidRequest,
+  mintId,
+  type Reply,
+  type Route,
+  type Scope,
+  takesIdempotencyKey,
+} from '@berth/contracts'
 import type {
-  DoneFuncWithErrOrRes,
   FastifyInstance,
   FastifyReply,
   FastifyRequest,
   RouteOptions as FastifyRoute,
+  onSendAsyncHookHandler,
 } from 'fastify'
 import { z } from 'zod'
 import type { Clock, Logger } from '../tokens.js'
 import { type Auth, checkScope, type Principal } from './auth.js'
+import { admitBody, installBodies, streamedBody } from './bodies.js'
 import { type Idempotency, type IdempotentRequest, idempotentRequest } from './idempotency.js'
 import { type RateLimit, rateLimited } from './rate-limit.js'
 import type { AnyCall, Once } from './route.decorator.js'
 import type { Asking } from './sessions.js'
+import { acceptSocket, becameSocket, installSockets, onceClosed, requireUpgrade } from './sockets.js'
 import { parseWith } from './violations.js'
 
 export interface PipelineParts {
@@ -67,6 +78,8 @@ export function requestId(given: string | string[] | undefined): string {
 export function installPipeline(fastify: FastifyInstance, parts: PipelineParts): Set<Route> {
   const handled = new Set<Route>()
   acceptJsonOnly(fastify)
+  installBodies(fastify)
+  installSockets(fastify)
   fastify.addHook('onRequest', (request, reply, done) => {
     reply.headers(securityHeaders).header('x-request-id', request.id)
     // Not the hook `onResponse`: it does not run for a client that goes before its answer.
@@ -100,33 +113,54 @@ function acceptJsonOnly(fastify: FastifyInstance): void {
 }
 
 function configure(options: FastifyRoute, route: Route, parts: PipelineParts): void {
-  const { auth, rateLimit, clock, publicOrigin } = parts
   options.bodyLimit = route.bodyLimit ?? DEFAULT_BODY_LIMIT
-  if (route.scope !== 'public') {
-    const { scope, rate } = route
-    options.onRequest = async (request, reply) => {
-      const principal = await auth.authenticate(askingOf(request, publicOrigin))
-      request.principal = principal
-      checkScope(principal, scope)
-      if (rate !== 'none') countRequest(rateLimit, principal, reply, clock.now().getTime())
-    }
+  options.onRequest = async (request, reply) => {
+    if (route.scope !== 'public') await admit(route, route.scope, request, reply, parts)
+    admitBody(route, request, reply)
   }
   const idempotent = takesIdempotencyKey(route)
+  if (idempotent && route.body === 'bytes')
+    throw new BrokenInvariant(`route ${route.id}: an idempotency key covers the body, which is not kept`)
   options.preHandler = async (request, reply) => {
+    requireUpgrade(route, request)
     request.call = callOf(route, request, reply, parts)
     if (idempotent) await beginOnce(request, reply, parts.idempotency)
   }
+  const hooks: onSendAsyncHookHandler[] = [chooseStatus]
   if (idempotent && options.config?.options?.once !== 'handler')
-    options.onSend = async (request, reply, payload) => endOnce(request, reply, payload, parts.idempotency)
-  if (Object.values(route.reply).includes('bytes')) options.onSend = flushHead
+    hooks.push(async (request, reply, payload) => endOnce(request, reply, payload, parts.idempotency))
+  if (Object.values(route.reply).some(isStream)) hooks.push(flushHead)
+  options.onSend = hooks
+}
+
+const isStream = (reply: Reply): boolean =>
+  reply === 'bytes' || (typeof reply === 'object' && !(reply instanceof z.ZodType))
+
+async function admit(
+  { rate }: Route,
+  scope: Exclude<Scope, 'public'>,
+  request: FastifyRequest,
+  reply: FastifyReply,
+  { auth, rateLimit, clock, publicOrigin }: PipelineParts,
+): Promise<void> {
+  const principal = await auth.authenticate(askingOf(request, publicOrigin))
+  request.principal = principal
+  checkScope(principal, scope)
+  if (rate !== 'none') countRequest(rateLimit, principal, reply, clock.now().getTime())
+}
+
+/** What the handler chose, unless it failed after that. */
+async function chooseStatus(request: FastifyRequest, reply: FastifyReply, payload: unknown): Promise<unknown> {
+  if (request.chosenStatus !== undefined && reply.statusCode < 400) reply.code(request.chosenStatus)
+  return payload
 }
 
 /** A stream's status and headers go out now, not with its first byte: a silent job may take hours to write one. */
-function flushHead(_request: FastifyRequest, reply: FastifyReply, payload: unknown, done: DoneFuncWithErrOrRes): void {
+async function flushHead(_request: FastifyRequest, reply: FastifyReply, payload: unknown): Promise<unknown> {
   setImmediate(() => {
     if (!reply.raw.headersSent && !reply.raw.destroyed) reply.raw.flushHeaders()
   })
-  done(null, payload)
+  return payload
 }
 
 function countRequest(rateLimit: RateLimit, principal: Principal, reply: FastifyReply, nowMs: number): void {
@@ -154,9 +188,19 @@ function callOf(route: Route, request: FastifyRequest, reply: FastifyReply, part
   const query = parseWith(route.query ?? Nothing, { ...Object(request.query) }, 'query')
   const body = route.body instanceof z.ZodType ? parseWith(route.body, request.body, 'body') : noBody(request.body)
   const header = (name: string, value: string) => void reply.header(name, value)
-  const asking = askingOf(request, parts.publicOrigin)
-  const once = onceOf(request, reply, parts.idempotency)
-  return { params, query, body, principal, signal: goneSignal(reply), once, asking, header }
+  const status = (status: number) => {
+    request.chosenStatus = status
+  }
+  return {
+    ...{ params, query, body, principal, header, status },
+    signal: goneSignal(request, reply),
+    once: onceOf(request, reply, parts.idempotency),
+    asking: askingOf(request, parts.publicOrigin),
+    get stream() {
+      return streamedBody(request, reply)
+    },
+    socket: () => acceptSocket(request, reply),
+  }
 }
 
 function noBody(body: unknown): undefined {
@@ -164,11 +208,12 @@ function noBody(body: unknown): undefined {
   return undefined
 }
 
-/** Aborted when the connection closes before the answer is out. */
-function goneSignal(reply: FastifyReply): AbortSignal {
+/** Aborted when the connection closes before the answer is out, or the socket that it became is closed. */
+function goneSignal(request: FastifyRequest, reply: FastifyReply): AbortSignal {
   const controller = new AbortController()
+  const gone = () => controller.abort(new Failure('unavailable', 'the client has gone'))
   reply.raw.once('close', () => {
-    if (!reply.raw.writableFinished) controller.abort(new Failure('unavailable', 'the client has gone'))
+    if (!onceClosed(request, gone) && !reply.raw.writableFinished) gone()
   })
   return controller.signal
 }
@@ -245,7 +290,7 @@ function logRequest(log: Logger, request: FastifyRequest, reply: FastifyReply): 
       ms: Math.round(reply.elapsedTime * 10) / 10,
       ...(principal?.kind === 'tenant' ? { tenant: principal.tenantId } : {}),
       ...(principal?.kind === 'node' ? { node: principal.nodeId } : {}),
-      ...(reply.raw.writableFinished ? {} : { gone: true }),
+      ...(reply.raw.writableFinished || becameSocket(request) ? {} : { gone: true }),
     },
     'request',
   )

@@ -4,6 +4,7 @@ import { type ErrorCode, errnoOf, Failure, Fault, InvalidRequest, problems, type
 import { type ArgumentsHost, Catch, type ExceptionFilter, HttpException, NotFoundException } from '@nestjs/common'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Logger } from '../tokens.js'
+import { closeForError } from './sockets.js'
 
 export interface ProblemDocument {
   readonly status: number
@@ -62,6 +63,7 @@ export function problemDocument(
 function headersOf(code: ErrorCode, data: Readonly<Record<string, unknown>>): Readonly<Record<string, string>> {
   if (problems[code].status === 401) return { 'www-authenticate': 'Bearer realm="berth"' }
   if (code === 'rate_limited') return { 'retry-after': String(data.retryAfterSeconds ?? 1) }
+  if (code === 'upgrade_required') return { upgrade: 'websocket', connection: 'Upgrade' }
   if (code === 'unavailable' || code === 'idempotency_in_progress') return { 'retry-after': '1' }
   return {}
 }
@@ -81,7 +83,7 @@ export class ProblemFilter implements ExceptionFilter {
   /** Answers with the error's problem document, unless an answer is under way already. */
   answer(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
     const { status, headers, body } = this.documentOf(error, request)
-    if (reply.sent) return
+    if (closeForError(request, error) || reply.sent) return
     void reply.code(status).headers(headers).type('application/problem+json').send(JSON.stringify(body))
   }
 

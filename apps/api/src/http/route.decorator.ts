@@ -1,7 +1,9 @@
 // route.decorator.ts: one line from a Route record to a handler. Method, path, success status, scope, limits and
 // schemas come from the record (see pipeline.ts for who reads them when); the handler's argument and result are typed
 // by it.
-import { type Input, type Method, type Output, type Route as RouteRecord } from '@berth/contracts'
+import type { Readable } from 'node:stream'
+import type { Input, Lines, Method, Output, Route as RouteRecord } from '@berth/contracts'
+import type { WebSocket } from '@berth/node-rpc'
 import {
   createParamDecorator,
   type ExecutionContext,
@@ -20,7 +22,11 @@ import type { Asking } from './sessions.js'
 export type Once = <T>(schema: z.ZodType<T>, work: () => Promise<T>) => Promise<T>
 
 /** A request after all checks, as a handler receives it. */
-export interface Call<R extends RouteRecord> extends Input<R> {
+export type Call<R extends RouteRecord> = BaseCall<R> &
+  (R['body'] extends 'bytes' ? StreamedCall : unknown) &
+  (Replies<R> extends 'socket' ? SocketCall : unknown)
+
+interface BaseCall<R extends RouteRecord> extends Input<R> {
   readonly principal: PrincipalOf<R['scope']>
   /** Aborted when the client has gone. */
   readonly signal: AbortSignal
@@ -28,10 +34,25 @@ export interface Call<R extends RouteRecord> extends Input<R> {
   readonly asking: Asking
   /** Adds a header to the answer. */
   readonly header: (name: string, value: string) => void
+  /** Chooses the status of a successful answer where it is not the lowest of the route's. */
+  readonly status: (status: number) => void
+}
+
+interface StreamedCall {
+  /** The body as it comes, read at the reader's pace. Destroying it leaves the answer possible. */
+  readonly stream: Readable
+}
+
+interface SocketCall {
+  /**
+   * Finishes the handshake; whatever is thrown before it is answered as of any route, what is thrown afterwards closes
+   * the socket. It comes **paused**: add listeners, then `resume()` it.
+   */
+  readonly socket: () => Promise<WebSocket>
 }
 
 /** The same before its types are known. */
-export interface AnyCall {
+export interface AnyCall extends StreamedCall, SocketCall {
   readonly params: unknown
   readonly query: unknown
   readonly body: unknown
@@ -40,6 +61,7 @@ export interface AnyCall {
   readonly once: Once
   readonly asking: Asking
   readonly header: (name: string, value: string) => void
+  readonly status: (status: number) => void
 }
 
 export interface RouteOptions {
@@ -57,12 +79,19 @@ declare module 'fastify' {
   }
   interface FastifyRequest {
     call?: AnyCall
+    /** See `Call.status`. */
+    chosenStatus?: number
     rawBody?: Buffer
     principal?: Principal
   }
 }
 
-type Answer<R extends RouteRecord> = Output<R> | ('bytes' extends R['reply'][keyof R['reply']] ? StreamableFile : never)
+type Replies<R extends RouteRecord> = R['reply'][keyof R['reply']]
+type Answer<R extends RouteRecord> =
+  | Output<R>
+  | (Extract<Replies<R>, 'bytes' | Lines> extends never ? never : StreamableFile)
+  // biome-ignore lint/suspicious/noConfusingVoidType: a handler of a socket answers by it, and returns nothing
+  | (Replies<R> extends 'socket' ? void : never)
 
 const methods: Readonly<Record<Method, RequestMethod>> = {
   GET: RequestMethod.GET,
@@ -76,7 +105,7 @@ const CallOf = createParamDecorator(
   (_: unknown, context: ExecutionContext) => context.switchToHttp().getRequest<FastifyRequest>().call,
 )
 
-/** The success status of a route: the first that its record lists. */
+/** The success status of a route unless its handler chooses another: keys of numbers come in their order. */
 export const successStatus = (route: RouteRecord): number => Number(Object.keys(route.reply)[0] ?? 200)
 
 /** Makes a method the handler of a route. */

@@ -5,24 +5,22 @@
 // restarted; sandboxes survive that), reading goes on at the offset it had reached once the node is back, and the
 // client notices nothing. It ends early when the client goes, the key is revoked or the process shuts down; the client
 // then sees a broken answer, not a finished one, and can go on with `since`.
-import { setMaxListeners } from 'node:events'
 import { Readable } from 'node:stream'
 import { Failure, type JobId, type JobOutput, type OutputStream, type TenantId } from '@berth/contracts'
 import { inlineStream } from '@berth/domain'
 import type { AttemptOutput } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
-import { Auth, type TenantPrincipal } from '../http/auth.js'
+import type { TenantPrincipal } from '../http/auth.js'
 import { isFinal } from '../jobs/jobs.service.js'
 import { type Kept, keptInline } from '../jobs/output.js'
 import { pause, Waiters } from '../jobs/waiters.js'
 import { Drain } from '../operations/drain.js'
 import { DATABASE, type Database } from '../tokens.js'
 import { NodeOutput } from './node-output.js'
+import { Watch } from './watch.js'
 
 /** Most of each stream in the JSON answer. */
 const JSON_BYTES = 1024 * 1024
-/** How often a long answer asks whether its key is still good, in milliseconds; with what auth believes, under 1 s. */
-const CONFIRM_MS = 250
 /** How long a node may be away in the middle of a stream: longer than an agent's restart, and tries in between. */
 const AWAY_MS = 20_000
 const RETRY_MS = 300
@@ -44,7 +42,7 @@ export class Follow {
     @Inject(DATABASE) private readonly database: Database,
     private readonly nodes: NodeOutput,
     private readonly waiters: Waiters,
-    private readonly auth: Auth,
+    private readonly watch: Watch,
     private readonly drain: Drain,
   ) {}
 
@@ -53,7 +51,7 @@ export class Follow {
    * @throws job_not_found, output_gone, node_unreachable: known before the answer begins
    */
   async open(principal: TenantPrincipal, wanted: Wanted, client: AbortSignal): Promise<Readable> {
-    const watch = this.watch(principal, client)
+    const watch = this.watch.begin(principal, client)
     try {
       const first = await this.source(principal.tenantId, wanted, watch.signal)
       const output = Readable.from(this.goOn(principal.tenantId, wanted, first, watch.signal), { objectMode: false })
@@ -162,27 +160,6 @@ export class Follow {
     if (!attempt && number !== undefined)
       throw new Failure('output_gone', `job ${jobId} has no attempt ${number}${over ? '' : ' yet'}`)
     return attempt
-  }
-
-  /** Aborted when the client goes, the process shuts down, or the principal's key is no longer good. */
-  private watch(principal: TenantPrincipal, client: AbortSignal): { signal: AbortSignal; stop(): void } {
-    const ended = new AbortController()
-    setMaxListeners(0, ended.signal)
-    const confirm = () =>
-      this.auth.confirm(principal).catch((error: unknown) => error instanceof Failure && ended.abort(error))
-    const timer = setInterval(confirm, CONFIRM_MS)
-    // Not AbortSignal.any: what it makes lives as long as the longest-lived of its sources, here the process.
-    const others = [client, this.drain.signal].map((source) => {
-      const end = () => ended.abort(source.reason)
-      source.addEventListener('abort', end, { once: true })
-      if (source.aborted) end()
-      return () => source.removeEventListener('abort', end)
-    })
-    const stop = () => {
-      clearInterval(timer)
-      for (const remove of others) remove()
-    }
-    return { signal: ended.signal, stop }
   }
 }
 
