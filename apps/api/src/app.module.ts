@@ -33,6 +33,7 @@ import { Placer } from './scheduling/placer.js'
 import { Reconciler } from './scheduling/reconciler.js'
 import { Reports } from './scheduling/reports.js'
 import { TIMERS, TIMERS_PREFIX, Timers, TimersProcessor } from './scheduling/timers.js'
+import { Wakes } from './scheduling/wakes.js'
 import { Secrets } from './secrets.js'
 import { Follow } from './streams/follow.js'
 import { NodeDoors } from './streams/node-doors.js'
@@ -97,7 +98,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ...[JobsService, BatchesService, Waiters, Follow, NodeOutput, NodeDoors],
       ...[Watch, SandboxCalls],
       ...[ImagesService, TenantsService, NodesService, NodeUsers, ProtocolService],
-      ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor],
+      ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],
     ],
   }
 }

@@ -1,5 +1,6 @@
 // config.ts: the environment, read once. Every option has a description, a check and, where there can be one, a
 // default; all problems are told in one message. `main.js --config` prints what is in effect.
+import { Bytes } from '@berth/contracts'
 import { logLevels } from '@berth/telemetry'
 import { z } from 'zod'
 
@@ -28,6 +29,14 @@ const secret = (schema: z.ZodString) => schema.transform((value) => new Secret(v
 
 const postgresUrl = z.string().regex(/^postgres(ql)?:\/\//, 'must be a postgresql:// URL')
 const redisUrl = z.string().regex(/^(rediss?|(redis\+)?unix):\/\//, 'must be redis://host:port/db or unix:///path')
+
+const flag = z.enum(['true', 'false'], 'must be true or false').transform((text) => text === 'true')
+const size = Bytes(0, 2 ** 50)
+const words = (word: RegExp) =>
+  z
+    .string()
+    .transform((text) => text.split(',').map((one) => one.trim()))
+    .refine((all) => all.every((one) => word.test(one)), `must be words like ${word.source} between commas`)
 
 const Environment = z.object({
   BERTH_API_HOST: z.string().min(1).default('127.0.0.1').describe('Address to listen on'),
@@ -67,6 +76,41 @@ const Environment = z.object({
     .max(1000)
     .default(1)
     .describe('Replicas behind the load balancer: each lets through its share of a tenant’s rate'),
+  BERTH_SANDBOX_CAP_ADD: words(/^CAP_[A-Z_]{2,32}$/)
+    .optional()
+    .describe('Capabilities that sandboxes may add, by commas. Default: those that Docker gives, and a few; see docs'),
+  BERTH_SANDBOX_SYSCTLS: words(/^[a-z0-9_]+(\.[a-z0-9_-]+)*(\.\*)?$/)
+    .optional()
+    .describe('Sysctls that sandboxes may set, by commas; `net.ipv4.*` for all below. Never more than the safe list'),
+  BERTH_SANDBOX_SECCOMP: words(/^[a-z0-9][a-z0-9-]{0,31}$/)
+    .optional()
+    .describe('Names of seccomp profiles that sandboxes may choose, by commas. Default: default'),
+  BERTH_SANDBOX_NEW_PRIVILEGES: flag
+    .default(false)
+    .describe('Whether sandboxes may ask for noNewPrivileges: false (setuid programs work then)'),
+  BERTH_SANDBOX_CPUSET: flag.default(true).describe('Whether sandboxes may choose the CPUs that they run on'),
+  BERTH_SANDBOX_MAX_OOM_SCORE: z.coerce
+    .number()
+    .int()
+    .min(0)
+    .max(1000)
+    .default(1000)
+    .describe('Highest oomScoreAdj of a sandbox'),
+  BERTH_SANDBOX_MAX_CPUS: z.coerce
+    .number()
+    .min(0.01)
+    .optional()
+    .describe('Most CPUs of one sandbox. Default: no limit'),
+  BERTH_SANDBOX_MAX_MEMORY: size.optional().describe('Most memory of one sandbox, e.g. 8g. Default: no limit'),
+  BERTH_SANDBOX_MAX_DISK: size.optional().describe('Most disk of one sandbox. Default: no limit'),
+  BERTH_SANDBOX_MAX_SWAP: size.default(0).describe('Most swap of one sandbox. Default: none'),
+  BERTH_SANDBOX_MAX_PIDS: z.coerce.number().int().min(2).optional().describe('Most processes of one sandbox'),
+  BERTH_SANDBOX_MAX_OPEN_FILES: z.coerce
+    .number()
+    .int()
+    .min(16)
+    .default(1_048_576)
+    .describe('Highest hard limit of open files of a process'),
   LOG_LEVEL: z.enum(logLevels).default('info').describe('Least severe level that is logged'),
 })
 

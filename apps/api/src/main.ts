@@ -19,11 +19,11 @@ import { closeAllSockets } from './http/sockets.js'
 import { NestLog } from './nest-log.js'
 import { NodeUsers } from './nodes/node-users.js'
 import { Drain } from './operations/drain.js'
-import { Changes } from './scheduling/changes.js'
 import { Loop } from './scheduling/loop.js'
 import { Placer } from './scheduling/placer.js'
 import { Reconciler } from './scheduling/reconciler.js'
 import { Timers } from './scheduling/timers.js'
+import { Wakes } from './scheduling/wakes.js'
 import { loadSecrets } from './secrets.js'
 import { CLOCK, type Clock, STREAMS } from './tokens.js'
 
@@ -90,7 +90,7 @@ function startBackground(app: NestFastifyApplication, log: Logger): Background {
   const auth = app.get(Auth)
   const keyUse = new Loop('key-use', 5000, () => auth.noteUse(), log)
   const loops = [app.get(Placer), app.get(Reconciler), app.get(Timers), keyUse]
-  app.get(Changes).listen()
+  app.get(Wakes).listen()
   for (const loop of loops) loop.start()
   app
     .get(NodeUsers)

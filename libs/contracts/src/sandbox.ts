@@ -53,6 +53,22 @@ export const SandboxLimits = Limits.omit({ outputBytes: true, openFiles: true })
 })
 export type SandboxLimits = z.infer<typeof SandboxLimits>
 
+const { memoryBytes, cpus, pids, diskBytes, shmBytes, swapBytes, ulimits, ...othersOfLimits } = SandboxLimits.shape
+/** Some of the limits. Without the defaults, which would otherwise be taken for what is not given. */
+export const SandboxLimitsChange = z
+  .strictObject({
+    ...othersOfLimits,
+    memoryBytes: memoryBytes.unwrap(),
+    cpus: cpus.unwrap(),
+    pids: pids.unwrap(),
+    diskBytes: diskBytes.unwrap(),
+    shmBytes: shmBytes.unwrap(),
+    swapBytes: swapBytes.unwrap(),
+    ulimits: ulimits.unwrap(),
+  })
+  .partial()
+export type SandboxLimitsChange = z.infer<typeof SandboxLimitsChange>
+
 export const RestartPolicy = z.strictObject({
   policy: z.enum(['no', 'on-failure', 'always', 'unless-stopped']).default('no'),
   maxRetries: z
@@ -91,6 +107,17 @@ export const Clocks = z.strictObject({
 })
 export type Clocks = z.infer<typeof Clocks>
 
+/** Some of the clocks, as `SandboxLimitsChange`. */
+export const ClocksChange = z
+  .strictObject({
+    maxLifetimeMs: Clocks.shape.maxLifetimeMs.unwrap(),
+    idleTimeoutMs: Clocks.shape.idleTimeoutMs.unwrap(),
+    pausedForMs: Clocks.shape.pausedForMs.unwrap(),
+    deleteAfterMs: Clocks.shape.deleteAfterMs.unwrap(),
+  })
+  .partial()
+export type ClocksChange = z.infer<typeof ClocksChange>
+
 const Tmpfs = z.strictObject({
   path: AbsolutePath.refine((path) => !/^\/(proc|sys|dev)?(\/|$)/.test(path) || path.startsWith('/dev/shm/'), {
     message: 'must not be /, /proc, /sys or /dev, or below these',
@@ -107,8 +134,11 @@ const capability = z
   .transform((name) => name.toUpperCase().replace(/^(CAP_)?/, 'CAP_'))
   .pipe(z.string().regex(/^CAP_[A-Z_]{2,32}$/, 'must be a capability such as "CAP_NET_RAW" or "ALL"'))
 
+/** A name that cannot be taken for an id. */
+const SandboxName = Name.refine((name) => !SandboxId.safeParse(name).success, 'must not look like an id')
+
 const sandboxFields = z.strictObject({
-  name: Name.optional().describe('Unique in the tenant among sandboxes that exist'),
+  name: SandboxName.optional().describe('Unique in the tenant among sandboxes that exist'),
   labels: Labels.default({}),
   image: ImageReference.default('debian'),
   entrypoint: z.array(Argument).max(4096).optional(),
@@ -383,14 +413,17 @@ export const updateSandbox = route({
     'is changed.',
   headers: { 'If-Match': 'The ETag of the version to change' },
   body: z.strictObject({
-    name: Name.nullable().optional(),
+    name: SandboxName.nullable().optional(),
     labels: Labels.optional(),
-    limits: SandboxLimits.partial().optional(),
+    limits: SandboxLimitsChange.optional(),
     restart: RestartPolicy.optional(),
-    clocks: Clocks.partial().optional(),
+    clocks: ClocksChange.optional(),
   }),
   reply: { 200: Sandbox },
-  errors: ['sandbox_not_found', 'name_taken', 'wrong_state', 'version_mismatch', 'quota_exceeded', 'no_capacity'],
+  errors: [
+    ...(['sandbox_not_found', 'name_taken', 'wrong_state', 'version_mismatch'] as const),
+    ...(['quota_exceeded', 'no_capacity', 'policy_forbidden'] as const),
+  ],
 })
 export const startSandbox = route({
   ...common,

@@ -1,7 +1,7 @@
 import { GiB } from '@berth/contracts'
 import { describe, expect, test } from '@jest/globals'
 import fc from 'fast-check'
-import { choose, feasible, feasibleWhenEmpty, NODE_SILENT_MS, withJob } from './placement.js'
+import { choose, chooseForSandbox, feasible, feasibleWhenEmpty, NODE_SILENT_MS, withJob } from './placement.js'
 import { cost, node, nodeId, now, tenantId } from './sample.fixture.js'
 
 const job = { tenantId: tenantId(1), image: 'debian', cost: cost(1) }
@@ -69,5 +69,40 @@ test('law: placing until nothing fits never exceeds a capacity, and no node that
       }
       expect(nodes.some((one) => feasible(one, asked, now))).toBe(false)
     }),
+  )
+})
+
+describe('a sandbox', () => {
+  const sandbox = { ...job, starts: true }
+  const full = { cpuMillis: 8000, memoryBytes: 0, diskBytes: 0, sandboxes: 8 }
+
+  test('goes only where its image is', () => {
+    expect(chooseForSandbox([node(1, { images: new Set() })], sandbox, now)).toBeUndefined()
+    expect(chooseForSandbox([node(1, { images: new Set() }), node(2)], sandbox, now)?.node.id).toBe(nodeId(2))
+  })
+
+  test('that starts finds no room on a full node; one that does not needs disk there, and a node that is large enough', () => {
+    expect(chooseForSandbox([node(1, { used: full })], sandbox, now)).toBeUndefined()
+    const stopped = { ...sandbox, starts: false }
+    expect(chooseForSandbox([node(1, { used: full })], stopped, now)?.node).toEqual(node(1, { used: full }))
+    expect(chooseForSandbox([node(1, { used: full }), node(2)], stopped, now)?.node.id).toBe(nodeId(2))
+    expect(chooseForSandbox([node(1, { used: { ...full, diskBytes: 8 * GiB } })], stopped, now)).toBeUndefined()
+    expect(chooseForSandbox([node(1)], { ...stopped, cost: cost(9) }, now)).toBeUndefined()
+  })
+
+  test.each<[string, readonly ReturnType<typeof node>[], string]>([
+    ['alone', [node(1), node(2, { images: new Set() })], '1 of 2 ready nodes have image debian and room'],
+    [
+      'by spread',
+      [node(1), node(2, { tenants: new Map([[tenantId(1), 2]]) })],
+      '2 of 2 ready nodes have image debian and room; this one has fewest of the tenant (0)',
+    ],
+    [
+      'by fullness',
+      [node(1), node(2, { used: { cpuMillis: 2000, memoryBytes: 0, diskBytes: 0, sandboxes: 2 } })],
+      '2 of 2 ready nodes have image debian and room; this one has as few as any of the tenant (0), and is fullest (25 %)',
+    ],
+  ])('is told why its node was chosen: %s', (_, nodes, why) =>
+    expect(chooseForSandbox(nodes, sandbox, now)?.because).toBe(why),
   )
 })

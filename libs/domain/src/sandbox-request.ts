@@ -1,11 +1,12 @@
 // sandbox-request.ts: what callers ask of a sandbox. Each request either changes what is wanted (a new generation,
 // which the node is told), or changes nothing because that is wanted already, or is refused by the lifecycle's table.
 import {
-  type Clocks,
+  type ClocksChange,
   Failure,
   InvalidRequest,
   type RestartPolicy,
   type SandboxLimits,
+  type SandboxLimitsChange,
   type SandboxState,
 } from '@berth/contracts'
 import { type SandboxRequestKind, sandboxLifecycle } from './lifecycle.js'
@@ -21,9 +22,9 @@ import {
 export interface SandboxUpdate {
   readonly name?: string | null | undefined
   readonly labels?: Readonly<Record<string, string>> | undefined
-  readonly limits?: { readonly [K in keyof SandboxLimits]?: SandboxLimits[K] | undefined } | undefined
+  readonly limits?: SandboxLimitsChange | undefined
   readonly restart?: RestartPolicy | undefined
-  readonly clocks?: { readonly [K in keyof Clocks]?: Clocks[K] | undefined } | undefined
+  readonly clocks?: ClocksChange | undefined
 }
 
 interface Ending {

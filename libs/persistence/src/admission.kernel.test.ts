@@ -30,7 +30,7 @@ afterAll(async () => {
 // Each test has its own tenants and nodes: those of the tests before would take its jobs.
 afterEach(async () => {
   expect(await bookkeepingErrors(postgres.url)).toEqual([])
-  await query(postgres.url, 'TRUNCATE tenants, nodes, attempts, jobs, batches, usage_hours CASCADE')
+  await query(postgres.url, 'TRUNCATE tenants, nodes, attempts, jobs, batches, usage_hours, events CASCADE')
 })
 
 const report = (command: RunAttempt, change = {}) =>

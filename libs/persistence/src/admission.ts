@@ -96,8 +96,12 @@ const insertJob: Statement = {
         running_cpu_millis = u.running_cpu_millis + d.runs * $9::bigint,
         running_memory_bytes = u.running_memory_bytes + d.runs * $10::bigint,
         running_disk_bytes = u.running_disk_bytes + d.runs * $11::bigint,
-        last_placed_at = CASE d.runs WHEN 1 THEN $13 ELSE u.last_placed_at END
-      FROM decided d WHERE u.tenant_id = $1
+        last_placed_at = CASE d.runs WHEN 1 THEN $13 ELSE u.last_placed_at END, event_number = u.event_number + 1
+      FROM decided d WHERE u.tenant_id = $1 RETURNING u.event_number
+    ), told AS (
+      INSERT INTO events (tenant_id, number, type, at, subject, by, data)
+      SELECT $1, r.event_number, CASE d.runs WHEN 1 THEN 'job.placed' ELSE 'job.queued' END, $13, $2, $17,
+        jsonb_build_object('attempt', d.runs, 'nodeId', d.node_id) FROM decided d, reserve r
     )
     SELECT l.*, d.runs IS NOT NULL AS admitted, d.node_id FROM locked l LEFT JOIN decided d ON true`,
 }
@@ -121,7 +125,12 @@ const insertBatch: Statement = {
         $12::timestamptz[], $13::integer[], $14::bigint[], $15::bigint[], $16::bigint[])
         AS r(id, image, spec, stdin, labels, priority, deadline, cpu, memory, disk, retention)
     ), reserve AS (
-      UPDATE tenant_usage u SET unfinished_jobs = u.unfinished_jobs + a.jobs FROM admitted a WHERE u.tenant_id = $1
+      UPDATE tenant_usage u SET unfinished_jobs = u.unfinished_jobs + a.jobs, event_number = u.event_number + a.jobs
+      FROM admitted a WHERE u.tenant_id = $1 RETURNING u.event_number - a.jobs AS before
+    ), told AS (
+      INSERT INTO events (tenant_id, number, type, at, subject, by, data)
+      SELECT $1, r.before + j.nth, 'job.queued', $5, j.id, $17, jsonb_build_object('attempt', 0, 'batchId', $2::text)
+      FROM reserve r, unnest($6::text[]) WITH ORDINALITY AS j(id, nth)
     )
     SELECT l.*, a.jobs IS NOT NULL AS admitted FROM locked l LEFT JOIN admitted a ON true`,
 }
@@ -196,7 +205,12 @@ function nodeFor(row: SituationRow, tenantId: TenantId, spec: JobSpec, now: Date
   return choose(row.nodes.map(nodeOf), { tenantId, image: spec.image, cost }, now)?.id ?? null
 }
 
-async function admitJob(store: Store, tenantId: TenantId, spec: JobSpec): ReturnType<Admission['admitJob']> {
+async function admitJob(
+  store: Store,
+  tenantId: TenantId,
+  spec: JobSpec,
+  by: string,
+): ReturnType<Admission['admitJob']> {
   const now = store.clock.now()
   const situation = [tenantId, spec.image, now, new Date(now.getTime() - NODE_SILENT_MS)]
   const [row] = await store.rows<SituationRow>(readSituation, situation)
@@ -227,6 +241,7 @@ async function admitJob(store: Store, tenantId: TenantId, spec: JobSpec): Return
       attemptId,
       nodeFor(row, tenantId, spec, now),
       JSON.stringify(noPhases),
+      by,
     ]),
   )
   refuseUnlessAdmitted(tenantId, admitted, 1)
@@ -266,6 +281,7 @@ async function admitBatch(
   tenantId: TenantId,
   name: string | undefined,
   specs: readonly JobSpec[],
+  by: string,
 ): ReturnType<Admission['admitBatch']> {
   await refuseImpossible(store, tenantId, specs)
   const now = store.clock.now()
@@ -293,6 +309,7 @@ async function admitBatch(
       costs.map((cost) => cost.memoryBytes),
       costs.map((cost) => cost.diskBytes),
       specs.map((spec) => spec.retentionMs),
+      by,
     ]),
   )
   refuseUnlessAdmitted(tenantId, row, specs.length)
@@ -311,7 +328,7 @@ async function placeStored(store: Store, count: number): Promise<readonly Placed
 }
 
 export const openAdmission = (store: Store): Admission => ({
-  admitJob: (tenantId, spec) => admitJob(store, tenantId, spec),
-  admitBatch: (tenantId, name, specs) => admitBatch(store, tenantId, name, specs),
+  admitJob: (tenantId, spec, by = 'api') => admitJob(store, tenantId, spec, by),
+  admitBatch: (tenantId, name, specs, by = 'api') => admitBatch(store, tenantId, name, specs, by),
   placeQueued: (limit) => placeQueued(store, limit),
 })

@@ -95,8 +95,13 @@ const applyEnding: Statement = {
         unfinished_jobs = u.unfinished_jobs - $22::boolean::integer, running_jobs = u.running_jobs - 1,
         running_cpu_millis = u.running_cpu_millis - e.cpu_millis,
         running_memory_bytes = u.running_memory_bytes - e.memory_bytes,
-        running_disk_bytes = u.running_disk_bytes - e.disk_bytes
-      FROM ended e WHERE u.tenant_id = $1
+        running_disk_bytes = u.running_disk_bytes - e.disk_bytes, event_number = u.event_number + 1
+      FROM ended e WHERE u.tenant_id = $1 RETURNING u.event_number
+    ), told AS (
+      INSERT INTO events (tenant_id, number, type, at, subject, by, data)
+      SELECT $1, f.event_number, 'job.' || $20, $27, $3, $14::jsonb ->> 'by', jsonb_build_object('attempt', $28::integer,
+        'reason', $14::jsonb - 'at' - 'by', 'exitCode', $11::integer, 'signal', $12::text, 'oomKilled', $13::boolean)
+      FROM free_usage f
     ), add_hour AS (
       INSERT INTO usage_hours AS h
         (tenant_id, hour, jobs, attempts, cpu_ms, wall_ms, memory_byte_ms, output_bytes)
@@ -164,6 +169,8 @@ function endingValues(row: EndingRow, id: AttemptId, end: AttemptEnd, verdict: V
     end.usage?.cpuMs ?? 0,
     end.usage?.wallMs ?? 0,
     (end.usage?.stdout.bytes ?? 0) + (end.usage?.stderr.bytes ?? 0),
+    now,
+    row.number,
   ]
 }
 
@@ -203,11 +210,17 @@ const endQueuedJobs: Statement = {
       UPDATE jobs j SET state = $3, not_before = NULL, finished_at = $4::timestamptz,
         expires_at = $4::timestamptz + j.retention_ms * interval '1 millisecond', reason = $5
       FROM usage WHERE j.id = ANY($2) AND j.tenant_id = usage.tenant_id AND j.state = 'queued'
-      RETURNING j.id, j.tenant_id, j.batch_id
+      RETURNING j.id, j.tenant_id, j.batch_id, j.attempt_count
     ), counted AS (
       SELECT count(*)::integer AS jobs FROM job
     ), free_usage AS (
-      UPDATE tenant_usage u SET unfinished_jobs = u.unfinished_jobs - c.jobs FROM counted c WHERE u.tenant_id = $1
+      UPDATE tenant_usage u SET unfinished_jobs = u.unfinished_jobs - c.jobs, event_number = u.event_number + c.jobs
+      FROM counted c WHERE u.tenant_id = $1 RETURNING u.event_number - c.jobs AS before
+    ), told AS (
+      INSERT INTO events (tenant_id, number, type, at, subject, by, data)
+      SELECT $1, f.before + row_number() OVER (ORDER BY job.id), 'job.' || $3, $4, job.id, $5::jsonb ->> 'by',
+        jsonb_build_object('attempt', job.attempt_count, 'reason', $5::jsonb - 'at' - 'by')
+      FROM free_usage f, job
     ), add_hour AS (
       INSERT INTO usage_hours AS h (tenant_id, hour, jobs)
       SELECT $1, date_trunc('hour', $4::timestamptz, 'UTC'), c.jobs FROM counted c WHERE c.jobs > 0

@@ -147,16 +147,27 @@ async function deleteEnded(store: Store, access: Access, id: JobId): ReturnType<
 
 const startAttempt: Statement = {
   name: 'start_attempt',
-  text: `WITH job AS MATERIALIZED (
-      SELECT j.id, j.tenant_id, j.batch_id FROM attempts a JOIN jobs j ON j.id = a.job_id
+  text: `WITH usage AS MATERIALIZED (
+      SELECT u.tenant_id FROM attempts a JOIN tenant_usage u ON u.tenant_id = a.tenant_id
+      WHERE a.id = $1 AND a.node_id = $2 AND a.state = 'placed' FOR UPDATE OF u
+    ), job AS MATERIALIZED (
+      SELECT j.id, j.tenant_id, j.batch_id FROM usage CROSS JOIN attempts a JOIN jobs j ON j.id = a.job_id
       WHERE a.id = $1 AND a.node_id = $2 AND a.state = 'placed' AND a.generation >= $3 FOR UPDATE OF j
     ), attempt AS (
       UPDATE attempts a SET state = 'running', started_at = least(greatest($4::timestamptz, a.placed_at), $5),
         acknowledged_generation = greatest(a.acknowledged_generation, $3), missing_since = NULL
-      FROM job WHERE a.id = $1 AND a.job_id = job.id AND a.state = 'placed' RETURNING a.started_at
+      FROM job WHERE a.id = $1 AND a.job_id = job.id AND a.state = 'placed'
+      RETURNING a.started_at, a.number, a.tenant_id, a.job_id, a.node_id
     ), change_job AS (
       UPDATE jobs j SET state = 'running', started_at = coalesce(j.started_at, a.started_at)
       FROM attempt a, job WHERE j.id = job.id AND j.state = 'placed'
+    ), counted AS (
+      UPDATE tenant_usage u SET event_number = u.event_number + 1 FROM attempt a WHERE u.tenant_id = a.tenant_id
+      RETURNING u.event_number
+    ), told AS (
+      INSERT INTO events (tenant_id, number, type, at, subject, by, data)
+      SELECT a.tenant_id, c.event_number, 'job.running', $5, a.job_id, 'agent',
+        jsonb_build_object('attempt', a.number, 'nodeId', a.node_id) FROM attempt a, counted c
     )
     SELECT job.* FROM job, attempt`,
 }

@@ -144,9 +144,12 @@ async function remove(store: Store, id: NodeId): ReturnType<Nodes['delete']> {
   }
 }
 
-/** Names by which jobs may ask for an image: `python:latest` is also `python`. */
+/** Names by which an image may be asked for: `python:latest` is also `python`, and any is its digest. */
 const namesOf = (images: readonly NodeImage[]): readonly string[] => {
-  const names = images.flatMap(({ reference }) => [reference, reference.replace(/:latest$/, '')])
+  const names = images.flatMap(({ reference, digest }) => {
+    const repository = reference.replace(/:[^:/]*$/, '')
+    return [reference, reference.replace(/:latest$/, ''), digest, `${repository}@${digest}`]
+  })
   return [...new Set(names)]
 }
 

@@ -271,14 +271,19 @@ const applyPicks: Statement = {
       FROM (SELECT node_id, sum(cpu_millis)::bigint AS cpu, sum(memory_bytes)::bigint AS memory,
               sum(disk_bytes)::bigint AS disk, count(*)::integer AS jobs FROM picked GROUP BY node_id) s
       WHERE n.id = s.node_id
+    ), counted AS (
+      UPDATE tenant_usage u SET
+        running_jobs = u.running_jobs + s.jobs, running_cpu_millis = u.running_cpu_millis + s.cpu,
+        running_memory_bytes = u.running_memory_bytes + s.memory, running_disk_bytes = u.running_disk_bytes + s.disk,
+        last_placed_at = $1, event_number = u.event_number + s.jobs
+      FROM (SELECT tenant_id, sum(cpu_millis)::bigint AS cpu, sum(memory_bytes)::bigint AS memory,
+              sum(disk_bytes)::bigint AS disk, count(*)::integer AS jobs FROM picked GROUP BY tenant_id) s
+      WHERE u.tenant_id = s.tenant_id RETURNING u.tenant_id, u.event_number - s.jobs AS before
     )
-    UPDATE tenant_usage u SET
-      running_jobs = u.running_jobs + s.jobs, running_cpu_millis = u.running_cpu_millis + s.cpu,
-      running_memory_bytes = u.running_memory_bytes + s.memory, running_disk_bytes = u.running_disk_bytes + s.disk,
-      last_placed_at = $1
-    FROM (SELECT tenant_id, sum(cpu_millis)::bigint AS cpu, sum(memory_bytes)::bigint AS memory,
-            sum(disk_bytes)::bigint AS disk, count(*)::integer AS jobs FROM picked GROUP BY tenant_id) s
-    WHERE u.tenant_id = s.tenant_id`,
+    INSERT INTO events (tenant_id, number, type, at, subject, by, data)
+    SELECT c.tenant_id, c.before + row_number() OVER (PARTITION BY c.tenant_id ORDER BY p.attempt_id), 'job.placed', $1,
+      p.job_id, 'api', jsonb_build_object('attempt', p.number, 'nodeId', p.node_id)
+    FROM counted c JOIN picked p ON p.tenant_id = c.tenant_id`,
 }
 
 async function apply(store: Store, picks: readonly Pick[], now: Date): Promise<readonly AttemptId[]> {

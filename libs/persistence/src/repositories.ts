@@ -252,11 +252,13 @@ export interface Batches {
 export interface Admission {
   /**
    * Reserves quota and stores the job in one statement; places it at once where nobody waits and a node has room.
+   * @param by id of the key that asks, for the event
    * @throws tenant_not_found, tenant_suspended, quota_exceeded (`QuotaExceeded`)
    */
   admitJob(
     tenantId: TenantId,
     spec: JobSpec,
+    by?: string,
   ): Promise<{
     readonly job: Job
     readonly placed?: PlacedAttempt
@@ -266,6 +268,7 @@ export interface Admission {
     tenantId: TenantId,
     name: string | undefined,
     specs: readonly JobSpec[],
+    by?: string,
   ): Promise<{ readonly batch: Batch; readonly jobIds: readonly JobId[]; readonly placed: readonly PlacedAttempt[] }>
   /** Places up to `limit` queued jobs, fairly between tenants. Replicas may call it at the same time. */
   placeQueued(limit: number): Promise<readonly PlacedAttempt[]>

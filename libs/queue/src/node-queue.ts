@@ -5,7 +5,7 @@
 // command has one id as long as it is in the queue. A command that was carried out leaves the queue together with its
 // id, so that a later repeat is delivered again (agents are idempotent, and a repeat asks for the report again).
 import { createHash } from 'node:crypto'
-import { commandSubject, Fault, JobId, type NodeCommand, type NodeId } from '@berth/contracts'
+import { commandSubject, Fault, type NodeCommand, type NodeId } from '@berth/contracts'
 import { Queue } from 'bullmq'
 import { Redis } from 'ioredis'
 import { keyPrefix, parseRedisUrl, QUEUE, type QueueLog, queueKey, reconnectDelayMs } from './redis.js'
@@ -14,6 +14,8 @@ import { keyPrefix, parseRedisUrl, QUEUE, type QueueLog, queueKey, reconnectDela
 const PATIENCE_MS = 2000
 
 const WAKE_CHANNEL = 'berth:wake'
+/** Most ids that one message may name. */
+const MAX_WOKEN = 100_000
 
 /**
  * What a worker runs: its connection's set-up, and every command that BullMQ's scripts for workers call. Not among them: KEYS, SCAN, CONFIG,
@@ -42,10 +44,10 @@ export interface NodeQueues {
   ensureNodeUser(nodeId: NodeId, password: string): Promise<void>
   /** Ends the node's access and drops what is queued for it. @throws Fault */
   removeNode(nodeId: NodeId): Promise<void>
-  /** Tells all replicas, this one included, that something about these jobs has changed. @throws Fault */
-  publishWake(jobs: readonly JobId[]): Promise<void>
+  /** Tells all replicas, this one included, that something about what has these ids has changed. @throws Fault */
+  publishWake(ids: readonly string[]): Promise<void>
   /** Calls `listener` for what any replica publishes. Messages are lost while Redis is away: a hint, never the truth. */
-  subscribeWake(listener: (jobs: readonly JobId[]) => void): void
+  subscribeWake(listener: (ids: readonly string[]) => void): void
   /** @throws Fault when Redis does not answer within about 2 s */
   ping(): Promise<void>
   close(): Promise<void>
@@ -106,17 +108,17 @@ class RedisNodeQueues implements NodeQueues {
     })
   }
 
-  publishWake(jobs: readonly JobId[]): Promise<void> {
+  publishWake(ids: readonly string[]): Promise<void> {
     return this.attempt('waking other replicas', async () => {
-      await this.redis.publish(WAKE_CHANNEL, JSON.stringify(jobs))
+      await this.redis.publish(WAKE_CHANNEL, JSON.stringify(ids))
     })
   }
 
-  subscribeWake(listener: (jobs: readonly JobId[]) => void): void {
+  subscribeWake(listener: (ids: readonly string[]) => void): void {
     this.subscriber ??= this.openSubscriber()
     this.subscriber.on('message', (_channel: string, message: string) => {
-      const jobs = JobId.array().safeParse(jsonOf(message))
-      if (jobs.success) listener(jobs.data)
+      const ids = jsonOf(message)
+      if (areIds(ids)) listener(ids)
       else this.log.warn({ bytes: message.length }, 'queue.wake.invalid')
     })
   }
@@ -236,6 +238,10 @@ function logOutages(redis: Redis, log: QueueLog): void {
     away = false
   })
 }
+
+/** Ids of jobs, sandboxes, tenants: of whatever anyone waits for. */
+const areIds = (value: unknown): value is readonly string[] =>
+  Array.isArray(value) && value.length <= MAX_WOKEN && value.every((id) => typeof id === 'string')
 
 function jsonOf(text: string): unknown {
   try {

@@ -21,13 +21,14 @@ export class BatchesService {
   ) {}
 
   async create(
-    tenantId: TenantId,
+    { tenantId, keyId }: TenantPrincipal,
     name: string | undefined,
     jobs: readonly JobSpec[],
   ): Promise<Batch & { jobIds: JobId[] }> {
     await this.images.require(new Set(jobs.map(({ image }) => image)))
-    const { batch, jobIds, placed } = await this.database.admission.admitBatch(tenantId, name, jobs)
+    const { batch, jobIds, placed } = await this.database.admission.admitBatch(tenantId, name, jobs, keyId)
     this.dispatcher.dispatch(placed)
+    this.changes.told(tenantId)
     this.changes.roomMade()
     return { ...batch, jobIds: [...jobIds] }
   }

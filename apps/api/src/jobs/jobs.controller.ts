@@ -65,7 +65,7 @@ export class JobsController {
 
   @Route(createBatch)
   createBatch({ principal, body }: Call<typeof createBatch>) {
-    return this.batches.create(principal.tenantId, body.name, body.jobs)
+    return this.batches.create(principal, body.name, body.jobs)
   }
 
   @Route(getBatch)

@@ -44,7 +44,7 @@ export class JobsService {
    * connection while waiting goes on waiting for the same job by repeating the request.
    */
   async create(
-    { tenantId }: TenantPrincipal,
+    { tenantId, keyId }: TenantPrincipal,
     spec: JobSpec,
     waiting: Waiting,
     once: Once,
@@ -52,7 +52,7 @@ export class JobsService {
   ): Promise<Job> {
     let made: Job | undefined
     const { id } = await once(Created, async () => {
-      made = await this.admit(tenantId, spec)
+      made = await this.admit(tenantId, spec, keyId)
       return { id: made.id }
     })
     if (made && waiting.wait === undefined) return made
@@ -89,11 +89,12 @@ export class JobsService {
     this.dispatcher.dispatch(await this.database.jobs.delete({ tenantId }, id))
   }
 
-  private async admit(tenantId: TenantId, spec: JobSpec): Promise<Job> {
+  private async admit(tenantId: TenantId, spec: JobSpec, by: string): Promise<Job> {
     await this.images.require([spec.image])
-    const { job, placed } = await this.database.admission.admitJob(tenantId, spec)
+    const { job, placed } = await this.database.admission.admitJob(tenantId, spec, by)
     if (placed) this.dispatcher.dispatch([placed])
     else this.changes.roomMade()
+    this.changes.told(tenantId)
     return job
   }
 

@@ -45,11 +45,12 @@ export class NodesService {
   }
 
   async delete(id: NodeId): Promise<undefined> {
-    const { jobs } = await this.database.nodes.delete(id)
+    const { jobs, sandboxes } = await this.database.nodes.delete(id)
     this.auth.forget()
     this.streams.forget(id)
     this.users.remove(id)
     this.changes.announce(jobs)
+    this.changes.announceSandboxes(sandboxes)
     this.changes.roomMade()
   }
 }

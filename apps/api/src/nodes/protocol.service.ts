@@ -25,7 +25,8 @@ export class ProtocolService {
   /** The node may read its queue before it is told where that is. @throws Fault when Redis does not answer: join again */
   async join(id: NodeId, body: JoinBody): Promise<Output<typeof joinNode>> {
     const password = await this.users.ensure(id)
-    const { unwanted, unwantedSandboxes } = await this.database.nodes.join(id, body)
+    const { unwanted, unwantedSandboxes, changed } = await this.database.nodes.join(id, body)
+    this.changes.announceSandboxes(changed)
     this.changes.roomMade()
     const redisUrl = withoutCredentials((this.config.BERTH_NODE_REDIS_URL ?? this.config.REDIS_URL).reveal())
     return {
@@ -39,7 +40,8 @@ export class ProtocolService {
   }
 
   async heartbeat(id: NodeId, body: HeartbeatBody): Promise<Output<typeof heartbeat>> {
-    const { unwanted, unwantedSandboxes } = await this.database.nodes.heartbeat(id, body)
+    const { unwanted, unwantedSandboxes, changed } = await this.database.nodes.heartbeat(id, body)
+    this.changes.announceSandboxes(changed)
     return { unwanted: [...unwanted], unwantedSandboxes: [...unwantedSandboxes] }
   }
 }

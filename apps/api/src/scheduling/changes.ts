@@ -1,47 +1,44 @@
-// changes.ts: a stored change → those who wait for it, here and on other replicas, and the placer where room was made.
-import type { JobChange } from '@berth/persistence'
-import { Inject, Injectable } from '@nestjs/common'
-import { Waiters } from '../jobs/waiters.js'
-import { LOG, type Logger, type NodeQueues, QUEUES } from '../tokens.js'
+// changes.ts: a stored change → those who wait for it, the nodes that are to act on it, and the placer where room was
+// made.
+import type { TenantId } from '@berth/contracts'
+import type { ChangedSandbox, JobChange, SandboxChange } from '@berth/persistence'
+import { Injectable } from '@nestjs/common'
+import { Dispatcher } from './dispatcher.js'
 import { Placer } from './placer.js'
+import { Wakes } from './wakes.js'
 
 @Injectable()
 export class Changes {
-  private silent = false
-
   constructor(
-    private readonly waiters: Waiters,
+    private readonly wakes: Wakes,
     private readonly placer: Placer,
-    @Inject(QUEUES) private readonly queues: NodeQueues,
-    @Inject(LOG) private readonly log: Logger,
+    private readonly dispatcher: Dispatcher,
   ) {}
 
-  /** Begins to hear other replicas. */
-  listen(): void {
-    this.queues.subscribeWake((jobs) => this.waiters.wake(jobs))
+  /** Jobs have changed. */
+  announce(changes: readonly JobChange[]): void {
+    this.wakes.wake(changes.flatMap(({ jobId, batchId, tenantId }) => [jobId, tenantId, ...(batchId ? [batchId] : [])]))
   }
 
-  /** Wakes in the background; a message that is lost costs a waiter some seconds. */
-  announce(changes: readonly JobChange[]): void {
-    if (changes.length === 0) return
-    const jobs = changes.map(({ jobId }) => jobId)
-    this.waiters.wake(jobs)
-    this.waiters.wake(new Set(changes.flatMap(({ batchId }) => batchId ?? [])))
-    void this.publish(jobs)
+  /** Sandboxes have changed. */
+  announceSandboxes(changes: readonly SandboxChange[]): void {
+    this.wakes.wake(changes.flatMap(({ sandboxId, tenantId, told }) => [sandboxId, ...(told ? [tenantId] : [])]))
+  }
+
+  /** There are new events of a tenant. */
+  told(tenantId: TenantId): void {
+    this.wakes.wake([tenantId])
+  }
+
+  /** Sandboxes have changed, and all that follows. */
+  follow(changed: readonly ChangedSandbox[]): void {
+    this.dispatcher.dispatch(changed.flatMap(({ command }) => command ?? []))
+    this.announceSandboxes(changed.map(({ change }) => change))
+    if (changed.some(({ freed }) => freed)) this.roomMade()
   }
 
   /** Something that waits in the queue may fit now. */
   roomMade(): void {
     this.placer.trigger()
-  }
-
-  private async publish(jobs: Parameters<NodeQueues['publishWake']>[0]): Promise<void> {
-    try {
-      await this.queues.publishWake(jobs)
-      this.silent = false
-    } catch (err) {
-      if (!this.silent) this.log.warn({ err }, 'wake.failed')
-      this.silent = true
-    }
   }
 }

@@ -4,6 +4,7 @@ import { Inject, Injectable } from '@nestjs/common'
 import { DATABASE, type Database, LOG, type Logger } from '../tokens.js'
 import { Dispatcher } from './dispatcher.js'
 import { Loop } from './loop.js'
+import { Wakes } from './wakes.js'
 
 /** Jobs placed in one transaction: enough to fill a node, short enough to hold its rows. */
 const AT_ONCE = 64
@@ -15,6 +16,7 @@ export class Placer {
   constructor(
     @Inject(DATABASE) private readonly database: Database,
     private readonly dispatcher: Dispatcher,
+    private readonly wakes: Wakes,
     @Inject(LOG) log: Logger,
   ) {
     this.loop = new Loop('placer', 1000, () => this.placeAll(), log)
@@ -37,6 +39,7 @@ export class Placer {
     for (;;) {
       const placed = await this.database.admission.placeQueued(AT_ONCE)
       this.dispatcher.dispatch(placed)
+      this.wakes.wake(placed.map(({ command }) => command.tenantId))
       if (placed.length < AT_ONCE) return
     }
   }

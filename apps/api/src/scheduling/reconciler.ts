@@ -1,6 +1,7 @@
 // reconciler.ts: every second, on one replica: what Postgres says is unfinished and no node has acknowledged is sent
-// again; deadlines and silent nodes are acted on. Whatever was lost on the way (Redis whole, a message, this process
+// again; deadlines, clocks and silent nodes are acted on. Whatever was lost on the way (Redis whole, a message, this process
 // between a commit and its send) is made good here.
+import type { Reconciled, SandboxesReconciled } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import { CLOCK, type Clock, DATABASE, type Database, LOG, type Logger } from '../tokens.js'
 import { Changes } from './changes.js'
@@ -32,13 +33,23 @@ export class Reconciler {
   }
 
   private async turn(): Promise<void> {
-    const found = await this.database.exclusively('reconcile', () => this.database.jobs.reconcile(this.clock.now()))
+    const found = await this.database.exclusively('reconcile', async () => {
+      const now = this.clock.now()
+      return { jobs: await this.database.jobs.reconcile(now), sandboxes: await this.database.sandboxes.reconcile(now) }
+    })
     if (!found) return
-    const { resend, cancels, changed, lost, timedOut } = found
-    this.changes.announce(changed)
-    if (changed.length > 0) this.changes.roomMade()
-    if (resend.length + cancels.length + lost + timedOut > 0)
-      this.log.info({ resent: resend.length, cancels: cancels.length, lost, timedOut }, 'reconciled')
-    await this.dispatcher.deliver([...cancels, ...resend])
+    const { jobs, sandboxes } = found
+    this.changes.announce(jobs.changed)
+    this.changes.announceSandboxes(sandboxes.changed)
+    if (jobs.changed.length > 0 || sandboxes.freed) this.changes.roomMade()
+    this.tell(jobs, sandboxes)
+    await this.dispatcher.deliver([...jobs.cancels, ...jobs.resend, ...sandboxes.commands, ...sandboxes.resend])
+  }
+
+  private tell({ resend, cancels, lost, timedOut }: Reconciled, sandboxes: SandboxesReconciled): void {
+    const resent = resend.length + sandboxes.resend.length
+    const changed = sandboxes.changed.length
+    if (resent + cancels.length + lost + timedOut + changed > 0)
+      this.log.info({ resent, cancels: cancels.length, lost, timedOut, sandboxes: changed }, 'reconciled')
   }
 }

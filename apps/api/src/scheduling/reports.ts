@@ -1,11 +1,19 @@
-// reports.ts: what nodes say became of attempts → rows. A node repeats its reports until they are stored, so each one
-// may come more than once and late; persistence applies it once, and drops what is not about an attempt placed on the
-// node that speaks.
-import { Fault, type NodeId, type NodeReport, reportSubject } from '@berth/contracts'
-import type { JobChange } from '@berth/persistence'
+// reports.ts: what nodes say became of attempts and sandboxes → rows. A node repeats its reports until they are stored, so each one
+// may come more than once and late; persistence applies it once, and drops what is not about something placed on
+// the node that speaks.
+import { type NodeId, type NodeReport, reportSubject } from '@berth/contracts'
+import type { ChangedSandbox, JobChange } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import { DATABASE, type Database, LOG, type Logger } from '../tokens.js'
 import { Changes } from './changes.js'
+
+/** What a report has changed. */
+interface Stored {
+  readonly job?: JobChange
+  readonly sandbox?: ChangedSandbox
+}
+
+const ofJob = (job: JobChange | undefined): Stored | undefined => job && { job }
 
 @Injectable()
 export class Reports {
@@ -16,7 +24,7 @@ export class Reports {
   ) {}
 
   /**
-   * Stores all of them, those of one attempt in their order.
+   * Stores all of them, those of one attempt or sandbox in their order.
    * @returns how many changed something
    * @throws Fault when one could not be stored; the node sends all of them again
    */
@@ -24,16 +32,17 @@ export class Reports {
     const results = await Promise.allSettled(
       [...bySubject(reports).values()].map((ofOne) => this.storeInOrder(nodeId, ofOne)),
     )
-    const changes = results.flatMap((result) => (result.status === 'fulfilled' ? result.value : []))
-    this.changes.announce(changes)
+    const stored = results.flatMap((result) => (result.status === 'fulfilled' ? result.value : []))
+    this.changes.announce(stored.flatMap(({ job }) => job ?? []))
+    this.changes.follow(stored.flatMap(({ sandbox }) => sandbox ?? []))
     if (reports.some(({ kind }) => kind === 'finished')) this.changes.roomMade()
     const failed = results.find((result) => result.status === 'rejected')
     if (failed) throw failed.reason
-    return changes.length
+    return stored.length
   }
 
-  private async storeInOrder(nodeId: NodeId, reports: readonly NodeReport[]): Promise<JobChange[]> {
-    const changes: JobChange[] = []
+  private async storeInOrder(nodeId: NodeId, reports: readonly NodeReport[]): Promise<Stored[]> {
+    const changes: Stored[] = []
     for (const report of reports) {
       const change = await this.storeOne(nodeId, report)
       if (change) changes.push(change)
@@ -42,14 +51,16 @@ export class Reports {
     return changes
   }
 
-  private storeOne(nodeId: NodeId, report: NodeReport): Promise<JobChange | undefined> {
+  private async storeOne(nodeId: NodeId, report: NodeReport): Promise<Stored | undefined> {
     switch (report.kind) {
       case 'started':
-        return this.database.jobs.recordStarted(nodeId, report)
+        return ofJob(await this.database.jobs.recordStarted(nodeId, report))
       case 'finished':
-        return this.database.jobs.recordFinished(nodeId, report)
-      case 'sandbox':
-        throw new Fault('store the report of a sandbox', { cause: 'there are none' })
+        return ofJob(await this.database.jobs.recordFinished(nodeId, report))
+      case 'sandbox': {
+        const sandbox = await this.database.sandboxes.recordReport(nodeId, report)
+        return sandbox && { sandbox }
+      }
     }
   }
 }

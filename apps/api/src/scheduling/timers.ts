@@ -16,6 +16,7 @@ const RETENTION_EVERY_MS = 15_000
 const CONFIRM_EVERY_MS = 30_000
 /** Rows deleted in one transaction. */
 const AT_ONCE = 200
+const EVENTS_AT_ONCE = 10_000
 
 /** Keeps the schedulers there. */
 @Injectable()
@@ -101,7 +102,10 @@ export class TimersProcessor extends WorkerHost {
       if (expired.jobs < AT_ONCE) break
     }
     const keys = await this.database.idempotency.expire(AT_ONCE * 10)
+    const sandboxes = await this.database.sandboxes.expire(AT_ONCE)
+    const events = await this.database.events.expire(EVENTS_AT_ONCE)
     const sessions = await this.database.sessions.expire(AT_ONCE * 10)
-    if (jobs + keys + sessions > 0) this.log.info({ jobs, keys, sessions }, 'expired')
+    const expired = { jobs, keys, sandboxes, events, sessions }
+    if (Object.values(expired).some((count) => count > 0)) this.log.info(expired, 'expired')
   }
 }

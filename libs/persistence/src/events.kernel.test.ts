@@ -1,0 +1,127 @@
+import type { RunAttempt, TenantId } from '@berth/contracts'
+import { afterAll, afterEach, beforeAll, expect, test } from '@jest/globals'
+import {
+  bookkeepingErrors,
+  failed,
+  finished,
+  givenNode,
+  givenTenant,
+  HandClock,
+  openTestDatabase,
+  type Postgres,
+  query,
+  sandboxSpec,
+  spec,
+  startPostgres,
+} from './postgres.fixture.js'
+import type { Database } from './repositories.js'
+
+let postgres: Postgres
+let db: Database
+const clock = new HandClock()
+beforeAll(async () => {
+  postgres = await startPostgres()
+  db = openTestDatabase(postgres.url, clock, 20)
+})
+afterAll(async () => {
+  await db.close()
+  await postgres[Symbol.asyncDispose]()
+})
+afterEach(async () => {
+  expect(await bookkeepingErrors(postgres.url)).toEqual([])
+  await query(postgres.url, 'TRUNCATE tenants, nodes, attempts, jobs, batches, usage_hours, events CASCADE')
+})
+
+const commandOf = (placed: { readonly command: RunAttempt } | undefined): RunAttempt => {
+  if (!placed) throw new Error('the job was not placed')
+  return placed.command
+}
+
+const started = ({ nodeId, attemptId, generation }: RunAttempt) =>
+  db.jobs.recordStarted(nodeId, { kind: 'started', attemptId, generation, at: clock.now().toISOString() })
+
+const finish = (command: RunAttempt, change = {}) =>
+  db.jobs.recordFinished(command.nodeId, finished(command, clock.now(), change))
+
+const types = async (tenantId: TenantId, subject?: string) =>
+  (await db.events.list(tenantId, 0, { subject }, 1000)).map(({ type }) => type)
+
+test('the life of a job is told state by state, repeats are not', async () => {
+  const tenantId = await givenTenant(db)
+  await givenNode(db)
+  const retry = { maxAttempts: 2, backoffMs: 0 }
+  const { job, placed } = await db.admission.admitJob(tenantId, spec({ retry }), 'key_1')
+  const first = commandOf(placed)
+  await started(first)
+  await started(first)
+  await finish(first, failed)
+  await finish(first, failed)
+  clock.advance(1)
+  const [again] = await db.admission.placeQueued(10)
+  await finish(commandOf(again))
+  const events = await db.events.list(tenantId, 0, { subject: job.id }, 100)
+  expect(events.map(({ id, type, by }) => [id, type, by])).toEqual([
+    ['1', 'job.placed', 'key_1'],
+    ['2', 'job.running', 'agent'],
+    ['3', 'job.queued', 'sandbox'],
+    ['4', 'job.placed', 'api'],
+    ['5', 'job.succeeded', 'sandbox'],
+  ])
+  expect(events.map(({ data }) => data.attempt)).toEqual([1, 1, 1, 2, 2])
+  expect(events[2]?.data).toMatchObject({ exitCode: 1, reason: { code: 'exit_nonzero', message: 'exit code 1' } })
+})
+
+test('a batch is told job by job, and so is its cancellation', async () => {
+  const tenantId = await givenTenant(db)
+  const { batch, jobIds } = await db.admission.admitBatch(tenantId, undefined, [spec(), spec(), spec()], 'key_1')
+  await db.batches.cancel({ tenantId }, batch.id, 'key_2')
+  const events = await db.events.list(tenantId, 0, {}, 100)
+  expect(events.map(({ type, by }) => [type, by])).toEqual([
+    ...Array(3).fill(['job.queued', 'key_1']),
+    ...Array(3).fill(['job.canceled', 'key_2']),
+  ])
+  expect(events.map(({ subject }) => subject)).toEqual([...jobIds, ...jobIds])
+})
+
+test('a reader who goes on after the last event that it saw misses none, whatever commits at the same time', async () => {
+  const tenantId = await givenTenant(db, { sandboxes: 1000, concurrentJobs: 1000, cpus: 1000 })
+  await givenNode(db)
+  const seen: number[] = []
+  let writing = true
+  const read = async () => {
+    for (let more = true; more; ) {
+      more = writing
+      const events = await db.events.list(tenantId, seen.at(-1) ?? 0, {}, 7)
+      seen.push(...events.map(({ id }) => Number(id)))
+      more ||= events.length > 0
+    }
+  }
+  const reading = read()
+  await Promise.all(
+    Array.from({ length: 60 }, async (_, i) => {
+      if (i % 2 > 0) return db.sandboxes.create({ tenantId, spec: sandboxSpec(), start: true, by: 'key_1' })
+      const { placed } = await db.admission.admitJob(tenantId, spec())
+      if (!placed) return undefined
+      await started(placed.command)
+      return finish(placed.command)
+    }),
+  )
+  await db.admission.placeQueued(100)
+  writing = false
+  await reading
+  expect(seen).toEqual(Array.from({ length: await db.events.last(tenantId) }, (_, i) => i + 1))
+})
+
+test('lists go by type and subject, from any number on', async () => {
+  const tenantId = await givenTenant(db)
+  await givenNode(db)
+  const { sandbox } = await db.sandboxes.create({ tenantId, spec: sandboxSpec(), start: true, by: 'key_1' })
+  const { job } = await db.admission.admitJob(tenantId, spec())
+  await db.sandboxes.request({ tenantId }, sandbox.id, { kind: 'delete', force: true }, { by: 'key_1' })
+  expect(await types(tenantId)).toEqual(['sandbox.created', 'job.placed', 'sandbox.deleted'])
+  expect(await types(tenantId, sandbox.id)).toEqual(['sandbox.created', 'sandbox.deleted'])
+  expect(await types(tenantId, job.id)).toEqual(['job.placed'])
+  const filtered = await db.events.list(tenantId, 1, { type: ['sandbox.deleted', 'sandbox.created'] }, 10)
+  expect(filtered.map(({ id }) => id)).toEqual(['3'])
+  expect(await db.events.list(await givenTenant(db), 0, { subject: job.id }, 10)).toEqual([])
+})
