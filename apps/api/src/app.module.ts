@@ -9,6 +9,8 @@ import type { Logger } from '@berth/telemetry'
 import { BullModule } from '@nestjs/bullmq'
 import { type DynamicModule, Module } from '@nestjs/common'
 import type { Config } from './config.js'
+import { EventsController } from './events/events.controller.js'
+import { EventsService } from './events/events.service.js'
 import { Auth } from './http/auth.js'
 import { Idempotency } from './http/idempotency.js'
 import { OpenApiController } from './http/openapi.controller.js'
@@ -27,6 +29,10 @@ import { NodesService } from './nodes/nodes.service.js'
 import { ProtocolService } from './nodes/protocol.service.js'
 import { Drain } from './operations/drain.js'
 import { HealthController } from './operations/health.controller.js'
+import { SandboxSignals } from './sandboxes/sandbox-signals.js'
+import { SandboxWaits } from './sandboxes/sandbox-waits.js'
+import { SandboxesController } from './sandboxes/sandboxes.controller.js'
+import { SandboxesService } from './sandboxes/sandboxes.service.js'
 import { Changes } from './scheduling/changes.js'
 import { Dispatcher } from './scheduling/dispatcher.js'
 import { Placer } from './scheduling/placer.js'
@@ -77,6 +83,8 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
     ],
     controllers: [
       JobsController,
+      SandboxesController,
+      EventsController,
       TenantsController,
       NodesController,
       ImagesController,
@@ -97,6 +105,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ...[Auth, SessionsService, Idempotency, Drain],
       ...[JobsService, BatchesService, Waiters, Follow, NodeOutput, NodeDoors],
       ...[Watch, SandboxCalls],
+      ...[SandboxesService, SandboxWaits, SandboxSignals, EventsService],
       ...[ImagesService, TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],
     ],
