@@ -72,7 +72,7 @@ for (const { name, image, command, output, count } of commands) {
 /** The filter that the agent had compiled, so that the floor is as fast as it can be. */
 function readyMadeFilter(): string | undefined {
   const directory = join(dataDir, 'agent', 'seccomp')
-  const name = readdirSync(directory).find((file) => file.endsWith('.bpf'))
+  const name = readdirSync(directory).find((file) => /^default-.*\.bpf$/.test(file))
   return name === undefined ? undefined : readFileSync(join(directory, name)).toString('base64')
 }
 

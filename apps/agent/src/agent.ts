@@ -46,7 +46,7 @@ const EXPIRY_MS = 600_000
 /** Starts the agent: returns once it has joined and takes work. @throws what the node lacks */
 export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   await claim(config.BERTH_AGENT_DATA)
-  const shop = await openShop(config, READY_LAYERS.count)
+  const shop = await openShop(config, READY_LAYERS.count, log)
   const journal = new Journal(config.BERTH_AGENT_DATA)
   const images = await Images.open(config.BERTH_AGENT_DATA)
   const importImages = importer(images, config.BERTH_IMAGES_DIR, log)
@@ -97,20 +97,21 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
       await streams.close()
       await reports.close(LAST_REPORTS_MS)
       await supervisor.close()
+      shop.tenants.close()
       await api.close()
     },
   }
 }
 
 /** Ends all sandboxes of this data directory and removes what they hold, the pool's mount included. */
-export async function cleanNode(config: Config): Promise<void> {
+export async function cleanNode(config: Config, log: Logger): Promise<void> {
   await claim(config.BERTH_AGENT_DATA)
-  const shop = await openShop(config, 0)
+  const shop = await openShop(config, 0, log)
   await clean(shop)
   await shop.pool.close()
 }
 
-const openShop = (config: Config, ready: number): Promise<OpenWorkshop> =>
+const openShop = (config: Config, ready: number, log: Logger): Promise<OpenWorkshop> =>
   openWorkshop({
     dataDirectory: config.BERTH_AGENT_DATA,
     cgroupParent: config.BERTH_CGROUP_PARENT,
@@ -118,6 +119,7 @@ const openShop = (config: Config, ready: number): Promise<OpenWorkshop> =>
     initDirectory: config.BERTH_INIT_DIR,
     poolBytes: capacityOf(config).diskBytes,
     ready: { ...READY_LAYERS, count: ready },
+    log,
   })
 
 /**

@@ -19,7 +19,7 @@ async function main(argument: string | undefined): Promise<void> {
       process.stdout.write(describeConfig(config))
       return
     case '--clean':
-      await cleanNode(config)
+      await cleanNode(config, createLogger({ name: 'agent', level: config.LOG_LEVEL }))
       process.exit(0)
       break
     default:

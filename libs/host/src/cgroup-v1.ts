@@ -6,6 +6,8 @@ import {
   type Cgroups,
   type CgroupUsage,
   checkGroup,
+  cpuQuota,
+  freezeBy,
   persist,
   processesBelow,
   readControl,
@@ -23,11 +25,6 @@ export interface Hierarchy {
   readonly path: string
   readonly controllers: readonly string[]
 }
-
-/** Period of the CPU quota in microseconds, the kernel's default. */
-const periodUs = 100_000
-/** The kernel refuses quotas below one millisecond. */
-const leastQuotaUs = 1_000
 
 /** cgroup v1 (Documentation/admin-guide/cgroup-v1): the same group is a directory in each hierarchy. */
 export class CgroupsV1 implements Cgroups {
@@ -50,9 +47,17 @@ export class CgroupsV1 implements Cgroups {
   }
 
   setLimits(group: string, limits: CgroupLimits): void {
-    if (limits.memoryBytes !== undefined) this.#limitMemory(group, limits.memoryBytes)
-    if (limits.cpuMillis !== undefined) this.#limitCpu(group, limits.cpuMillis)
-    if (limits.pids !== undefined) writeControl(`${this.#path(group, 'pids')}/pids.max`, limits.pids)
+    const { memoryBytes, memoryReservationBytes, cpuMillis, cpuShares, cpuset, pids, ioWeight } = limits
+    if (memoryBytes !== undefined) this.#limitMemory(group, memoryBytes, limits.swapBytes ?? 0)
+    if (memoryReservationBytes !== undefined) {
+      const bytes = memoryReservationBytes === 'max' ? -1 : memoryReservationBytes
+      writeControl(`${this.#path(group, 'memory')}/memory.soft_limit_in_bytes`, bytes)
+    }
+    if (cpuMillis !== undefined) this.#limitCpu(group, cpuMillis, limits.cpuPeriodUs)
+    if (cpuShares !== undefined) writeControl(`${this.#path(group, 'cpu')}/cpu.shares`, cpuShares)
+    if (cpuset !== undefined) this.#limitCpuset(group, cpuset)
+    if (pids !== undefined) writeControl(`${this.#path(group, 'pids')}/pids.max`, pids)
+    if (ioWeight !== undefined) writeControl(this.#weightFile(group) ?? this.#noWeight(group), ioWeight)
   }
 
   usage(group: string): CgroupUsage | undefined {
@@ -79,6 +84,28 @@ export class CgroupsV1 implements Cgroups {
     return uniquePids(this.#directories(group).flatMap((directory) => processesBelow(directory)))
   }
 
+  weighsIo(group: string): boolean {
+    return this.#weightFile(group) !== undefined
+  }
+
+  freeze(group: string): Promise<void> {
+    const file = this.#freezer(group)
+    return freezeBy(
+      group,
+      () => writeControl(file, 'FROZEN'),
+      () => readControl(file) === 'FROZEN',
+      () => this.thaw(group),
+    )
+  }
+
+  thaw(group: string): void {
+    writeUnlessGone(this.#freezer(group), 'THAWED')
+  }
+
+  frozen(group: string): boolean {
+    return ['FROZEN', 'FREEZING'].includes(readControl(this.#freezer(group)) ?? '')
+  }
+
   async kill(group: string): Promise<void> {
     const limit = `${this.#path(group, 'pids')}/pids.max`
     const before = readControl(limit)
@@ -88,6 +115,8 @@ export class CgroupsV1 implements Cgroups {
     await persist(`kill the processes of cgroup ${group}`, () => {
       const alive = this.processes(group)
       for (const pid of alive) killNow(pid)
+      // What is frozen takes no signal; once it is thawed SIGKILL comes before anything else (freezer-subsystem.rst).
+      if (alive.length > 0) this.thaw(group)
       return alive.length === 0
     })
     if (before !== undefined) writeUnlessGone(limit, before)
@@ -120,23 +149,47 @@ export class CgroupsV1 implements Cgroups {
     if (hierarchy.controllers.includes('cpuset')) inheritCpuset(directory)
   }
 
-  #limitMemory(group: string, bytes: number | 'max'): void {
+  #limitMemory(group: string, bytes: number | 'max', swapBytes: number): void {
     const directory = this.#path(group, 'memory')
     const value = bytes === 'max' ? -1 : bytes
+    const total = bytes === 'max' ? -1 : bytes + swapBytes
     const limit = `${directory}/memory.limit_in_bytes`
     const withSwap = `${directory}/memory.memsw.limit_in_bytes`
     const before = readControl(withSwap) // missing where the kernel does not account swap
-    const grows = bytes === 'max' || bytes > Number(before)
+    const grows = bytes === 'max' || bytes + swapBytes > Number(before)
     // limit <= limit with swap must hold after each write, so growing starts at the other end than shrinking.
-    const order = before === undefined ? [limit] : grows ? [withSwap, limit] : [limit, withSwap]
-    for (const file of order) writeControl(file, value)
+    if (before !== undefined && grows) writeControl(withSwap, total)
+    writeControl(limit, value)
+    if (before !== undefined && !grows) writeControl(withSwap, total)
   }
 
-  #limitCpu(group: string, millis: number | 'max'): void {
+  #limitCpu(group: string, millis: number | 'max', period: number | undefined): void {
     const directory = this.#path(group, 'cpu')
-    const quota = millis === 'max' ? -1 : Math.max(leastQuotaUs, Math.round((millis * periodUs) / 1000))
+    const { periodUs, quotaUs } = cpuQuota(millis, period)
+    // A quota that fits the old period may be too much for the new one, and the other way round.
+    writeControl(`${directory}/cpu.cfs_quota_us`, -1)
     writeControl(`${directory}/cpu.cfs_period_us`, periodUs)
-    writeControl(`${directory}/cpu.cfs_quota_us`, quota)
+    writeControl(`${directory}/cpu.cfs_quota_us`, quotaUs ?? -1)
+  }
+
+  #limitCpuset(group: string, cpus: string): void {
+    const directory = this.#path(group, 'cpuset')
+    writeControl(`${directory}/cpuset.cpus`, cpus === 'all' ? (readControl(`${directory}/../cpuset.cpus`) ?? '') : cpus)
+  }
+
+  #freezer(group: string): string {
+    return `${this.#path(group, 'freezer')}/freezer.state`
+  }
+
+  /** Its name depends on the scheduler; with none of them there is no weight. */
+  #weightFile(group: string): string | undefined {
+    const directory = this.#path(group, 'blkio')
+    const files = ['blkio.weight', 'blkio.bfq.weight'].map((name) => `${directory}/${name}`)
+    return files.find((file) => readControl(file) !== undefined)
+  }
+
+  #noWeight(group: string): never {
+    throw new Fault(`weigh disk access of ${group}`, { cause: new Error('this kernel has no blkio.weight') })
   }
 }
 

@@ -14,7 +14,10 @@ const controls = (directory: string, extra: Record<string, string> = {}) => {
   for (const [name, value] of Object.entries(files)) writeFileSync(join(directory, name), value)
 }
 // Empty, since a plain file keeps the tail of a longer value that a shorter one is written over.
-const limits = { 'memory.max': '', 'memory.swap.max': '', 'cpu.max': '', 'pids.max': '' }
+const limits = {
+  ...{ 'memory.max': '', 'memory.swap.max': '', 'memory.low': '', 'cpu.max': '', 'cpu.weight': '', 'pids.max': '' },
+  ...{ 'cpuset.cpus': '', 'io.weight': '' },
+}
 const group = (name: string) => controls(join(root, name), limits)
 const read = (path: string) => readFileSync(join(root, path), 'utf8')
 
@@ -44,6 +47,32 @@ test('limits: no swap beside the memory, CPU as quota and period', () => {
   expect(read('berth/memory.swap.max')).toBe('0')
   expect(read('berth/cpu.max')).toBe('150000 100000')
   expect(read('berth/pids.max')).toBe('64')
+})
+
+test('what a sandbox may set besides; weights of v1 become those of v2', () => {
+  group('more')
+  const cgroups = new CgroupsV2(root)
+  cgroups.setLimits('more', {
+    memoryBytes: 1 << 20,
+    swapBytes: 4096,
+    memoryReservationBytes: 8192,
+    cpuMillis: 500,
+    cpuPeriodUs: 20_000,
+    cpuShares: 1024,
+    cpuset: '0-1',
+    ioWeight: 1000,
+  })
+  expect(read('more/memory.swap.max')).toBe('4096')
+  expect(read('more/memory.low')).toBe('8192')
+  expect(read('more/cpu.max')).toBe('10000 20000')
+  expect(read('more/cpu.weight')).toBe('40')
+  expect(read('more/cpuset.cpus')).toBe('0-1')
+  expect(read('more/io.weight')).toBe('10000')
+  controls(join(root, 'bfq'), { 'io.bfq.weight': '' })
+  cgroups.setLimits('bfq', { ioWeight: 10 })
+  expect(read('bfq/io.bfq.weight')).toBe('10')
+  expect(cgroups.weighsIo('bfq')).toBe(true)
+  expect(cgroups.weighsIo('none')).toBe(false)
 })
 
 test('the least quota is what the kernel takes, and max lifts a limit', () => {

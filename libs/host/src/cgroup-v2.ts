@@ -6,6 +6,8 @@ import {
   type Cgroups,
   type CgroupUsage,
   checkGroup,
+  cpuQuota,
+  freezeBy,
   persist,
   processesBelow,
   readControl,
@@ -19,8 +21,6 @@ import {
 } from './cgroup.js'
 
 const wanted: readonly string[] = ['cpu', 'memory', 'pids', 'cpuset', 'io']
-const periodUs = 100_000
-const leastQuotaUs = 1_000
 
 /**
  * cgroup v2 (Documentation/admin-guide/cgroup-v2.rst): one directory a group. Controllers reach a group only where
@@ -53,15 +53,23 @@ export class CgroupsV2 implements Cgroups {
 
   setLimits(group: string, limits: CgroupLimits): void {
     const directory = this.#directory(group)
-    const { memoryBytes, cpuMillis, pids } = limits
+    const { memoryBytes, memoryReservationBytes, cpuMillis, cpuShares, cpuset, pids, ioWeight } = limits
     if (memoryBytes !== undefined) {
       writeControl(`${directory}/memory.max`, memoryBytes)
       // Missing where the kernel has no swap accounting. Lifting the limit lifts it for swap as well.
       const swap = `${directory}/memory.swap.max`
-      if (readControl(swap) !== undefined) writeControl(swap, memoryBytes === 'max' ? 'max' : 0)
+      if (readControl(swap) !== undefined) writeControl(swap, memoryBytes === 'max' ? 'max' : (limits.swapBytes ?? 0))
     }
-    if (cpuMillis !== undefined) writeControl(`${directory}/cpu.max`, `${quota(cpuMillis)} ${periodUs}`)
+    if (memoryReservationBytes !== undefined)
+      writeControl(`${directory}/memory.low`, memoryReservationBytes === 'max' ? 0 : memoryReservationBytes)
+    if (cpuMillis !== undefined) {
+      const { periodUs, quotaUs } = cpuQuota(cpuMillis, limits.cpuPeriodUs)
+      writeControl(`${directory}/cpu.max`, `${quotaUs ?? 'max'} ${periodUs}`)
+    }
+    if (cpuShares !== undefined) writeControl(`${directory}/cpu.weight`, scaled(cpuShares, [2, 262_144]))
+    if (cpuset !== undefined) writeControl(`${directory}/cpuset.cpus`, cpuset === 'all' ? '\n' : cpuset)
     if (pids !== undefined) writeControl(`${directory}/pids.max`, pids)
+    if (ioWeight !== undefined) weigh(directory, ioWeight)
   }
 
   usage(group: string): CgroupUsage | undefined {
@@ -86,6 +94,29 @@ export class CgroupsV2 implements Cgroups {
 
   processes(group: string): readonly number[] {
     return uniquePids(processesBelow(this.#directory(group)))
+  }
+
+  weighsIo(group: string): boolean {
+    const directory = this.#directory(group)
+    return ['io.weight', 'io.bfq.weight'].some((name) => readControl(`${directory}/${name}`) !== undefined)
+  }
+
+  freeze(group: string): Promise<void> {
+    const directory = this.#directory(group)
+    return freezeBy(
+      group,
+      () => writeControl(`${directory}/cgroup.freeze`, 1),
+      () => readKeyed(`${directory}/cgroup.events`, 'frozen') === 1,
+      () => this.thaw(group),
+    )
+  }
+
+  thaw(group: string): void {
+    writeUnlessGone(`${this.#directory(group)}/cgroup.freeze`, 0)
+  }
+
+  frozen(group: string): boolean {
+    return readControl(`${this.#directory(group)}/cgroup.freeze`) === '1'
   }
 
   async kill(group: string): Promise<void> {
@@ -125,5 +156,13 @@ function passDown(directory: string, controllers: readonly string[]): void {
   if (missing.length > 0) writeControl(file, missing.map((name) => `+${name}`).join(' '))
 }
 
-const quota = (millis: number | 'max') =>
-  millis === 'max' ? 'max' : Math.max(leastQuotaUs, Math.round((millis * periodUs) / 1000))
+/** A weight of v1 on v2's scale of 1 … 10,000, as the OCI runtimes convert it. */
+const scaled = (value: number, [least, most]: readonly [number, number]) =>
+  Math.round(1 + ((value - least) * 9999) / (most - least))
+
+/** BFQ has a file and a scale of its own: v1's. @throws Fault where the kernel has neither */
+function weigh(directory: string, weight: number): void {
+  const bfq = `${directory}/io.bfq.weight`
+  if (readControl(bfq) === undefined) writeControl(`${directory}/io.weight`, scaled(weight, [10, 1000]))
+  else writeControl(bfq, weight)
+}

@@ -1,6 +1,8 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { afterEach, beforeEach, expect, test } from '@jest/globals'
 import type { Cgroups } from './cgroup.js'
@@ -29,12 +31,15 @@ export async function startIn(directories: readonly string[], script: string): P
 /** What holds for the cgroups of every version, on a real kernel. `parent` is a group of the test's own. */
 export function cgroupContract(open: () => Cgroups, directories: Directories, parent: string): void {
   let cgroups: Cgroups
+  let counted: string | undefined
   beforeEach(() => {
     cgroups = open()
   })
   afterEach(async () => {
     await cgroups.kill(parent)
     await cgroups.remove(parent)
+    if (counted) rmSync(counted, { recursive: true })
+    counted = undefined
   })
 
   test('create makes the ancestors too, and is idempotent', () => {
@@ -93,5 +98,51 @@ export function cgroupContract(open: () => Cgroups, directories: Directories, pa
     cgroups.create(`${parent}/busy`)
     await startIn(directories(`${parent}/busy`), 'exec sleep 1000')
     await expect(cgroups.remove(`${parent}/busy`)).rejects.toThrow(`remove cgroup ${parent}/busy`)
+  })
+
+  /** Starts something that counts in a file. @returns what it has counted */
+  async function startCounting(group: string): Promise<() => number> {
+    counted = mkdtempSync(join(tmpdir(), 'berth-freeze-'))
+    const file = join(counted, 'count')
+    await startIn(
+      directories(group),
+      `i=0; while :; do i=$((i+1)); echo $i > ${file}.new; mv ${file}.new ${file}; done`,
+    )
+    const count = () => Number(existsSync(file) ? readFileSync(file, 'utf8') : 0)
+    await until('it counts', () => count() > 0)
+    return count
+  }
+
+  test('what is frozen stands still until it is thawed, sub-groups too', async () => {
+    cgroups.create(`${parent}/tenant/a`)
+    const count = await startCounting(`${parent}/tenant/a`)
+    expect(cgroups.frozen(`${parent}/tenant`)).toBe(false)
+    await cgroups.freeze(`${parent}/tenant`)
+    await cgroups.freeze(`${parent}/tenant`)
+    expect(cgroups.frozen(`${parent}/tenant`)).toBe(true)
+    const before = count()
+    await delay(50)
+    expect(count()).toBe(before)
+    cgroups.thaw(`${parent}/tenant`)
+    cgroups.thaw(`${parent}/tenant`)
+    expect(cgroups.frozen(`${parent}/tenant`)).toBe(false)
+    await until('it goes on', () => count() > before)
+  })
+
+  test('what is frozen can be killed, and does not go on before it dies', async () => {
+    cgroups.create(`${parent}/frozen`)
+    const count = await startCounting(`${parent}/frozen`)
+    await cgroups.freeze(`${parent}/frozen`)
+    const before = count()
+    await cgroups.kill(`${parent}/frozen`)
+    expect(cgroups.processes(`${parent}/frozen`)).toEqual([])
+    expect(count()).toBe(before)
+    await cgroups.remove(`${parent}/frozen`)
+  })
+
+  test('a group that is not there is not frozen, and cannot be', async () => {
+    expect(cgroups.frozen(`${parent}/none`)).toBe(false)
+    cgroups.thaw(`${parent}/none`)
+    await expect(cgroups.freeze(`${parent}/none`)).rejects.toThrow(`${parent}/none`)
   })
 }

@@ -1,4 +1,6 @@
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals'
 import { cgroupContract, startIn, until } from './cgroup.contract.js'
 import { cgroupLayout, openCgroups } from './cgroup-layout.js'
@@ -47,6 +49,47 @@ describe('limits on this machine', () => {
   test('memory limits grow, shrink and are lifted', () => {
     for (const memoryBytes of [64 << 20, 16 << 20, 128 << 20, 'max', 32 << 20] as const)
       expect(() => cgroups.setLimits(group, { memoryBytes })).not.toThrow()
+  })
+
+  test('soft limit, swap, period, weight and CPUs: what was set is what the kernel has', () => {
+    cgroups.setLimits(group, {
+      memoryBytes: 64 << 20,
+      swapBytes: 16 << 20,
+      memoryReservationBytes: 32 << 20,
+      cpuMillis: 500,
+      cpuPeriodUs: 20_000,
+      cpuShares: 512,
+      cpuset: '0',
+    })
+    const read = (controller: string, file: string) =>
+      readFileSync(`${cgroups.paths(group).get(controller)}/${file}`, 'utf8').trim()
+    const expected: readonly (readonly [string, string, string])[] =
+      layout.kind === 'v2'
+        ? [
+            ['memory', 'memory.max', String(64 << 20)],
+            ['memory', 'memory.low', String(32 << 20)],
+            ['cpu', 'cpu.max', '10000 20000'],
+            ['cpu', 'cpu.weight', '20'],
+            ['cpuset', 'cpuset.cpus', '0'],
+          ]
+        : [
+            ['memory', 'memory.limit_in_bytes', String(64 << 20)],
+            ['memory', 'memory.memsw.limit_in_bytes', String(80 << 20)],
+            ['memory', 'memory.soft_limit_in_bytes', String(32 << 20)],
+            ['cpu', 'cpu.cfs_period_us', '20000'],
+            ['cpu', 'cpu.cfs_quota_us', '10000'],
+            ['cpu', 'cpu.shares', '512'],
+            ['cpuset', 'cpuset.cpus', '0'],
+          ]
+    expect(expected.map(([controller, file]) => [controller, file, read(controller, file)])).toEqual(expected)
+    cgroups.setLimits(group, { memoryReservationBytes: 'max', cpuset: 'all', cpuMillis: 'max' })
+    if (availableParallelism() > 1) expect(read('cpuset', 'cpuset.cpus')).not.toBe('0')
+  })
+
+  test('a weight of disk access is taken where the kernel has one, else refused', () => {
+    const weigh = () => cgroups.setLimits(group, { ioWeight: 200 })
+    if (cgroups.weighsIo(group)) expect(weigh).not.toThrow()
+    else expect(weigh).toThrow(/weigh disk access|io.weight/)
   })
 
   test('pids: forks beyond the limit are refused and counted', async () => {

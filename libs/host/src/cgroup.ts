@@ -2,15 +2,24 @@ import { readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
 import { errnoOf, Fault, ignore } from '@berth/contracts'
 
-/**
- * Limits of a group; what is not given stays as it is, `max` lifts the limit. Memory counts page cache and swap too:
- * nothing of a group is ever swapped out beyond `memoryBytes`.
- */
+/** Limits of a group; what is not given stays as it is, `max` lifts the limit. Memory counts page cache too. */
 export interface CgroupLimits {
   readonly memoryBytes?: number | 'max'
+  /** Beside the memory, which has to be given with it. Default: none, unless the memory is `max` */
+  readonly swapBytes?: number
+  /** What the kernel leaves to the group under memory pressure, if it can. */
+  readonly memoryReservationBytes?: number | 'max'
   /** Thousandths of a CPU; 1500 is one and a half. */
   readonly cpuMillis?: number | 'max'
+  /** Period of the CPU limit, which has to be given with it. Default: 100 ms, the kernel's */
+  readonly cpuPeriodUs?: number
+  /** Weight under contention as cgroup v1 counts it, 2 … 262,144; 1,024 is the kernel's default. */
+  readonly cpuShares?: number
+  /** CPUs such as `0-3,6`; `all` are those of the parent. */
+  readonly cpuset?: string
   readonly pids?: number | 'max'
+  /** Weight of disk access under contention, 10 … 1,000; 100 is the kernel's default. */
+  readonly ioWeight?: number
 }
 
 export interface CgroupUsage {
@@ -37,7 +46,7 @@ export interface Cgroups {
   paths(group: string): ReadonlyMap<string, string>
   /** Makes the group and its ancestors and sets its limits; one that exists just gets the limits. */
   create(group: string, limits?: CgroupLimits): void
-  /** @throws Fault when the group is gone or the kernel refuses a value */
+  /** @throws Fault when the group is gone, the kernel refuses a value, or has no such limit */
   setLimits(group: string, limits: CgroupLimits): void
   /** @returns undefined when there is no such group (any more) */
   usage(group: string): CgroupUsage | undefined
@@ -45,7 +54,18 @@ export interface Cgroups {
   children(group: string): readonly string[]
   /** Processes (host pids) in the group and below, sorted; none when the group is not there. */
   processes(group: string): readonly number[]
-  /** Kills everything in the group and below, also what forks meanwhile. @throws Fault when some live on after 5 s */
+  /** Whether this kernel can weigh disk access of the groups below `group`. */
+  weighsIo(group: string): boolean
+  /** Stops everything in the group and below where it is. @throws Fault, with all of it going on, when it takes 5 s */
+  freeze(group: string): Promise<void>
+  /** Lets it go on; what is not frozen, or not there, is fine. */
+  thaw(group: string): void
+  /** Whether it is frozen, or on the way to it. */
+  frozen(group: string): boolean
+  /**
+   * Kills everything in the group and below, also what forks meanwhile, also what is frozen: that is not seen to go on.
+   * @throws Fault when some live on after 5 s
+   */
   kill(group: string): Promise<void>
   /** Removes the group and everything below; a missing one is fine. @throws Fault when processes keep it for 5 s */
   remove(group: string): Promise<void>
@@ -132,6 +152,27 @@ export async function persist(what: string, attempt: () => boolean): Promise<voi
   for (let pause = 0.5; !attempt(); pause = Math.min(pause * 2, 50)) {
     if (performance.now() > deadline) throw new Fault(what, { cause: new Error(`still there after ${patienceMs} ms`) })
     await delay(pause)
+  }
+}
+
+/** The kernel's period of a CPU limit, and its least quota in microseconds (sched/core.c, min_cfs_quota_period). */
+const PERIOD_US = 100_000
+const LEAST_QUOTA_US = 1_000
+
+/** A CPU limit as both versions write it: microseconds of each period, `undefined` where there is none. */
+export function cpuQuota(millis: number | 'max', periodUs = PERIOD_US) {
+  const quotaUs = millis === 'max' ? undefined : Math.max(LEAST_QUOTA_US, Math.round((millis * periodUs) / 1000))
+  return { periodUs, quotaUs }
+}
+
+/** Freezes by `write` and waits until `done`; where that does not come to be, undoes it. */
+export async function freezeBy(group: string, write: () => void, done: () => boolean, undo: () => void): Promise<void> {
+  try {
+    write()
+    await persist(`freeze cgroup ${group}`, done)
+  } catch (error) {
+    undo()
+    throw error
   }
 }
 

@@ -126,7 +126,8 @@ const NAMESPACE_FLAGS = 0x7e02_0000
 const SOCKET_FAMILIES = [1, 2, 10, 16] as const
 
 /** PER_LINUX, PER_LINUX32, ADDR_NO_RANDOMIZE with each, and the query. */
-const PERSONALITIES = [0x0, 0x8, 0x20000, 0x20008, 0xffffffff] as const
+const QUERY_PERSONALITY = 0xffffffff
+const PERSONALITIES = [0x0, 0x8, 0x20000, 0x20008, QUERY_PERSONALITY] as const
 
 export interface SeccompArgument {
   readonly index: number
@@ -157,26 +158,51 @@ const architectures = {
 export type Architecture = keyof typeof architectures
 
 /**
- * The default filter as OCI `linux.seccomp`. Everything that is not listed fails with EPERM: among others bpf, keyctl,
+ * What `strict` refuses besides: system calls that tools which edit, fetch, compile and test rarely need, and that have
+ * had more than their share of kernel bugs. It breaks debuggers (ptrace, personality), System V and POSIX message
+ * queues, semaphores and shared memory (Postgres and fakeroot need them), kernel AIO, chroot, and 32-bit programs.
+ */
+const notInStrict: ReadonlySet<string> = new Set(
+  words(`
+  adjtimex chroot clock_adjtime clock_adjtime64 fanotify_mark io_cancel io_destroy io_getevents io_pgetevents
+  io_pgetevents_time64 ioprio_set io_setup io_submit ipc map_shadow_stack mq_getsetattr mq_notify mq_open
+  mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 mq_unlink msgctl msgget msgrcv msgsnd
+  pidfd_send_signal pkey_alloc pkey_free pkey_mprotect process_mrelease ptrace remap_file_pages sched_setattr
+  sched_setparam sched_setscheduler semctl semget semop semtimedop semtimedop_time64 shmat shmctl shmdt shmget tee
+  vmsplice
+`),
+)
+
+export const seccompProfiles = ['default', 'strict'] as const
+export type SeccompProfile = (typeof seccompProfiles)[number]
+export const isSeccompProfile = (name: string): name is SeccompProfile =>
+  seccompProfiles.some((profile) => profile === name)
+
+/**
+ * A filter as OCI `linux.seccomp`. Everything that is not listed fails with EPERM: among others bpf, keyctl,
  * io_uring_*, userfaultfd, mount and its successors, unshare, setns, ptrace's relatives, module loading, clock_settime,
  * sethostname, kexec, perf_event_open, quotactl, swapon, reboot, syslog, modify_ldt. x32 is left out on purpose.
  */
-export function defaultSeccomp(architecture: Architecture): Seccomp {
-  const { seccomp, extra } = architectures[architecture]
+export function seccomp(profile: SeccompProfile, architecture: Architecture): Seccomp {
+  const { seccomp: names, extra } = architectures[architecture]
+  const strict = profile === 'strict'
   const when = (name: string, index: number, value: number): SeccompRule => ({
     names: [name],
     action: 'SCMP_ACT_ALLOW',
     args: [{ index, value, op: 'SCMP_CMP_EQ' }],
   })
+  // chroot is harmless with CAP_SYS_CHROOT in a user namespace, and package tools use it.
+  const plain = [...allowed, ...allowed32, ...extra, 'chroot']
   return {
     defaultAction: 'SCMP_ACT_ERRNO',
     defaultErrnoRet: EPERM,
-    architectures: seccomp,
+    architectures: strict ? names.slice(0, 1) : names,
     syscalls: [
-      // chroot is harmless with CAP_SYS_CHROOT in a user namespace, and package tools use it.
-      { names: [...allowed, ...allowed32, ...extra, 'chroot'], action: 'SCMP_ACT_ALLOW' },
+      { names: strict ? plain.filter((name) => !notInStrict.has(name)) : plain, action: 'SCMP_ACT_ALLOW' },
       ...SOCKET_FAMILIES.map((family) => when('socket', 0, family)),
-      ...PERSONALITIES.map((persona) => when('personality', 0, persona)),
+      ...PERSONALITIES.filter((persona) => !strict || persona === 0 || persona === QUERY_PERSONALITY).map((persona) =>
+        when('personality', 0, persona),
+      ),
       {
         names: ['clone'],
         action: 'SCMP_ACT_ALLOW',
@@ -186,3 +212,5 @@ export function defaultSeccomp(architecture: Architecture): Seccomp {
     ],
   }
 }
+
+export const defaultSeccomp = (architecture: Architecture): Seccomp => seccomp('default', architecture)

@@ -4,9 +4,10 @@ import {
   capabilityMask,
   defaultCapabilities,
   defaultCapabilityMask,
-  defaultSeccomp,
+  type SeccompProfile,
+  seccomp,
 } from './profile.js'
-import { INIT_PATH, type RuntimeInput, runtimeSpec } from './runtime-spec.js'
+import { groupLimits, INIT_PATH, type RuntimeInput, runtimeSpec } from './runtime-spec.js'
 
 const input: RuntimeInput = {
   cgroupPath: '/berth/ten_a/att_b',
@@ -48,21 +49,86 @@ test('limits become resources: no swap, one process for init, quota per 100 ms',
   })
 })
 
-test('a sandbox may set more: swap, reservation, shares, period, CPUs, weight of disk access', () => {
+test('what a sandbox may set besides becomes resources; what it does not set is the kernel’s', () => {
   const limits = {
     ...input.limits,
-    swapBytes: 1024 ** 2,
-    memoryReservationBytes: 64 * 1024 ** 2,
-    cpuShares: 2048,
-    cpuPeriodUs: 50_000,
+    memoryReservationBytes: 1024,
+    swapBytes: 4096,
+    cpuShares: 2000,
     cpuset: '0-1',
+    cpuPeriodUs: 20_000,
     ioWeight: 300,
   }
-  expect(runtimeSpec({ ...input, limits }).linux.resources).toMatchObject({
-    memory: { limit: 268_435_456, swap: 269_484_032, reservation: 67_108_864 },
-    cpu: { period: 50_000, quota: 25_000, shares: 2048, cpus: '0-1' },
+  expect(runtimeSpec({ ...input, limits }).linux.resources).toEqual({
+    devices: [{ allow: false, access: 'rwm' }],
+    memory: { limit: 268_435_456, swap: 268_439_552, reservation: 1024 },
+    cpu: { period: 20_000, quota: 10_000, shares: 2000, cpus: '0-1' },
+    pids: { limit: 65 },
     blockIO: { weight: 300 },
   })
+  expect(Object.keys(runtimeSpec(input).linux.resources)).not.toContain('blockIO')
+})
+
+test('limits of a group while it runs are those that it was started with', () => {
+  expect(groupLimits(input.limits)).toEqual({
+    memoryBytes: 268_435_456,
+    swapBytes: 0,
+    memoryReservationBytes: 'max',
+    cpuMillis: 500,
+    cpuPeriodUs: 100_000,
+    cpuShares: 512,
+    cpuset: 'all',
+    pids: 65,
+  })
+  expect(groupLimits({ ...input.limits, cpuset: '1', ioWeight: 10 })).toMatchObject({ cpuset: '1', ioWeight: 10 })
+})
+
+test('memory file systems, outer ones first, with size and mode; they hold no devices and no set-user-id programs', () => {
+  const tmpfs = [
+    { path: '/a/b', sizeBytes: 4096, mode: 0o700 },
+    { path: '/a', sizeBytes: 8192, mode: 0o1777 },
+  ]
+  expect(runtimeSpec({ ...input, tmpfs }).mounts.slice(-2)).toEqual([
+    { destination: '/a', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'nodev', 'mode=1777', 'size=8192'] },
+    { destination: '/a/b', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'nodev', 'mode=0700', 'size=4096'] },
+  ])
+})
+
+test('a read-only root, new privileges, sysctls, more capabilities and raised limits, each where it was asked for', () => {
+  const plain = runtimeSpec(input)
+  expect([plain.root.readonly, plain.process.noNewPrivileges, plain.linux.sysctl]).toEqual([false, true, undefined])
+  expect(plain.process.rlimits).toEqual([{ type: 'RLIMIT_CORE', hard: 0, soft: 0 }])
+  const spec = runtimeSpec({
+    ...input,
+    readOnlyRootfs: true,
+    noNewPrivileges: false,
+    sysctls: { 'net.ipv4.ip_forward': '1' },
+    capabilities: ['CAP_NET_RAW', 'CAP_CHOWN'],
+    raisedLimits: [
+      { type: 'RLIMIT_NOFILE', hard: 2_000_000 },
+      { type: 'RLIMIT_CORE', hard: 7 },
+    ],
+  })
+  expect([spec.root.readonly, spec.process.noNewPrivileges]).toEqual([true, false])
+  expect(spec.linux.sysctl).toEqual({ 'net.ipv4.ip_forward': '1' })
+  expect(spec.process.capabilities.bounding).toEqual([...defaultCapabilities, 'CAP_NET_RAW'])
+  expect(spec.process.rlimits).toEqual([
+    { type: 'RLIMIT_CORE', hard: 7, soft: 7 },
+    { type: 'RLIMIT_NOFILE', hard: 2_000_000, soft: 2_000_000 },
+  ])
+})
+
+test('strict is default less some: nothing in it is new, no 32-bit programs, no ptrace, no System V', () => {
+  const names = (profile: SeccompProfile) => seccomp(profile, 'x64').syscalls.flatMap((rule) => rule.names)
+  const [strict, usual] = [names('strict'), names('default')]
+  for (const name of strict) expect(usual).toContain(name)
+  for (const name of ['ptrace', 'shmget', 'semop', 'msgget', 'mq_open', 'io_submit', 'chroot', 'vmsplice', 'ipc'])
+    expect(strict).not.toContain(name)
+  for (const name of ['execve', 'clone', 'socket', 'mmap', 'futex', 'mknod', 'inotify_init1', 'copy_file_range'])
+    expect(strict).toContain(name)
+  expect(seccomp('strict', 'x64').architectures).toEqual(['SCMP_ARCH_X86_64'])
+  expect(runtimeSpec({ ...input, seccomp: seccomp('strict', 'x64') }).linux.seccomp).toEqual(seccomp('strict', 'x64'))
+  expect(usual.length - strict.length).toBeGreaterThan(35)
 })
 
 test('init keeps what it needs to start processes, whatever they are left with', () => {
@@ -70,26 +136,6 @@ test('init keeps what it needs to start processes, whatever they are left with',
     runtimeSpec({ ...input, capabilities }).process.capabilities.bounding ?? []
   expect(held([])).toEqual(defaultCapabilities)
   expect(held(['CAP_CHOWN', 'CAP_SYS_PTRACE'])).toEqual([...defaultCapabilities, 'CAP_SYS_PTRACE'])
-})
-
-test('a read-only root, tmpfs, sysctls and new privileges are what the sandbox asks for', () => {
-  const spec = runtimeSpec({
-    ...input,
-    readOnlyRootfs: true,
-    noNewPrivileges: false,
-    tmpfs: [{ path: '/work', sizeBytes: 65_536, mode: 0o1777 }],
-    sysctls: { 'net.ipv4.ip_unprivileged_port_start': '0' },
-  })
-  expect(spec.root.readonly).toBe(true)
-  expect(spec.process.noNewPrivileges).toBe(false)
-  expect(spec.mounts.at(-1)).toEqual({
-    destination: '/work',
-    type: 'tmpfs',
-    source: 'tmpfs',
-    options: ['nosuid', 'nodev', 'mode=1777', 'size=65536'],
-  })
-  expect(spec.linux.sysctl).toEqual({ 'net.ipv4.ip_unprivileged_port_start': '0' })
-  expect(runtimeSpec(input).linux).not.toHaveProperty('sysctl')
 })
 
 test('nothing of the host is mounted but init and the given files, and sysfs is read-only', () => {
@@ -151,12 +197,14 @@ test.each([
   'modify_ldt',
   'memfd_secret',
 ])('%s is not allowed', (name) => {
-  const rules = defaultSeccomp('x64').syscalls.filter((r) => r.names.includes(name) && r.action === 'SCMP_ACT_ALLOW')
+  const rules = seccomp('default', 'x64').syscalls.filter(
+    (r) => r.names.includes(name) && r.action === 'SCMP_ACT_ALLOW',
+  )
   expect(rules).toEqual([])
 })
 
 test('sockets of no family but unix, inet, inet6 and netlink; clone makes no namespace; clone3 falls back', () => {
-  const { syscalls, defaultAction } = defaultSeccomp('x64')
+  const { syscalls, defaultAction } = seccomp('default', 'x64')
   const of = (name: string) => syscalls.filter((r) => r.names.includes(name))
   expect(defaultAction).toBe('SCMP_ACT_ERRNO')
   expect(of('socket').map((r) => r.args?.[0]?.value)).toEqual([1, 2, 10, 16])
@@ -167,7 +215,7 @@ test('sockets of no family but unix, inet, inet6 and netlink; clone makes no nam
 })
 
 test('no system call is listed twice', () => {
-  const names = defaultSeccomp('arm64')
+  const names = seccomp('default', 'arm64')
     .syscalls.filter((r) => !r.args)
     .flatMap((r) => r.names)
   expect(names.length).toBe(new Set(names).size)

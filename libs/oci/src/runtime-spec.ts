@@ -8,6 +8,19 @@ import {
   type Seccomp,
 } from './profile.js'
 
+/** Limits of a whole sandbox: those that every kind has, and those that a sandbox which stays may have besides. */
+export type GroupLimitsInput = Pick<Limits, 'memoryBytes' | 'cpus' | 'pids'> &
+  Partial<
+    Pick<SandboxLimits, 'memoryReservationBytes' | 'swapBytes' | 'cpuShares' | 'cpuset' | 'cpuPeriodUs' | 'ioWeight'>
+  >
+
+/** A limit per process that is above what a runtime's children inherit. */
+export interface RaisedLimit {
+  /** `RLIMIT_NOFILE`, … */
+  readonly type: string
+  readonly hard: number
+}
+
 /** Everything a sandbox's `config.json` depends on. All paths are the host's and absolute. */
 export interface RuntimeInput {
   /** Group of the sandbox from the root of each hierarchy: `/<parent>/<tenant>/<attempt>`. */
@@ -22,30 +35,24 @@ export interface RuntimeInput {
   readonly files: Readonly<Record<string, string>>
   readonly hostname: string
   readonly ids: IdRange
-  readonly limits: Pick<Limits, 'memoryBytes' | 'cpus' | 'pids' | 'shmBytes'> & Partial<FineLimits>
-  /** Beside those that every sandbox has. */
+  readonly limits: GroupLimitsInput & Pick<Limits, 'shmBytes'>
   readonly tmpfs?: SandboxSpec['tmpfs']
   readonly readOnlyRootfs?: boolean
-  /** Names that some process of the sandbox may hold; berth-init holds the default ones too. Default: the default ones. */
+  /** What any process of it may get besides the default capabilities; berth-init hands out, and withholds, the rest. */
   readonly capabilities?: readonly string[]
-  /** Default: true. Without it set-user-id programs and file capabilities work in the sandbox. */
+  /** Default: true */
   readonly noNewPrivileges?: boolean
   /** Namespaced ones only; whether they are allowed is the caller's matter. */
   readonly sysctls?: Readonly<Record<string, string>>
-  /** Default: the default profile. `seccompBpf` must be made from the same one. */
+  readonly raisedLimits?: readonly RaisedLimit[]
+  /** Default: the default profile. */
   readonly seccomp?: Seccomp
   /**
-   * The default seccomp profile as BPF, base64, where the runtime takes it ready-made (crun's annotation
+   * The same profile as BPF, base64, where the runtime takes it ready-made (crun's annotation
    * `run.oci.seccomp_bpf_data`). Compiling it was half of a start: `crun run` 22 ms with, 11 ms without.
    */
   readonly seccompBpf?: string
 }
-
-/** What a long-lived sandbox may set beside the limits that a job has too. */
-type FineLimits = Pick<
-  SandboxLimits,
-  'memoryReservationBytes' | 'swapBytes' | 'cpuShares' | 'cpuset' | 'cpuPeriodUs' | 'ioWeight'
->
 
 export interface OciMount {
   readonly destination: string
@@ -76,8 +83,8 @@ export interface RuntimeSpec {
     readonly namespaces: readonly { readonly type: string }[]
     readonly uidMappings: readonly IdMapping[]
     readonly gidMappings: readonly IdMapping[]
-    readonly resources: Readonly<Record<string, unknown>>
     readonly sysctl?: Readonly<Record<string, string>>
+    readonly resources: Readonly<Record<string, unknown>>
     readonly seccomp: Seccomp
     readonly maskedPaths: readonly string[]
     readonly readonlyPaths: readonly string[]
@@ -98,6 +105,26 @@ const CPU_PERIOD_US = 100_000
 
 /** The kernel refuses quotas under 1 ms (sched/core.c, min_cfs_quota_period). */
 const MIN_CPU_QUOTA_US = 1_000
+
+/**
+ * What the control group of a sandbox is to have, in the units of `Cgroups` of libs/host: what a container is started
+ * with is what it is given when its limits change.
+ */
+export function groupLimits(limits: GroupLimitsInput) {
+  return {
+    memoryBytes: limits.memoryBytes,
+    swapBytes: limits.swapBytes ?? 0,
+    memoryReservationBytes: limits.memoryReservationBytes ?? ('max' as const),
+    cpuMillis: Math.max(1, Math.round(limits.cpus * 1000)),
+    cpuPeriodUs: limits.cpuPeriodUs ?? CPU_PERIOD_US,
+    // Under contention CPU goes by what was asked for; 1024 is one CPU, 2 the kernel's least.
+    cpuShares: limits.cpuShares ?? Math.min(262_144, Math.max(2, Math.round(limits.cpus * 1024))),
+    cpuset: limits.cpuset ?? 'all',
+    // One more than asked for: berth-init is ours, not the tenant's.
+    pids: limits.pids + 1,
+    ...(limits.ioWeight === undefined ? {} : { ioWeight: limits.ioWeight }),
+  }
+}
 
 const hardened = ['nosuid', 'noexec', 'nodev'] as const
 
@@ -134,49 +161,58 @@ const mounts = (input: RuntimeInput): OciMount[] => [
     source,
     options: ['bind', ...hardened],
   })),
-  // Owned by the sandbox's root: the mount is made in its user namespace.
-  ...(input.tmpfs ?? []).map(({ path, sizeBytes, mode }) => ({
-    destination: path,
-    type: 'tmpfs',
-    source: 'tmpfs',
-    options: ['nosuid', 'nodev', `mode=${mode.toString(8)}`, `size=${sizeBytes}`],
-  })),
 ]
 
-const resources = ({ limits }: RuntimeInput) => {
-  const period = limits.cpuPeriodUs ?? CPU_PERIOD_US
+/** Set-user-id programs and devices have no business in memory; whether a sandbox may execute what it wrote is its own. */
+const tmpfsMounts = (input: RuntimeInput): OciMount[] =>
+  [...(input.tmpfs ?? [])]
+    .sort((a, b) => a.path.split('/').length - b.path.split('/').length)
+    .map(({ path, sizeBytes, mode }) => ({
+      destination: path,
+      type: 'tmpfs',
+      source: 'tmpfs',
+      options: ['nosuid', 'nodev', `mode=${mode.toString(8).padStart(4, '0')}`, `size=${sizeBytes}`],
+    }))
+
+function resources(input: RuntimeInput) {
+  const limits = groupLimits(input.limits)
+  const quota = Math.round((limits.cpuMillis * limits.cpuPeriodUs) / 1000)
   return {
     devices: [{ allow: false, access: 'rwm' }],
     memory: {
       limit: limits.memoryBytes,
       // Memory and swap together, so equal numbers mean no swap at all.
-      swap: limits.memoryBytes + (limits.swapBytes ?? 0),
-      ...(limits.memoryReservationBytes ? { reservation: limits.memoryReservationBytes } : {}),
+      swap: limits.memoryBytes + limits.swapBytes,
+      ...(limits.memoryReservationBytes === 'max' ? {} : { reservation: limits.memoryReservationBytes }),
     },
     cpu: {
-      period,
-      quota: Math.max(MIN_CPU_QUOTA_US, Math.round(limits.cpus * period)),
-      shares: limits.cpuShares ?? sharesOf(limits.cpus),
-      ...(limits.cpuset === undefined ? {} : { cpus: limits.cpuset }),
+      period: limits.cpuPeriodUs,
+      quota: Math.max(MIN_CPU_QUOTA_US, quota),
+      shares: limits.cpuShares,
+      ...(limits.cpuset === 'all' ? {} : { cpus: limits.cpuset }),
     },
-    // One more than asked for: berth-init is ours, not the tenant's.
-    pids: { limit: limits.pids + 1 },
+    pids: { limit: limits.pids },
     ...(limits.ioWeight === undefined ? {} : { blockIO: { weight: limits.ioWeight } }),
   }
 }
 
-/** Under contention CPU goes by what was asked for; 1024 is one CPU, 2 the kernel's least. */
-export const sharesOf = (cpus: number): number => Math.min(262_144, Math.max(2, Math.round(cpus * 1024)))
+/** Raised here because only the runtime may: berth-init gives each process its own, at most these. */
+function initLimits({ raisedLimits = [] }: RuntimeInput) {
+  const hard = new Map([['RLIMIT_CORE', 0], ...raisedLimits.map((limit) => [limit.type, limit.hard] as const)])
+  return [...hard].map(([type, value]) => ({ type, hard: value, soft: value }))
+}
 
-/** What init needs to start processes as anybody, and what those may hold; nobody can hold what init does not. */
-const heldBy = (capabilities: readonly string[]) => [...new Set([...defaultCapabilities, ...capabilities])]
+/** berth-init needs the default ones for itself, whatever the processes that it starts get. */
+function initCapabilities({ capabilities = [] }: RuntimeInput) {
+  const held = [...new Set([...defaultCapabilities, ...capabilities])]
+  return { bounding: held, effective: held, permitted: held, inheritable: [], ambient: [] }
+}
 
 /**
  * A sandbox as an OCI runtime's `config.json`. Every namespace is private, root inside is `ids.base` outside, and
  * nothing here depends on anything but the input: equal input gives equal bytes.
  */
 export function runtimeSpec(input: RuntimeInput): RuntimeSpec {
-  const capabilities = heldBy(input.capabilities ?? [])
   const mapping = [{ containerID: 0, hostID: input.ids.base, size: input.ids.count }]
   return {
     ociVersion: '1.0.2',
@@ -190,23 +226,17 @@ export function runtimeSpec(input: RuntimeInput): RuntimeSpec {
       env: ['PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'],
       cwd: '/',
       noNewPrivileges: input.noNewPrivileges ?? true,
-      capabilities: {
-        bounding: capabilities,
-        effective: capabilities,
-        permitted: capabilities,
-        inheritable: [],
-        ambient: [],
-      },
-      rlimits: [{ type: 'RLIMIT_CORE', hard: 0, soft: 0 }],
+      capabilities: initCapabilities(input),
+      rlimits: initLimits(input),
     },
-    mounts: mounts(input),
+    mounts: [...mounts(input), ...tmpfsMounts(input)],
     linux: {
       cgroupsPath: input.cgroupPath,
       namespaces: ['pid', 'mount', 'network', 'ipc', 'uts', 'cgroup', 'user'].map((type) => ({ type })),
       uidMappings: mapping,
       gidMappings: mapping,
-      resources: resources(input),
       ...(input.sysctls && Object.keys(input.sysctls).length > 0 ? { sysctl: input.sysctls } : {}),
+      resources: resources(input),
       seccomp: input.seccomp ?? defaultSeccomp(input.architecture),
       maskedPaths,
       readonlyPaths,

@@ -58,6 +58,7 @@ export class TestNode {
       initDirectory: join(import.meta.dirname, '../../../../libs/init/build'),
       poolBytes: 2 * 1024 ** 3,
       ready: { count: 2, limitBytes: 1024 ** 3 },
+      log,
     })
     const journal = new Journal(dataDirectory)
     const node = new TestNode(options, shop, journal)
@@ -107,6 +108,7 @@ export class TestNode {
   /** Ends everything and removes every trace. */
   async destroy(): Promise<void> {
     await this.supervisor.close()
+    this.shop.tenants.close()
     await clean(this.shop)
     await this.shop.pool.close()
     await removeTree(this.options.directory)

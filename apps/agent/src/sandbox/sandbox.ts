@@ -21,6 +21,7 @@ import type { SpawnRequest, StreamName } from '../runtime/init-wire.js'
 import { MAIN, Processes, type SandboxProcess } from '../runtime/processes.js'
 import { decideOutcome, type Ending, type NotRun } from './outcome.plan.js'
 import { hostnameOf, type ImageConfig, spawnRequest } from './process.plan.js'
+import { jobShape } from './shape.plan.js'
 import { type Named, type SandboxImage, sandboxGroup, steps, type Workshop } from './steps.js'
 import type { Turns } from './turns.js'
 
@@ -222,7 +223,8 @@ export class Sandbox implements Named {
     const prepared = await this.#prepare()
     if ('kind' in prepared) return prepared
     const { image, spawn } = prepared
-    const wanted = { ...this.#named(), command: this.command, image, hostname: hostnameOf(this.command.spec, this.id) }
+    const { ids, spec } = this.command
+    const wanted = { ...this.#named(), ids, shape: jobShape(spec), image, hostname: hostnameOf(spec, this.id) }
     for (const step of steps) {
       if (this.#abort.signal.aborted) return { kind: 'withdrawn' }
       if (step.name === 'container') this.#startingAt = Date.now()

@@ -1,19 +1,21 @@
-// steps.ts: what a sandbox is made of, in the order in which it is made. What a step acquires is named by the attempt
-// alone, so its release needs nothing that was remembered: it is idempotent, bears that the step was never taken or
+// steps.ts: what a sandbox is made of, a job's or one that stays, in the order in which it is made. What a step acquires
+// is named by the sandbox alone, so its release needs nothing that was remembered: it is idempotent, bears that the step was never taken or
 // broke off in the middle, and is run in reverse order at the end, after a failure, and after a crash.
 
 import { chmodSync, chownSync, lstatSync, mkdirSync, type Stats, writeFileSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import type { AttemptId, RunAttempt, TenantId } from '@berth/contracts'
+import type { AttemptId, IdRange, SandboxId, TenantId } from '@berth/contracts'
 import { type Cgroups, removeTree } from '@berth/host'
-import { type Architecture, runtimeSpec } from '@berth/oci'
+import { type Architecture, runtimeSpec, seccomp } from '@berth/oci'
 import type { Logger } from '@berth/telemetry'
-import type { AttemptPaths } from '../journal.js'
 import { enterOptions, prepareWritable, rootfsTarget } from '../rootfs/overlay.js'
 import type { OciRuntime } from '../runtime/oci-runtime.js'
+import type { ReadyMadeSeccomp } from '../runtime/seccomp.js'
 import type { Pool } from '../storage/pool.js'
+import type { Abilities, Shape } from './shape.plan.js'
 import type { Stage } from './stage.js'
+import type { TenantGroups } from './tenants.js'
 
 /** What an image brings to a sandbox. */
 export interface SandboxImage {
@@ -23,27 +25,30 @@ export interface SandboxImage {
 
 /** What the steps work with; one of each per agent. */
 export interface Workshop {
-  readonly pool: Pick<Pool, 'create' | 'remove' | 'path' | 'list'>
+  readonly pool: Pick<Pool, 'create' | 'remove' | 'path' | 'list' | 'resize' | 'usage'>
   readonly cgroups: Cgroups
   readonly cgroupVersion: 'v1' | 'v2'
   /** Group above all tenants, e.g. `berth`. */
   readonly cgroupParent: string
+  readonly tenants: TenantGroups
   readonly runtime: OciRuntime
   readonly stage: Stage
   readonly architecture: Architecture
-  readonly seccompBpf: string | undefined
+  readonly seccomp: ReadyMadeSeccomp
+  readonly abilities: Abilities
 }
 
 /** Enough to release everything. */
 export interface Named {
-  readonly id: AttemptId
+  readonly id: AttemptId | SandboxId
   readonly tenantId: TenantId
-  readonly paths: AttemptPaths
+  readonly paths: { readonly bundle: string; readonly socket: string }
 }
 
 /** Enough to acquire everything. */
 export interface Wanted extends Named {
-  readonly command: RunAttempt
+  readonly ids: IdRange
+  readonly shape: Shape
   readonly image: SandboxImage
   readonly hostname: string
   readonly signal: AbortSignal
@@ -55,17 +60,16 @@ export interface Step {
   release(shop: Workshop, named: Named): Promise<void>
 }
 
-export const tenantGroup = (shop: Workshop, tenantId: string) => `${shop.cgroupParent}/${tenantId}`
-export const sandboxGroup = (shop: Workshop, { tenantId, id }: Named) => `${tenantGroup(shop, tenantId)}/${id}`
+export const sandboxGroup = (shop: Workshop, { tenantId, id }: Pick<Named, 'tenantId' | 'id'>) =>
+  `${shop.tenants.group(tenantId)}/${id}`
 
 /** The writable layer with its hard limit. */
 const layer: Step = {
   name: 'layer',
-  async acquire(shop, { id, command, image, hostname }) {
-    const path = await shop.pool.create(id, command.spec.limits.diskBytes)
-    await prepareWritable(path, command.ids)
-    placeHostFiles(join(path, 'upper'), image.layers, command.ids.base, hostname)
-    await shop.stage.prepare(image.layers)
+  async acquire(shop, { id, ids, shape, image, hostname }) {
+    const path = await shop.pool.create(id, shape.diskBytes)
+    await prepareWritable(path, ids)
+    placeHostFiles(join(path, 'upper'), image.layers, ids.base, hostname)
   },
   release: (shop, { id }) => shop.pool.remove(id),
 }
@@ -74,8 +78,11 @@ const layer: Step = {
 const bundle: Step = {
   name: 'bundle',
   async acquire(shop, wanted) {
-    const { paths, command, hostname } = wanted
+    const { paths, ids, hostname, shape } = wanted
+    const { diskBytes: _, seccompProfile, ...confines } = shape
+    const ready = shop.seccomp[seccompProfile]
     const spec = runtimeSpec({
+      ...confines,
       cgroupPath: `/${sandboxGroup(shop, wanted)}`,
       cgroupVersion: shop.cgroupVersion,
       architecture: shop.architecture,
@@ -83,9 +90,9 @@ const bundle: Step = {
       init: shop.stage.init,
       files: {},
       hostname,
-      ids: command.ids,
-      limits: command.spec.limits,
-      ...(shop.seccompBpf === undefined ? {} : { seccompBpf: shop.seccompBpf }),
+      ids,
+      seccomp: seccomp(seccompProfile, shop.architecture),
+      ...(ready === undefined ? {} : { seccompBpf: ready }),
     })
     mkdirSync(paths.bundle, { mode: 0o700 })
     await writeFile(join(paths.bundle, 'config.json'), JSON.stringify(spec))
@@ -96,23 +103,18 @@ const bundle: Step = {
 /** The tenant's group with the tenant's limits; the sandbox's own, below it, is made by the runtime. */
 const cgroup: Step = {
   name: 'cgroup',
-  async acquire(shop, { tenantId, command: { tenantLimits } }) {
-    shop.cgroups.create(tenantGroup(shop, tenantId), {
-      memoryBytes: tenantLimits.memoryBytes,
-      cpuMillis: Math.round(tenantLimits.cpus * 1000),
-      pids: tenantLimits.pids,
-    })
-  },
-  // The tenant's group stays for its other sandboxes; the supervisor removes it once it is unused.
+  acquire: async (shop, { tenantId }) => shop.tenants.ensure(tenantId),
+  // The tenant's group stays for its other sandboxes; it goes once it is unused (tenants.ts).
   release: (shop, named) => shop.cgroups.remove(sandboxGroup(shop, named)),
 }
 
 /** The container with berth-init running and nothing else. */
 const container: Step = {
   name: 'container',
-  async acquire(shop, { id, paths, image, command, signal }) {
+  async acquire(shop, { id, ids, paths, image, signal }) {
     const { directory } = shop.stage
-    const mounts = enterOptions({ layers: image.layers, writable: shop.pool.path(id), directory, ids: command.ids })
+    await shop.stage.prepare(image.layers)
+    const mounts = enterOptions({ layers: image.layers, writable: shop.pool.path(id), directory, ids })
     await shop.runtime.start({ id, bundle: paths.bundle, enter: [...mounts, '--listen', paths.socket], signal })
   },
   async release(shop, named) {
@@ -123,15 +125,18 @@ const container: Step = {
 }
 
 export const steps: readonly Step[] = [layer, bundle, cgroup, container]
+/** Those of each run of a sandbox that stays: its layer is made once, and lives as long as it does. */
+export const runSteps: readonly Step[] = [bundle, cgroup, container]
+export const layerStep = layer
 
 /**
- * Releases everything, last made first. Every release is tried even if another fails.
+ * Releases everything, or what `only` names, last made first. Every release is tried even if another fails.
  * @throws AggregateError of what failed
  */
-export async function releaseAll(shop: Workshop, named: Named, log: Logger): Promise<void> {
+export async function releaseAll(shop: Workshop, named: Named, log: Logger, only = steps): Promise<void> {
   const errors: unknown[] = []
-  for (const step of [...steps].reverse()) {
-    log.debug({ attempt: named.id, step: step.name }, 'step.release')
+  for (const step of [...only].reverse()) {
+    log.debug({ sandbox: named.id, step: step.name }, 'step.release')
     try {
       await step.release(shop, named)
     } catch (error) {

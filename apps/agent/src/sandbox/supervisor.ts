@@ -8,7 +8,7 @@ import type { OutputFile } from '../logs/store.js'
 import type { StreamName } from '../runtime/init-wire.js'
 import { decideOutcome } from './outcome.plan.js'
 import { type Life, Sandbox, type Surroundings } from './sandbox.js'
-import { releaseAll, tenantGroup } from './steps.js'
+import { releaseAll } from './steps.js'
 import { Turns } from './turns.js'
 
 /** Where the supervisor tells what became of attempts. */
@@ -33,8 +33,6 @@ interface Entry {
 
 /** Releases at once: they are work of the kernel's, and starts go first. */
 const CLEANERS = 2
-/** A tenant's group outlives its last sandbox by this, so that the next one finds it. */
-const TENANT_GROUP_IDLE_MS = 30_000
 /** The end of an attempt that was canceled before its command came is kept for as long as that may still come. */
 const TOMBSTONE_MS = 86_400_000
 
@@ -43,7 +41,6 @@ export class Supervisor {
   readonly #attempts = new Map<AttemptId, Entry>()
   readonly #room: Turns
   readonly #cleaners = new Turns(CLEANERS)
-  readonly #idleTenants = new Map<string, NodeJS.Timeout>()
   readonly #lives = new Set<Promise<void>>()
   #closed = false
 
@@ -114,7 +111,6 @@ export class Supervisor {
   /** Lets go of all sandboxes without ending them; those in the middle of a start or a release are waited for. */
   async close(): Promise<void> {
     this.#closed = true
-    for (const timer of this.#idleTenants.values()) clearTimeout(timer)
     for (const { sandbox } of this.#attempts.values()) sandbox.abandon()
     await Promise.allSettled(this.#lives)
   }
@@ -134,11 +130,12 @@ export class Supervisor {
     const sandbox: Sandbox = new Sandbox(this.#options, { ...life, onStarted: (at) => this.#tellStarted(sandbox, at) })
     const entry: Entry = { sandbox, unwanted: false, reported: false }
     this.#attempts.set(sandbox.id, entry)
-    this.#busyTenant(sandbox.tenantId)
+    this.#options.shop.tenants.limit(sandbox.tenantId, sandbox.command.tenantLimits)
+    this.#options.shop.tenants.hold(sandbox.tenantId)
     try {
       if (fresh) this.#options.journal.accept(life.accepted)
     } catch (error) {
-      this.#attempts.delete(sandbox.id)
+      this.#forget(sandbox)
       throw error
     }
     this.#background(this.#room.run(() => this.#wholeLife(entry)))
@@ -154,8 +151,7 @@ export class Supervisor {
     if (entry.unwanted) await journal.remove(sandbox.id)
     else if (stored) journal.archive(sandbox.id)
     else return
-    this.#attempts.delete(sandbox.id)
-    this.#idleTenant(sandbox.tenantId)
+    this.#forget(sandbox)
     log.debug({ attempt: sandbox.id }, 'attempt.archived')
   }
 
@@ -189,22 +185,9 @@ export class Supervisor {
     void guarded.finally(() => this.#lives.delete(guarded))
   }
 
-  #busyTenant(tenantId: string): void {
-    clearTimeout(this.#idleTenants.get(tenantId))
-    this.#idleTenants.delete(tenantId)
-  }
-
-  #idleTenant(tenantId: string): void {
-    const { shop, log } = this.#options
-    if ([...this.#attempts.values()].some(({ sandbox }) => sandbox.tenantId === tenantId)) return
-    const remove = () => {
-      this.#idleTenants.delete(tenantId)
-      shop.cgroups
-        .remove(tenantGroup(shop, tenantId))
-        .catch((err: unknown) => log.error({ tenant: tenantId, err }, 'tenant.release_failed'))
-    }
-    this.#busyTenant(tenantId)
-    this.#idleTenants.set(tenantId, setTimeout(remove, TENANT_GROUP_IDLE_MS).unref())
+  #forget(sandbox: Sandbox): void {
+    this.#attempts.delete(sandbox.id)
+    this.#options.shop.tenants.release(sandbox.tenantId)
   }
 }
 

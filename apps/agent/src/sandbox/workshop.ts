@@ -4,11 +4,14 @@ import { join } from 'node:path'
 import { Fault } from '@berth/contracts'
 import { cgroupLayout, openCgroups } from '@berth/host'
 import type { Architecture } from '@berth/oci'
+import type { Logger } from '@berth/telemetry'
 import { openRuntime, type RuntimeName } from '../runtime/oci-runtime.js'
 import { readyMadeSeccomp } from '../runtime/seccomp.js'
 import { Pool } from '../storage/pool.js'
+import { abilitiesOf } from './abilities.js'
 import { openStage } from './stage.js'
 import type { Workshop } from './steps.js'
+import { TenantGroups } from './tenants.js'
 
 export interface WorkshopOptions {
   /** The agent's data directory, absolute. */
@@ -21,6 +24,7 @@ export interface WorkshopOptions {
   readonly poolBytes: number
   /** Writable layers made ahead, and the limit they have. */
   readonly ready: { readonly count: number; readonly limitBytes: number }
+  readonly log: Logger
 }
 
 /** A workshop, and the one thing in it that has an end. */
@@ -48,12 +52,15 @@ export async function openWorkshop(options: WorkshopOptions): Promise<OpenWorksh
   cgroups.create(cgroupParent)
   const cgroupPath = `/${cgroupParent}/seccomp`
   const filter = { runtime, architecture, directory: dataDirectory, cgroupPath, program: stage.init }
-  const [pool, seccompBpf] = await Promise.all([
+  const [pool, filters] = await Promise.all([
     Pool.open({ dataDir: dataDirectory, sizeBytes: options.poolBytes, ready: options.ready }),
     readyMadeSeccomp(filter),
   ])
   const cgroupVersion = layout.kind === 'v2' ? 'v2' : 'v1'
-  return { pool, cgroups, cgroupVersion, cgroupParent, runtime, stage, architecture, seccompBpf }
+  const tenants = new TenantGroups(cgroups, cgroupParent, options.log)
+  const abilities = abilitiesOf(cgroups.weighsIo(cgroupParent))
+  const common = { pool, cgroups, cgroupVersion, cgroupParent, tenants, runtime, stage, architecture } as const
+  return { ...common, seccomp: filters, abilities }
 }
 
 function supported(name: string): Architecture {
