@@ -76,6 +76,44 @@ const socketText =
   'sense, 4401 key or share revoked or expired, 4404 it is gone, 4429 too many viewers. Closing ends nothing but the ' +
   'connection.'
 
+/** Text frames of a terminal's socket to the viewer; see `connectTerminal`. */
+export const TerminalMessage = z.discriminatedUnion('type', [
+  z.object({
+    type: z.literal('ready'),
+    terminal: TerminalId,
+    mode: TerminalMode,
+    rows: z.number().int(),
+    columns: z.number().int(),
+    offset: z.number().int().describe('Of the first byte of output that comes, where no `screen` comes first'),
+  }),
+  z.object({
+    type: z.literal('screen'),
+    rows: z.number().int(),
+    columns: z.number().int(),
+    offset: z.number().int().describe('Of the first byte of output after the frame that draws the screen'),
+  }),
+  z.object({ type: z.literal('resize'), rows: z.number().int(), columns: z.number().int() }),
+  z.object({ type: z.literal('title'), title: z.string() }),
+  z.object({ type: z.literal('notice'), text: z.string() }),
+  z.object({ type: z.literal('pong'), id: z.number().int() }),
+  z.object({
+    type: z.literal('exit'),
+    exitCode: z.number().int().nullable(),
+    signal: z.string().nullable(),
+    message: z.string().nullable(),
+  }),
+  z.object({ type: z.literal('error'), code: z.string(), detail: z.string() }),
+])
+export type TerminalMessage = z.infer<typeof TerminalMessage>
+
+/** Text frames from the viewer. */
+export const ViewerMessage = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('resize'), ...TerminalSize.shape }),
+  z.strictObject({ type: z.literal('signal'), signal: Signal }),
+  z.strictObject({ type: z.literal('ping'), id: z.number().int() }),
+])
+export type ViewerMessage = z.infer<typeof ViewerMessage>
+
 const socketQuery = {
   since: z.coerce
     .number()
