@@ -47,6 +47,7 @@ export default {
     only('queue-on-contracts', lib('queue'), [lib('contracts')], 'The one door to Redis.'),
     only('sdk-on-contracts', lib('sdk'), [lib('contracts')], 'A client needs the routes only.'),
     only('persistence-on-domain', lib('persistence'), [lib('contracts'), lib('domain')], 'The one door to Postgres.'),
+    only('console-on-contracts', '^apps/console/', [lib('contracts')], 'It runs in a browser: the SDK does not.'),
     {
       name: 'api-not-host',
       severity: 'error',
@@ -98,12 +99,13 @@ export default {
   ],
   options: {
     doNotFollow: { path: ['node_modules', '/dist/'] },
-    // The swc parser that it brings does not know `using` yet, which tests are fond of.
+    // The swc parser that it brings does not know `using` yet, which tests are fond of, and is not told of JSX.
     exclude: {
       path: [
         '^apps/cli/src/(run|up/up)\\.ts$',
         '^[^/]+/[^/]+/dist/(?!index)',
         'libs/persistence/src/generated/',
+        '\\.tsx$',
         '\\.test\\.ts$',
         '\\.contract\\.ts$',
       ],

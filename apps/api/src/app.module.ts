@@ -27,6 +27,7 @@ import { NodeUsers } from './nodes/node-users.js'
 import { NodesController } from './nodes/nodes.controller.js'
 import { NodesService } from './nodes/nodes.service.js'
 import { ProtocolService } from './nodes/protocol.service.js'
+import { ConsoleController } from './operations/console.js'
 import { Drain } from './operations/drain.js'
 import { HealthController } from './operations/health.controller.js'
 import { SandboxSignals } from './sandboxes/sandbox-signals.js'
@@ -91,6 +92,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       UsageController,
       SessionsController,
       OpenApiController,
+      ConsoleController,
       HealthController,
     ],
     providers: [

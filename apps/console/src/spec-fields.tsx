@@ -1,0 +1,67 @@
+// spec-fields.tsx: parts of a specification, to type and to read, that sandboxes and jobs have in common.
+import { listImages, type Sandbox } from '@berth/contracts'
+import { useCallback } from 'react'
+import { bytes } from './format.js'
+import { useApi, useLoaded } from './live.js'
+import { Field } from './ui.js'
+
+/** What a sandbox is called: its name, else the end of its id, which differs where the beginning is a time. */
+export const titleOf = ({ id, name }: Pick<Sandbox, 'id' | 'name'>): string => name ?? `…${id.slice(-8)}`
+
+export function Labels({ labels }: { readonly labels: Readonly<Record<string, string>> }) {
+  const pairs = Object.entries(labels)
+  if (pairs.length === 0) return null
+  return (
+    <span className="labels">
+      {pairs.map(([key, value]) => (
+        <span key={key}>{value === '' ? key : `${key}=${value}`}</span>
+      ))}
+    </span>
+  )
+}
+
+/** Limits as they may be typed; empty ones are left at what they are, or at the default. */
+export function LimitFields({ now }: { readonly now?: Sandbox['spec']['limits'] }) {
+  const shown = (value: number | undefined, fallback: string) => (value === undefined ? fallback : bytes(value))
+  return (
+    <div className="columns narrow">
+      <Field label="Memory" name="memory" field="limits.memoryBytes">
+        {(input) => <input {...input} placeholder={shown(now?.memoryBytes, '512m')} autoComplete="off" />}
+      </Field>
+      <Field label="CPUs" name="cpus" field="limits.cpus">
+        {(input) => <input {...input} placeholder={String(now?.cpus ?? 1)} inputMode="decimal" autoComplete="off" />}
+      </Field>
+      <Field label="Disk" name="disk" field="limits.diskBytes">
+        {(input) => <input {...input} placeholder={shown(now?.diskBytes, '1g')} autoComplete="off" />}
+      </Field>
+      <Field label="Processes" name="pids" field="limits.pids">
+        {(input) => <input {...input} placeholder={String(now?.pids ?? 256)} inputMode="numeric" autoComplete="off" />}
+      </Field>
+    </div>
+  )
+}
+
+/** The image, with those that the nodes hold to choose from. */
+export function ImageField() {
+  const api = useApi()
+  const load = useCallback(
+    async (signal: AbortSignal) => (await api.call(listImages, {}, { signal })).items.map(({ reference }) => reference),
+    [api],
+  )
+  const { value = [] } = useLoaded(load)
+  const names = [...new Set(value.map((reference) => reference.replace(/:latest$/, '')))]
+  return (
+    <Field label="Image" name="image">
+      {(input) => (
+        <>
+          <input {...input} list={`${input.id}-images`} placeholder="debian" spellCheck={false} autoComplete="off" />
+          <datalist id={`${input.id}-images`}>
+            {names.map((name) => (
+              <option key={name} value={name} />
+            ))}
+          </datalist>
+        </>
+      )}
+    </Field>
+  )
+}

@@ -1,0 +1,33 @@
+import { promisify } from 'node:util'
+import { brotliCompress, gzip as zlibGzip } from 'node:zlib'
+import { defineConfig, type Plugin } from 'vite'
+import { xtermWithoutInlineStyle } from './xterm-style.js'
+
+const [brotli, gzip] = [promisify(brotliCompress), promisify(zlibGzip)]
+
+/** Beside every text its compressed copies, which the API sends to who takes them. Browsers take Brotli on https only. */
+const compressed: Plugin = {
+  name: 'compressed',
+  apply: 'build',
+  async generateBundle(_, bundle) {
+    for (const output of Object.values(bundle)) {
+      const source = output.type === 'chunk' ? output.code : output.source
+      if (!/\.(js|css|svg)$/.test(output.fileName)) continue
+      this.emitFile({ type: 'asset', fileName: `${output.fileName}.br`, source: await brotli(source) })
+      this.emitFile({ type: 'asset', fileName: `${output.fileName}.gz`, source: await gzip(source, { level: 9 }) })
+    }
+  },
+}
+
+export default defineConfig({
+  base: '/console/',
+  plugins: [xtermWithoutInlineStyle, compressed],
+  build: {
+    target: 'es2022',
+    // Nothing as data: URLs: the policy allows scripts and styles from files only.
+    assetsInlineLimit: 0,
+    modulePreload: { polyfill: false },
+    chunkSizeWarningLimit: 600,
+  },
+  server: { proxy: { '/v1': { target: process.env.BERTH_URL ?? 'http://127.0.0.1:7433', ws: true } } },
+})
