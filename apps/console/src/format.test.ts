@@ -1,6 +1,6 @@
 import { expect, test } from '@jest/globals'
 import fc from 'fast-check'
-import { ago, bytes, commandLine, counted, duration, number, plainText } from './format.js'
+import { actor, ago, bytes, commandLine, counted, duration, number, plainText } from './format.js'
 
 test.each([
   [0, '0 B'],
@@ -50,7 +50,7 @@ test.each([
 ])('%s is %s', (at, text) => expect(ago(at, Date.parse('2026-01-01T00:00:00Z'))).toBe(text))
 
 test('numbers keep three digits that count, and whole ones all', () => {
-  expect([0.25, 12.54, 1200, 1234567, 0].map(number)).toEqual(['0.25', '12.5', '1,200', '1,234,567', '0'])
+  expect([0.25, 12.54, 1200.4, 1234567, 0].map(number)).toEqual(['0.25', '12.5', '1,200', '1,234,567', '0'])
   expect([counted(1, 'job'), counted(2, 'job'), counted(2, 'process', 'processes')]).toEqual([
     '1 job',
     '2 jobs',
@@ -64,4 +64,8 @@ test('a command can be copied into a shell', () => {
 
 test('plain text keeps lines and drops what would colour or move', () => {
   expect(plainText('\x1b[1;31mred\x1b[0m\tok\r\n\x1b]0;title\x07x\x1b(By\x07\x1b[?25l')).toBe('red\tok\nxy')
+})
+
+test('who did something is shown short where it is an id', () => {
+  expect([actor('api'), actor(`key_${'0'.repeat(18)}abcdefgh`)]).toEqual(['api', 'key …abcdefgh'])
 })

@@ -17,7 +17,10 @@ export function bytes(value: number): string {
 
 /** A count or a share with at most three digits that count: `0.25`, `12.5`, `1,200`. */
 export function number(value: number): string {
-  return value.toLocaleString('en', { maximumSignificantDigits: Math.abs(value) >= 1000 ? 21 : 3 })
+  return value.toLocaleString(
+    'en',
+    Math.abs(value) >= 100 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 3 },
+  )
 }
 
 const steps = [
@@ -62,6 +65,9 @@ export function commandLine(argv: readonly string[]): string {
 /** `word`, or its plural where the count asks for it. */
 export const counted = (count: number, word: string, plural = `${word}s`): string =>
   `${number(count)} ${count === 1 ? word : plural}`
+
+/** Who did something: of an id its kind and its end, which is what differs. */
+export const actor = (by: string): string => by.replace(/^([a-z]{3})_[0-9a-z]{18}([0-9a-z]{8})$/, '$1 …$2')
 
 // Control sequences as ECMA-48 has them: CSI …, OSC … up to BEL or ST, two-character ones; and other control characters
 // but tab and line feed.

@@ -62,7 +62,9 @@ export function answerOf<R extends Route>(route: R, status: number, text: string
 function parsedAs(route: Route, schema: z.ZodType, status: number, text: string): unknown {
   const parsed = schema.safeParse(parseJson(text))
   if (parsed.success) return parsed.data
-  const detail = `the answer of ${route.method} ${route.path} is not as expected: ${parsed.error.message}`
+  const [issue] = parsed.error.issues
+  const where = issue?.path.length ? `${issue.path.join('.')}: ` : ''
+  const detail = `the answer of ${route.method} ${route.path} is not as expected: ${where}${issue?.message ?? ''}`
   throw new ApiError(status, 'unknown', detail, '')
 }
 

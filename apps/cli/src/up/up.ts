@@ -80,7 +80,7 @@ export async function up(places: Places, port: number | undefined): Promise<void
   await step('agent', () => startAgent(operator, places, complete))
   await firstJob(complete)
   process.stdout.write(
-    `\nBerth is up at ${url} (API document: ${url}/docs)\n  key:   ${complete.apiKey}\n  shell: eval "$(./berth env)"\n  try:   ./berth run --image python -- python3 -c 'print(6 * 7)'\n  stop:  ./berth down\n`,
+    `\nBerth is up at ${url} (API document: ${url}/docs)\n  console: ${url}/console\n  key:     ${complete.apiKey}\n  shell:   eval "$(./berth env)"\n  try:     ./berth run --image python -- python3 -c 'print(6 * 7)'\n  stop:    ./berth down\n`,
   )
 }
 

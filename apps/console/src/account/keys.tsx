@@ -123,7 +123,7 @@ function KeyRow({
       <td data-label="Begins with">
         <code>{key.hint}…</code>
       </td>
-      <td data-label="Scopes" className="quiet">
+      <td data-label="Scopes" className="quiet wrap-cell">
         {all ? 'all' : key.scopes.join(', ')}
       </td>
       <td data-label="Created" className="quiet">
@@ -135,12 +135,14 @@ function KeyRow({
       <td data-label="Expires" className="quiet">
         {at(key.expiresAt, 'never')}
       </td>
-      <td className="row-actions">
-        {revoke && state === 'active' && (
-          <button type="button" className="small" aria-label={`Revoke ${key.name}`} onClick={revoke}>
-            Revoke
-          </button>
-        )}
+      <td className="last">
+        <div className="row-actions">
+          {revoke && state === 'active' && (
+            <button type="button" className="small" aria-label={`Revoke ${key.name}`} onClick={revoke}>
+              Revoke
+            </button>
+          )}
+        </div>
       </td>
     </tr>
   )

@@ -1,7 +1,7 @@
 import { type Attempt, cancelJob, deleteJob, finalJobStates, getJob, type Job, JobId } from '@berth/contracts'
 import { useCallback, useState } from 'react'
 import { Link, useLocation } from 'wouter'
-import { ago, bytes, commandLine, duration, number, time } from '../format.js'
+import { actor, ago, bytes, commandLine, duration, number, time } from '../format.js'
 import { useApi, useLoaded, useNow, useReloadOn } from '../live.js'
 import { Labels } from '../spec-fields.js'
 import { Action, Confirm, Copy, Facts, Heading, Loading, State, Trouble } from '../ui.js'
@@ -81,7 +81,10 @@ function About({ job }: { readonly job: Job }) {
         {reason && (
           <p>
             <strong>{reason.code.replaceAll('_', ' ')}</strong>
-            {reason.message && `: ${reason.message}`} <span className="quiet">by {reason.by}</span>
+            {reason.message && `: ${reason.message}`}{' '}
+            <span className="quiet">
+              by <span title={reason.by}>{actor(reason.by)}</span>
+            </span>
           </p>
         )}
         <Facts

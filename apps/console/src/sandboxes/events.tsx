@@ -1,6 +1,6 @@
 import { type BerthEvent, listEvents } from '@berth/contracts'
 import { useCallback } from 'react'
-import { commandLine, time } from '../format.js'
+import { actor, commandLine, time } from '../format.js'
 import { useApi, useLoaded, useReloadOn } from '../live.js'
 import { Empty, Loading, Trouble } from '../ui.js'
 
@@ -44,7 +44,7 @@ export function SandboxEvents({ subject }: { readonly subject: string }) {
             <td className="quiet">{time(event.at)}</td>
             <th scope="row">{event.type.replace(/^\w+\./, '').replaceAll('_', ' ')}</th>
             <td data-label="By" className="quiet">
-              {event.by}
+              <span title={event.by}>{actor(event.by)}</span>
             </td>
             <td data-label="More">
               <More data={event.data} />

@@ -59,13 +59,18 @@ export function Files({ sandbox }: { readonly sandbox: Sandbox }) {
     <>
       <div className="filters">
         <PathBar path={path} go={go} />
-        <UploadButton directory={path} add={uploads.add} />
-        <button type="button" onClick={() => setOpen({ name: 'directory' })}>
-          New directory
-        </button>
-        <Download name={`${titleOf(sandbox)}${path === '/' ? '' : path.replaceAll('/', '-')}.tar`} label="Download all">
-          {() => api.bytes(downloadTree, { params, query: { path } })}
-        </Download>
+        <div className="actions">
+          <UploadButton directory={path} add={uploads.add} />
+          <button type="button" onClick={() => setOpen({ name: 'directory' })}>
+            New directory
+          </button>
+          <Download
+            name={`${titleOf(sandbox)}${path === '/' ? '' : path.replaceAll('/', '-')}.tar`}
+            label="Download all"
+          >
+            {() => api.bytes(downloadTree, { params, query: { path } })}
+          </Download>
+        </div>
       </div>
       <UploadList items={uploads.items} cancel={uploads.cancel} clear={uploads.clear} />
       <Trouble error={error} retry={reload} />
@@ -206,32 +211,34 @@ function Listing({
               {entry.uid}:{entry.gid}
             </td>
             <td className="quiet wide-only">{time(entry.modifiedAt)}</td>
-            <td className="row-actions">
-              {(entry.kind === 'file' || entry.kind === 'directory') && (
-                <Download
-                  name={entry.kind === 'directory' ? `${entry.name}.tar` : entry.name}
-                  label="Download"
-                  about={entry.name}
+            <td className="last">
+              <div className="row-actions">
+                {(entry.kind === 'file' || entry.kind === 'directory') && (
+                  <Download
+                    name={entry.kind === 'directory' ? `${entry.name}.tar` : entry.name}
+                    label="Download"
+                    about={entry.name}
+                  >
+                    {() => download(entry)}
+                  </Download>
+                )}
+                <button
+                  type="button"
+                  className="small"
+                  aria-label={`Rename ${entry.name}`}
+                  onClick={() => act('rename', entry)}
                 >
-                  {() => download(entry)}
-                </Download>
-              )}
-              <button
-                type="button"
-                className="small"
-                aria-label={`Rename ${entry.name}`}
-                onClick={() => act('rename', entry)}
-              >
-                Rename
-              </button>
-              <button
-                type="button"
-                className="small"
-                aria-label={`Delete ${entry.name}`}
-                onClick={() => act('delete', entry)}
-              >
-                Delete
-              </button>
+                  Rename
+                </button>
+                <button
+                  type="button"
+                  className="small"
+                  aria-label={`Delete ${entry.name}`}
+                  onClick={() => act('delete', entry)}
+                >
+                  Delete
+                </button>
+              </div>
             </td>
           </tr>
         ))}

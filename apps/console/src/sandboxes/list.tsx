@@ -131,8 +131,10 @@ function SandboxTable({ sandboxes }: { readonly sandboxes: readonly Sandbox[] })
                 {ago(sandbox.createdAt, now)}
               </time>
             </td>
-            <td className="row-actions">
-              <SandboxActions sandbox={sandbox} brief />
+            <td className="last">
+              <div className="row-actions">
+                <SandboxActions sandbox={sandbox} brief />
+              </div>
             </td>
           </tr>
         ))}

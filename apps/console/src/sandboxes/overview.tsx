@@ -1,6 +1,6 @@
 import { listSandboxEnds, type Sandbox, type SandboxEnd, type SandboxPhases } from '@berth/contracts'
 import { useCallback } from 'react'
-import { ago, bytes, commandLine, duration, number, time } from '../format.js'
+import { actor, ago, bytes, commandLine, duration, number, time } from '../format.js'
 import { useApi, useLoaded, useNow, useReloadOn } from '../live.js'
 import { Labels } from '../spec-fields.js'
 import { Copy, Empty, Facts, Trouble } from '../ui.js'
@@ -18,7 +18,7 @@ export function Overview({ sandbox }: { readonly sandbox: Sandbox }) {
             <strong>{reason.code.replaceAll('_', ' ')}</strong>
             {reason.message && `: ${reason.message}`}{' '}
             <span className="quiet">
-              by {reason.by}, {since(reason.at)}
+              by <span title={reason.by}>{actor(reason.by)}</span>, {since(reason.at)}
             </span>
           </p>
         )}

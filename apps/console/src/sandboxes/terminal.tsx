@@ -42,7 +42,10 @@ export function TerminalView({ url, whyRefused, label, shown, onEnded }: Termina
   }, [])
   useEffect(() => session?.setDark(dark), [session, dark])
   useEffect(() => {
-    if (shown) session?.focus()
+    if (!shown || !session) return
+    session.focus()
+    // On a telephone the frame is as high as the screen.
+    bar.current?.parentElement?.scrollIntoView({ block: 'nearest' })
   }, [session, shown])
   return (
     <div className="terminal-frame">
