@@ -22,18 +22,20 @@ const base = {
   moduleNameMapper: { '^@berth/([a-z-]+)$': '<rootDir>/libs/$1/src/index.ts', '^(\\.{1,2}/.*)\\.js$': '$1' },
   modulePathIgnorePatterns: ['<rootDir>/.*/dist/'],
 }
+// On a real kernel, real time passes: see the file for why a test may be tried again.
+const real = { ...base, setupFilesAfterEnv: ['<rootDir>/test/support/retries.ts'] }
 export default {
-  testTimeout: 60_000,
+  testTimeout: 120_000,
   projects: [
     {
       ...base,
       displayName: 'unit',
-      testMatch: ['<rootDir>/{libs,apps}/**/*.test.ts'],
+      testMatch: ['<rootDir>/{libs,apps,bench}/**/*.test.ts'],
       testPathIgnorePatterns: ['\\.kernel\\.test\\.ts$', '/node_modules/', '/dist/'],
     },
-    { ...base, displayName: 'kernel', testMatch: ['<rootDir>/{libs,apps}/**/*.kernel.test.ts'] },
+    { ...real, displayName: 'kernel', testMatch: ['<rootDir>/{libs,apps}/**/*.kernel.test.ts'] },
     {
-      ...base,
+      ...real,
       displayName: 'system',
       testMatch: ['<rootDir>/test/**/*.test.ts'],
       globalSetup: '<rootDir>/test/support/dist/setup.js',

@@ -1,18 +1,26 @@
-import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { cgroupLayout, expectSuccess, openCgroups, run } from '@berth/host'
 import { runtimeSpec } from '@berth/oci'
 
 // floor.ts: the peer that jobs are measured against: the bare OCI runtime's `run` of the same root file system with the
-// same config.json, and nothing else: no queue, no database, no quota, no limit on disk, no output kept.
+// same config.json, and nothing else: no queue, no database, no quota, no limit on disk, no output kept. What it needs
+// is laid out before the clock starts, and cleared away after it stopped.
+
+/** Of a job and of its peer. */
+export const limits = { memoryBytes: 256 * 1024 ** 2, cpus: 0.5 } as const
 
 const ids = { base: 900_000_000, count: 65_536 }
 const enter = resolve('libs/init/build/berth-enter')
 
 export interface Floor {
-  /** Runs a command to its end in a fresh container. @throws when it does not exit with 0 */
-  run(argv: readonly string[]): Promise<void>
+  /**
+   * Runs a command to its end in a fresh container.
+   * @returns milliseconds from the start of the runtime to its end
+   * @throws when it does not exit with 0, or says something else than `expected`
+   */
+  run(argv: readonly string[], expected: string): Promise<number>
   close(): Promise<void>
 }
 
@@ -31,27 +39,21 @@ export async function openFloor(layout: string, reference: string, seccompBpf: s
   const cgroups = cgroupLayout()
   let serial = 0
   return {
-    async run(argv) {
+    async run(argv, expected) {
       const id = `bench-${process.pid}-${serial++}`
       const bundle = join(directory, id)
       for (const name of ['lower', 'upper', 'work', 'rootfs']) mkdirSync(join(bundle, name), { recursive: true })
-      expectSuccess(await run(['chown', `${ids.base}:${ids.base}`, join(bundle, 'upper'), join(bundle, 'work')]))
+      for (const name of ['upper', 'work']) chownSync(join(bundle, name), ids.base, ids.base)
       writeFileSync(join(bundle, 'config.json'), JSON.stringify(specOf(bundle, id, argv)))
       const hide = cgroups.hide.flatMap((path) => ['--umount', path])
       const mounts = ['--idmap', `0:${ids.base}:${ids.count}`, '--lower', image, join(bundle, 'lower')]
       const overlay = ['--overlay', join(bundle, 'rootfs'), join(bundle, 'upper'), join(bundle, 'work')]
-      const crun = [
-        'crun',
-        '--cgroup-manager=cgroupfs',
-        '--root',
-        join(directory, 'state'),
-        'run',
-        '--bundle',
-        bundle,
-        id,
-      ]
-      expectSuccess(await run([enter, ...hide, ...mounts, ...overlay, '--', ...crun]))
+      const state = join(directory, 'state')
+      const crun = ['crun', '--cgroup-manager=cgroupfs', '--root', state, 'run', '--bundle', bundle, id]
+      const result = expectSuccess(await run([enter, ...hide, ...mounts, ...overlay, '--', ...crun]))
+      if (result.stdout !== expected) throw new Error(`the bare runtime printed ${JSON.stringify(result.stdout)}`)
       rmSync(bundle, { recursive: true })
+      return result.wallMs
     },
     async close() {
       await openCgroups(cgroups).remove('berth-bench')
@@ -69,7 +71,7 @@ export async function openFloor(layout: string, reference: string, seccompBpf: s
       files: {},
       hostname: 'bench',
       ids,
-      limits: { memoryBytes: 512 * 1024 ** 2, cpus: 1, pids: 256, shmBytes: 64 * 1024 ** 2 },
+      limits: { ...limits, pids: 256, shmBytes: 64 * 1024 ** 2 },
       ...(seccompBpf === undefined ? {} : { seccompBpf }),
     })
     return { ...spec, process: { ...spec.process, args: argv } }

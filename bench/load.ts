@@ -7,29 +7,40 @@ export interface Measured {
   readonly p99: number
 }
 
+/** One call. @returns its milliseconds: what comes before and after it in the function is not measured */
+export type Timed = () => Promise<number>
+
 /**
  * Runs `call` `count` times with `inFlight` of them at once, after a tenth of it as a warm-up.
  * @returns milliseconds per call, and calls per second over the whole span
  */
-export async function measure(count: number, inFlight: number, call: () => Promise<void>): Promise<Measured> {
+export async function measure(count: number, inFlight: number, call: Timed): Promise<Measured> {
   await burst(Math.max(inFlight, Math.ceil(count / 10)), inFlight, call)
   const started = performance.now()
-  const times = (await burst(count, inFlight, call)).sort((a, b) => a - b)
+  const times = await burst(count, inFlight, call)
   const seconds = (performance.now() - started) / 1000
-  const at = (share: number) => times[Math.min(times.length - 1, Math.floor(times.length * share))] ?? Number.NaN
-  return { perSecond: count / seconds, p50: at(0.5), p95: at(0.95), p99: at(0.99) }
+  return { perSecond: count / seconds, ...percentiles(times) }
 }
 
-async function burst(count: number, inFlight: number, call: () => Promise<void>): Promise<number[]> {
+export function percentiles(times: readonly number[]): Omit<Measured, 'perSecond'> {
+  const sorted = [...times].sort((a, b) => a - b)
+  const at = (share: number) => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN
+  return { p50: at(0.5), p95: at(0.95), p99: at(0.99) }
+}
+
+async function burst(count: number, inFlight: number, call: Timed): Promise<number[]> {
   const times: number[] = []
   let left = count
   const worker = async () => {
-    while (left-- > 0) {
-      const started = performance.now()
-      await call()
-      times.push(performance.now() - started)
-    }
+    while (left-- > 0) times.push(await call())
   }
   await Promise.all(Array.from({ length: inFlight }, worker))
   return times
+}
+
+/** Milliseconds of one piece of work. */
+export async function timed(work: () => Promise<unknown>): Promise<number> {
+  const started = performance.now()
+  await work()
+  return performance.now() - started
 }

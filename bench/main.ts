@@ -1,97 +1,50 @@
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { cpus, totalmem } from 'node:os'
-import { join } from 'node:path'
-import { z } from 'zod'
-import { openFloor } from './floor.js'
-import { type Measured, measure } from './load.js'
+// npm run bench: measures a running Berth (`./berth up`) and writes docs/benchmarks.md.
+//
+//   npm run bench                    every section
+//   npm run bench -- jobs batch      these; the others stay as they are
+//
+// A new benchmark is a file of its own and a line in `sections`.
+import { readFileSync, writeFileSync } from 'node:fs'
+import { cpus, release, totalmem } from 'node:os'
+import { resolve } from 'node:path'
+import { ignore } from '@berth/contracts'
+import { batch } from './batch.js'
+import { withSections } from './document.js'
+import { installation } from './installation.js'
+import { jobs } from './jobs.js'
+import { type Section, say } from './section.js'
 
-// npm run bench: needs a running Berth (`./berth up`). Writes docs/benchmarks.md. Every number stands beside the bare
-// runtime's own in the same run: on another machine the milliseconds differ, the ratios should not much.
+const sections: readonly Section[] = [jobs, batch]
 
-const Answer = z.looseObject({
-  state: z.string().optional(),
-  output: z.object({ stdout: z.object({ data: z.string() }) }).optional(),
-})
-
-const dataDir = process.env.BERTH_DATA ?? '/var/lib/berth'
-const { url, apiKey } = await credentials()
-const commands = [
-  { name: '`true`', image: 'debian', command: ['true'], output: '', count: 150 },
-  {
-    name: "`python3 -c 'print(1)'`",
-    image: 'python',
-    command: ['python3', '-c', 'print(1)'],
-    output: '1\n',
-    count: 100,
-  },
-] as const
-const levels = [1, 2, 4, 8, 16] as const
-
-async function credentials() {
-  const { BERTH_URL, BERTH_API_KEY } = process.env
-  if (!BERTH_URL || !BERTH_API_KEY) throw new Error('run `eval "$(./berth env)"` first')
-  return { url: BERTH_URL, apiKey: BERTH_API_KEY }
+const file = resolve(import.meta.dirname, '../../docs/benchmarks.md')
+const names = sections.map(({ name }) => name)
+const wanted = process.argv.slice(2)
+const unknown = wanted.filter((name) => !names.includes(name))
+if (unknown.length > 0) {
+  process.stderr.write(`bench: no section ${unknown.join(', ')}; there are ${names.join(', ')}\n`)
+  process.exit(2)
 }
 
-/** One call: from submit to the output in hand. */
-async function job(image: string, command: readonly string[], expected: string): Promise<void> {
-  const response = await fetch(`${url}/v1/jobs?wait=finished&output=true&timeoutMs=60s`, {
-    method: 'POST',
-    headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/json' },
-    body: JSON.stringify({ image, command, limits: { cpus: 1 } }),
-  })
-  const body = Answer.parse(await response.json())
-  if (body.state !== 'succeeded' || body.output?.stdout.data !== expected)
-    throw new Error(`${response.status} ${JSON.stringify(body)}`)
+const at = installation(process.env.BERTH_DATA || '/var/lib/berth')
+for (const section of sections.filter(({ name }) => wanted.length === 0 || wanted.includes(name))) {
+  say(section.title)
+  const body = await section.measure(at)
+  // Written one by one: what was measured is kept even if the next fails.
+  const written = { ...section, body, circumstances: circumstances(section.name) }
+  writeFileSync(file, withSections(readDocument(), [written], names))
 }
 
-const ms = (n: number) => n.toFixed(1)
-const row = (name: string, n: number, m: Measured, floor: Measured, plain: Measured) =>
-  `| ${name} | ${n} | ${ms(m.perSecond)} | ${ms(m.p50)} | ${ms(m.p95)} | ${ms(m.p99)} | ${ms(floor.p50)} | ` +
-  `${ms(plain.p50)} | ${(m.p50 / floor.p50).toFixed(1)} | ${(m.p50 / plain.p50).toFixed(1)} |`
-
-const rows: string[] = []
-const layout = join(dataDir, 'images')
-for (const { name, image, command, output, count } of commands) {
-  const fast = await openFloor(layout, `${image}:latest`, readyMadeFilter())
-  const plain = await openFloor(layout, `${image}:latest`, undefined)
+function readDocument(): string {
   try {
-    for (const inFlight of levels) {
-      const ours = await measure(count, inFlight, () => job(image, command, output))
-      const floor = await measure(Math.ceil(count / 2), inFlight, () => fast.run(command))
-      const compiled = await measure(Math.ceil(count / 2), inFlight, () => plain.run(command))
-      rows.push(row(name, inFlight, ours, floor, compiled))
-      process.stderr.write(`${rows.at(-1)}\n`)
-    }
-  } finally {
-    await fast.close()
-    await plain.close()
+    return readFileSync(file, 'utf8')
+  } catch (error) {
+    return ignore(error, 'ENOENT') ?? ''
   }
 }
 
-/** The filter that the agent had compiled, so that the floor is as fast as it can be. */
-function readyMadeFilter(): string | undefined {
-  const directory = join(dataDir, 'agent', 'seccomp')
-  const name = readdirSync(directory).find((file) => /^default-.*\.bpf$/.test(file))
-  return name === undefined ? undefined : readFileSync(join(directory, name)).toString('base64')
+function circumstances(name: string): string {
+  const memory = Math.round(totalmem() / 1024 ** 3)
+  const machine = `${cpus().length} × ${cpus()[0]?.model.trim() ?? 'unknown'}, ${memory} GiB, Linux ${release()}`
+  const day = new Date().toISOString().slice(0, 10)
+  return `\`npm run bench -- ${name}\`, ${day}; ${machine}, Node ${process.versions.node}.`
 }
-
-writeFileSync(
-  'docs/benchmarks.md',
-  `# Benchmarks
-
-\`./berth up && eval "$(./berth env)" && npm run bench\` repeats this and writes this file. Measured on
-${cpus().length} cores (${cpus()[0]?.model ?? 'unknown'}), ${Math.round(totalmem() / 1024 ** 3)} GiB, Node ${process.version}.
-
-## Jobs: submit to output
-
-One HTTP call that runs the command in a new sandbox and answers with its output (\`wait=finished&output=true\`), cold:
-no sandbox is kept warm. Beside it the floor, in the same process and run: the bare OCI runtime's \`run\` of the same root
-file system with the same \`config.json\`, once with the seccomp filter ready-made as Berth does it (floor), once compiled
-by the runtime at every start as others do it (plain). All times in milliseconds.
-
-| command | in flight | jobs/s | p50 | p95 | p99 | floor p50 | plain p50 | ÷ floor | ÷ plain |
-|---|---|---|---|---|---|---|---|---|---|
-${rows.join('\n')}
-`,
-)

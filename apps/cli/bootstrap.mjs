@@ -24,6 +24,13 @@ const packages = [
   ['procps', '/usr/bin/ps', 'process lists'],
 ]
 
+/** What only `./berth test` needs. */
+const testPackages = [
+  ['busybox-static', '/usr/bin/busybox', 'the smallest image, in tests'],
+  ['clang', '/usr/bin/clang', 'fuzzes berth-init'],
+  ['libclang-rt-dev', '/var/lib/dpkg/info/libclang-rt-dev.list', 'fuzzes berth-init'],
+]
+
 const fail = (message) => {
   process.stderr.write(`berth: ${message}\n`)
   process.exit(125)
@@ -54,7 +61,8 @@ function checkNode() {
 }
 
 function installPackages() {
-  const missing = packages.filter(([, shown]) => !existsSync(shown))
+  const wanted = process.argv[2] === 'test' ? [...packages, ...testPackages] : packages
+  const missing = wanted.filter(([, shown]) => !existsSync(shown))
   if (missing.length === 0) return
   for (const [name, , why] of missing) say(`needs the Debian package ${name}: ${why}`)
   if (process.getuid?.() !== 0)
