@@ -94,7 +94,7 @@ export default {
         path: '^(libs|apps)/',
         pathNot: [lib('host'), '^apps/cli/', '\\.test\\.ts$', '\\.fixture\\.ts$', '^libs/init/'],
       },
-      to: { path: '^(node:)?child_process$' },
+      to: { path: '(^(node:)?child_process$|node_modules/node-pty/)' },
     },
   ],
   options: {

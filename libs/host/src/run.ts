@@ -30,7 +30,11 @@ export interface RunOptions {
   readonly signal?: AbortSignal
 }
 
-const bareEnvironment = { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C' } as const
+/** What a child gets where nothing is said: never the secrets of its parent. */
+export const bareEnvironment = {
+  PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+  LC_ALL: 'C',
+} as const
 
 /** A daemonised descendant may keep the pipes open; after the process itself ended they are given this long. */
 const heldOpenMs = 250

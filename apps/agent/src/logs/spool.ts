@@ -40,7 +40,7 @@ export interface SpoolOptions {
   readonly keepBytes: number
   /** Told whenever there is more to read, or no more to come; several spools may share one. */
   readonly changes?: Changes
-  /** Called when another segment was begun: what all spools take together may be too much now. */
+  /** Called when a segment after the first was begun: what all spools take together may be too much now. */
   readonly onSegment?: () => void
   /** Size of a segment. Default: a quarter of what is kept, between 4 KiB and 4 MiB. */
   readonly segmentBytes?: number
@@ -287,7 +287,7 @@ export class Spool implements OutputSink {
     const segment = { start: offset, size: 0 }
     this.#fd = this.#create(this.#path(segment))
     this.#segments.push(segment)
-    this.#options.onSegment?.()
+    if (this.#segments.length > 1) this.#options.onSegment?.()
     return { fd: this.#fd, segment, room: this.#segmentBytes }
   }
 
@@ -351,11 +351,6 @@ export class SpoolReader {
   /** Of the next byte. */
   get offset(): number {
     return this.#offset
-  }
-
-  /** The last so many bytes of the piece before were not used: they are read again. */
-  unread(bytes: number): void {
-    this.#offset -= bytes
   }
 
   /**

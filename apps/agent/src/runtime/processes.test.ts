@@ -1,7 +1,7 @@
 import { createLogger } from '@berth/telemetry'
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals'
 import type { SpawnRequest } from './init-wire.js'
-import { MAIN, type OutputSink, Processes } from './processes.js'
+import { MAIN, type OutputSink, Processes, UnknownProcess } from './processes.js'
 import { request, ScriptedInit } from './scripted-init.fixture.js'
 
 const log = createLogger({ name: 'test', level: 'silent' })
@@ -331,5 +331,22 @@ describe('after a restart of the agent', () => {
     await init.connection(1)
     patient.close()
     expect(await patient.closed).toBeUndefined()
+  })
+})
+
+describe('going on with a process of an agent before', () => {
+  test('what berth-init knows goes on, what it does not know is not started', async () => {
+    const [known, unknown] = [sinks(), sinks()]
+    const going = processes.resume(5, 4, known)
+    const never = processes.resume(6, 4, unknown)
+    const connection = await init.connection(0)
+    await connection.greet([{ proc: 5, stdoutStart: 3, stdinExpected: 2 }])
+    expect(await never.ended).toMatchObject({ kind: 'gone', error: expect.any(UnknownProcess) })
+    connection.started(5)
+    await going.started
+    expect(known.stdout.resumedAt).toBe(3)
+    await going.write(undefined, Buffer.alloc(0))
+    expect(going.stdinAccepted).toBe(2)
+    expect(connection.requests.some(({ type }) => type === request.spawn)).toBe(false)
   })
 })

@@ -13,7 +13,7 @@ import { discard, FollowedProcess, type OutputSinks, type SandboxProcess } from 
 
 export type { ProcessInfo } from './init-client.js'
 export type { MainEnd, OutputSink, OutputSinks, SandboxProcess, Started } from './sandbox-process.js'
-export { discard } from './sandbox-process.js'
+export { discard, UnknownProcess } from './sandbox-process.js'
 
 export interface ProcessesOptions {
   /** Path of berth-init's socket, of any length. */
@@ -83,19 +83,15 @@ export class Processes {
 
   /** Starts a process, or goes on with it where berth-init knows its number. */
   run(proc: number, spawn: SpawnRequest, sinks: OutputSinks): SandboxProcess {
-    invariant(!this.#claimed.has(proc), `process ${proc} is run once`)
-    const process = new FollowedProcess(proc, {
-      spawn,
-      sinks,
-      log: this.#options.log,
-      onForget: (it) => this.#forget(it),
-    })
-    this.#last = Math.max(this.#last, proc)
-    this.#claimed.set(proc, process)
-    if (this.#ending !== 'no') process.lose(new Error('the sandbox has ended'))
-    else if (this.#client && this.#begun) process.connect(this.#client, this.#infoOf(proc))
-    else this.#begin()
-    return process
+    return this.#claim(proc, spawn, false, sinks)
+  }
+
+  /**
+   * Goes on with a process that an agent before this one started, with the same flags as far as they are about input and
+   * output. Where berth-init does not know it, it is gone with `UnknownProcess`.
+   */
+  resume(proc: number, flags: number, sinks: OutputSinks): SandboxProcess {
+    return this.#claim(proc, { ...nothing, flags }, true, sinks)
   }
 
   /** All that is to go on was claimed: whatever else berth-init knows, now or later, is killed and forgotten. */
@@ -122,6 +118,23 @@ export class Processes {
     this.#closing.abort()
     this.#client?.close()
     this.#loseAll(new Error('the agent let go of the sandbox'))
+  }
+
+  #claim(proc: number, spawn: SpawnRequest, resumed: boolean, sinks: OutputSinks): SandboxProcess {
+    invariant(!this.#claimed.has(proc), `process ${proc} is run once`)
+    const process = new FollowedProcess(proc, {
+      spawn,
+      resumed,
+      sinks,
+      log: this.#options.log,
+      onForget: (it) => this.#forget(it),
+    })
+    this.#last = Math.max(this.#last, proc)
+    this.#claimed.set(proc, process)
+    if (this.#ending !== 'no') process.lose(new Error('the sandbox has ended'))
+    else if (this.#client && this.#begun) process.connect(this.#client, this.#infoOf(proc))
+    else this.#begin()
+    return process
   }
 
   async #follow(): Promise<Error | undefined> {

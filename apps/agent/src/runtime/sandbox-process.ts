@@ -38,6 +38,14 @@ export type MainEnd =
   | { readonly kind: 'failed'; readonly stage: FailedStage; readonly errno: number }
   | { readonly kind: 'gone'; readonly error: Error }
 
+/** Of a process that was to be gone on with: it was never started, or ended so long ago that it is forgotten. */
+export class UnknownProcess extends Error {
+  constructor(proc: number) {
+    super(`berth-init does not know process ${proc}`)
+    this.name = 'UnknownProcess'
+  }
+}
+
 /** It runs. `pid` is the one in the sandbox; `sinceMs` is how long ago its exec succeeded. */
 export interface Started {
   readonly kind: 'started'
@@ -56,12 +64,17 @@ export interface SandboxProcess {
   /** Offset up to which berth-init has the input: where more goes on. */
   readonly stdinAccepted: number
   /**
-   * Writes input at an offset; what was taken before is dropped as a repeat. Resolves once berth-init has it all.
+   * Writes input at an offset, or after all that was taken; what was taken before is dropped as a repeat. Resolves once
+   * berth-init has it all.
    * @throws Failure `input_gap`, `wrong_state` (no input, or ended), `unavailable` (too much waits already)
    */
-  write(offset: number, bytes: Uint8Array): Promise<void>
-  /** Ends the input, which must have `total` bytes. Repeats are fine. @throws Failure `input_gap`, `wrong_state` */
-  endInput(total: number): Promise<void>
+  write(offset: number | undefined, bytes: Uint8Array): Promise<void>
+  /**
+   * Ends the input, which must have `total` bytes, or where it is. Repeats are fine.
+   * @returns where it ends
+   * @throws Failure `input_gap`, `wrong_state`
+   */
+  endInput(total?: number): Promise<number>
   /** To a process that has ended: nothing. `sandbox`: everything but berth-init. */
   signal(signal: number, scope: keyof typeof signalScopes): void
   resize(rows: number, columns: number): void
@@ -81,6 +94,7 @@ const EINVAL = 22
 
 export class FollowedProcess implements SandboxProcess {
   readonly #spawn: SpawnRequest
+  readonly #resumed: boolean
   readonly #sinks: OutputSinks
   readonly #log: Logger
   readonly #onForget: (process: FollowedProcess) => void
@@ -101,12 +115,15 @@ export class FollowedProcess implements SandboxProcess {
     readonly proc: number,
     options: {
       readonly spawn: SpawnRequest
+      /** It is only gone on with: what berth-init does not know is not started. */
+      readonly resumed?: boolean
       readonly sinks: OutputSinks
       readonly log: Logger
       readonly onForget: (process: FollowedProcess) => void
     },
   ) {
     this.#spawn = options.spawn
+    this.#resumed = options.resumed ?? false
     this.#sinks = options.sinks
     this.#log = options.log
     this.#onForget = options.onForget
@@ -129,24 +146,26 @@ export class FollowedProcess implements SandboxProcess {
     return this.#input.accepted
   }
 
-  async write(offset: number, bytes: Uint8Array): Promise<void> {
+  async write(offset: number | undefined, bytes: Uint8Array): Promise<void> {
     this.#mustTakeInput()
     if (this.#early + bytes.length > MAX_QUEUED_BYTES)
       throw new Failure('unavailable', 'too much input waits for the process to start')
     this.#early += bytes.length
     await this.#ready.promise
     this.#early -= bytes.length
-    const accepted = this.#input.take(offset, bytes)
+    const accepted = this.#input.take(offset ?? this.#input.end, bytes)
     this.#pump()
     await accepted
   }
 
-  async endInput(total: number): Promise<void> {
+  async endInput(total?: number): Promise<number> {
     this.#mustTakeInput()
     await this.#ready.promise
-    if (this.#end) return
-    this.#input.finish(total)
+    const end = total ?? this.#input.end
+    if (this.#end) return end
+    this.#input.finish(end)
     this.#pump()
+    return end
   }
 
   signal(signal: number, scope: keyof typeof signalScopes): void {
@@ -165,8 +184,8 @@ export class FollowedProcess implements SandboxProcess {
   /** A connection began. @param known what berth-init knows of it; undefined: nothing, so it is started */
   connect(wire: Wire, known: ProcessInfo | undefined): void {
     if (known === undefined && this.#end) return
-    if (known === undefined && this.#running) {
-      this.lose(new Error('berth-init does not know the process any more'))
+    if (known === undefined && (this.#running || this.#resumed)) {
+      this.lose(new UnknownProcess(this.proc))
       return
     }
     this.#wire = wire

@@ -1,0 +1,109 @@
+// execs.ts: the execs of all sandboxes of the node, as a companion of each.
+
+import { join } from 'node:path'
+import { type ExecSpec, Failure, invariant, type SandboxId } from '@berth/contracts'
+import type { Logger } from '@berth/telemetry'
+import { readAccounts } from '../runtime/identity.js'
+import type { SpawnRequest } from '../runtime/init-wire.js'
+import type { Companion, LiveSandbox } from '../sandbox/live.js'
+import { execRequest } from './exec.plan.js'
+import type { ExecDriver } from './exec-driver.js'
+import { type ExecLimits, SandboxExecs } from './sandbox-execs.js'
+import { within } from './waiting.js'
+
+export interface ExecsOptions {
+  readonly log: Logger
+  /** How processes are started in a run of a sandbox; its processes are there. */
+  readonly openDriver: (live: LiveSandbox) => ExecDriver
+  /** Processes of the sandbox that were killed for memory so far. */
+  readonly oomKills: (live: LiveSandbox) => number
+  readonly limits?: Partial<ExecLimits>
+}
+
+/** How often it is looked for execs that ended too long ago. */
+const EXPIRY_MS = 60_000
+/** How long a command waits for its sandbox to be up. */
+const START_MS = 30_000
+const LOOK_MS = 20
+
+export class Execs implements Companion {
+  readonly name = 'execs'
+  readonly #options: ExecsOptions
+  readonly #sandboxes = new Map<SandboxId, SandboxExecs>()
+  readonly #upkeep: NodeJS.Timeout
+
+  constructor(options: ExecsOptions) {
+    this.#options = options
+    this.#upkeep = setInterval(() => this.#expire(), EXPIRY_MS).unref()
+  }
+
+  async attach(live: LiveSandbox, adopted: boolean): Promise<void> {
+    const driver = this.#options.openDriver(live)
+    this.of(live).attach({ driver, plan: (spec) => planExec(live, spec) }, adopted)
+  }
+
+  async detach(live: LiveSandbox): Promise<void> {
+    await this.of(live).detach()
+  }
+
+  async remove(id: SandboxId): Promise<void> {
+    const execs = this.#sandboxes.get(id)
+    this.#sandboxes.delete(id)
+    await execs?.close()
+  }
+
+  /** The execs of a sandbox in whatever state. @throws Fault when what is on disk is damaged */
+  of(live: LiveSandbox): SandboxExecs {
+    const known = this.#sandboxes.get(live.id)
+    if (known) return known
+    const { log, oomKills, limits = {} } = this.#options
+    const execs = SandboxExecs.open({
+      directory: join(live.directory, 'execs'),
+      memoryBytes: live.spec.limits.memoryBytes,
+      log: log.child({ sandbox: live.id }),
+      occupy: () => live.occupy(),
+      oomKills: () => oomKills(live),
+      limits,
+    })
+    this.#sandboxes.set(live.id, execs)
+    return execs
+  }
+
+  /**
+   * Resolves when commands can be started in a sandbox: one that is being created or started is waited for.
+   * @throws Failure `wrong_state` when it does not come to that, or is paused
+   */
+  async up(live: LiveSandbox, signal: AbortSignal): Promise<SandboxExecs> {
+    for (const until = Date.now() + START_MS; !this.of(live).attached; ) {
+      if (live.state !== 'creating' || signal.aborted || Date.now() > until) throw notUp(live)
+      await within(new Promise(() => undefined), signal, LOOK_MS)
+    }
+    if (live.state === 'paused') throw notUp(live)
+    await this.of(live).ready()
+    return this.of(live)
+  }
+
+  /** Leaves everything as it is, for another agent process. */
+  async close(): Promise<void> {
+    clearInterval(this.#upkeep)
+    const all = [...this.#sandboxes.values()]
+    this.#sandboxes.clear()
+    await Promise.all(all.map((execs) => execs.close()))
+  }
+
+  #expire(): void {
+    const now = new Date()
+    for (const execs of this.#sandboxes.values()) execs.expire(now)
+  }
+}
+
+const notUp = ({ id, state }: LiveSandbox) =>
+  new Failure('wrong_state', `sandbox ${id} is ${state}, and commands need one that runs`, { state })
+
+/** Users are looked up in what the sandbox sees now: it may have added some. @throws UserNotFound */
+function planExec(live: LiveSandbox, spec: ExecSpec): SpawnRequest {
+  const { image } = live
+  invariant(image, 'a sandbox that runs has an image')
+  const place = { spec: live.spec, image: image.config, hostname: live.hostname, ids: live.ids.count }
+  return execRequest(spec, place, readAccounts([live.upper, ...image.layers]))
+}
