@@ -41,7 +41,7 @@ async function runBatch(at: Installation, apiKey: string, count: number): Promis
     const state = await client.call(getBatch, { params, query: { wait: 'finished', timeoutMs: '50s' } })
     if (state.finishedAt !== null) break
   }
-  return Promise.all(jobIds.map((jobId, n) => checked(client, JobId.parse(jobId), n)))
+  return await Promise.all(jobIds.map((jobId, n) => checked(client, JobId.parse(jobId), n)))
 }
 
 async function checked(client: Client, jobId: JobId, n: number): Promise<Date> {

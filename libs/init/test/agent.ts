@@ -14,6 +14,8 @@ export const TTY = 2
 export const STDIN = 4
 export const NO_NEW_PRIVS = 8
 export const STDERR_TO_STDOUT = 16
+/** Of Linux; Node does not know it. */
+const ESHUTDOWN = 108
 export const ALL_CAPS = (1n << 41n) - 1n
 
 export type Frame = { readonly type: number; readonly stream: number; readonly proc: number; readonly payload: Buffer }
@@ -252,6 +254,12 @@ export class Agent {
     const ended = await this.until(`end of ${proc}`, () => this.of(71, proc) ?? this.of(68, proc))
     if (ended.type === 68) throw new Error(`${proc} never ran: ${JSON.stringify(failureOf(ended))}`)
     return exitOf(ended)
+  }
+  /** Spawns under the numbers from `proc` on until it is not refused because the sandbox is being cleared. */
+  async spawnWhenCleared(proc: number, s: Spawn): Promise<number> {
+    this.spawn(proc, s)
+    const told = await this.until(`start of ${proc}`, () => this.of(67, proc) ?? this.of(68, proc))
+    return told.type === 68 && failureOf(told).errno === ESHUTDOWN ? this.spawnWhenCleared(proc + 1, s) : proc
   }
   async run(proc: number, s: Spawn): Promise<Exit> {
     this.spawn(proc, s)
