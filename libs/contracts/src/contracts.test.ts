@@ -1,6 +1,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { expect, test } from '@jest/globals'
 import fc from 'fast-check'
+import { z } from 'zod'
 import {
   Failure,
   ignore,
@@ -12,6 +13,7 @@ import {
   parseDuration,
   problems,
   Quota,
+  type Route,
   routes,
 } from './index.js'
 
@@ -88,6 +90,44 @@ test('the document lists every route, with its errors by status', () => {
     expect(operation.operationId).toBe(r.id)
     for (const code of r.errors) expect(operation.responses[problems[code].status].description).toContain(code)
   }
+})
+
+test('the document tells of streamed bodies and answers, sockets and headers, and knows no others', () => {
+  const made = (route: Pick<Route, 'id' | 'method' | 'reply'> & Partial<Route>): Route => ({
+    ...{ path: `/v1/${route.id}`, scope: 'tenant:read', rate: 'read', tag: 't', summary: 's', errors: [] },
+    ...route,
+  })
+  const item = z.object({ i: z.number() })
+  const document = JSON.parse(
+    JSON.stringify(
+      openApi(
+        [
+          made({ id: 'up', method: 'PUT', body: 'bytes', idempotency: 'none', reply: { 200: item } }),
+          made({ id: 'down', method: 'GET', headers: { Range: 'One range' }, reply: { 200: 'bytes', 206: 'bytes' } }),
+          made({ id: 'lines', method: 'GET', reply: { 200: { kind: 'ndjson', item } } }),
+          made({ id: 'events', method: 'GET', reply: { 200: { kind: 'events', item } } }),
+          made({ id: 'socket', method: 'GET', reply: { 101: 'socket' }, errors: ['upgrade_required'] }),
+        ],
+        '1.2.3',
+      ),
+    ),
+  )
+  const { up, down, lines, events, socket } = Object.fromEntries(
+    Object.entries<Record<string, Record<string, unknown>>>(document.paths).map(([path, operations]) => [
+      path.slice('/v1/'.length),
+      Object.values(operations)[0],
+    ]),
+  )
+  const octets = { 'application/octet-stream': { schema: { type: 'string', format: 'binary' } } }
+  const value = expect.objectContaining({ properties: { i: { type: 'number' } } })
+  expect(up).toMatchObject({ requestBody: { required: true, content: octets }, parameters: [] })
+  expect(down).toMatchObject({
+    parameters: [{ name: 'Range', in: 'header', required: false, description: 'One range' }],
+    responses: { 200: { content: octets }, 206: { content: octets } },
+  })
+  expect(lines).toMatchObject({ responses: { 200: { content: { 'application/x-ndjson': { schema: value } } } } })
+  expect(events).toMatchObject({ responses: { 200: { content: { 'text/event-stream': { schema: value } } } } })
+  expect(socket).toMatchObject({ responses: { 101: { description: 'A WebSocket' }, 426: {} } })
 })
 
 test('only the named error is ignored', () => {

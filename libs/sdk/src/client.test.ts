@@ -1,7 +1,10 @@
+import { once } from 'node:events'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { type Duplex, Readable } from 'node:stream'
 import { ApiError, createKey, createTenant, deleteJob, JobId, listJobs, route, Unreachable } from '@berth/contracts'
 import { afterEach, expect, test } from '@jest/globals'
+import { WebSocketServer } from 'ws'
 import { z } from 'zod'
 import { Client } from './client.js'
 import { followOutput } from './streams.js'
@@ -16,10 +19,17 @@ afterEach(async () => {
 /** A client of a server that answers as told; `nth` counts requests from 1. */
 async function clientOf(handle: Handler, options: { readonly retries?: number } = {}) {
   const seen: IncomingMessage[] = []
+  const bodies: string[] = []
   const server = createServer((request, response) => {
     seen.push(request)
-    request.resume()
-    request.on('end', () => handle(request, response, seen.length))
+    let text = ''
+    request.on('data', (chunk) => {
+      text += chunk
+    })
+    request.on('end', () => {
+      bodies.push(text)
+      handle(request, response, seen.length)
+    })
   })
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
   const { port } = server.address() as AddressInfo
@@ -31,7 +41,7 @@ async function clientOf(handle: Handler, options: { readonly retries?: number } 
       await new Promise((resolve) => server.close(resolve))
     },
   })
-  return { client, seen }
+  return { client, seen, bodies, server }
 }
 
 const problem = (response: ServerResponse, status: number, body: object, headers: Record<string, string> = {}) =>
@@ -150,4 +160,64 @@ test('values come one by one, and a connection that breaks among them is told as
   }
   await expect(read()).rejects.toBeInstanceOf(Unreachable)
   expect(seen).toEqual([1, 2])
+})
+
+const upload = route({
+  ...{
+    id: 'upload',
+    method: 'PUT',
+    path: '/v1/x/:x',
+    scope: 'public',
+    rate: 'none',
+    tag: 't',
+    summary: 's',
+    errors: [],
+  },
+  params: z.object({ x: z.string() }),
+  query: z.object({ path: z.string() }),
+  body: 'bytes',
+  reply: { 200: z.object({ got: z.string() }) },
+})
+
+test('bytes are sent as they come, once, with the headers given', async () => {
+  const { client, seen, bodies } = await clientOf((_, response, nth) => {
+    if (nth === 1) response.end(JSON.stringify({ got: bodies[0] }))
+    else problem(response, 503, { code: 'unavailable' }, { 'retry-after': '0' })
+  })
+  const bytes = Readable.from([Buffer.from('one '), Buffer.from('two')])
+  const given = { params: { x: 'a/b' }, query: { path: '/ä' } }
+  expect(await client.send(upload, given, bytes, { headers: { 'if-match': '"1"' } })).toEqual({ got: 'one two' })
+  expect(seen[0]).toMatchObject({ method: 'PUT', url: '/v1/x/a%2Fb?path=%2F%C3%A4' })
+  expect(seen[0]?.headers).toMatchObject({ 'if-match': '"1"', 'content-type': 'application/octet-stream' })
+  await expect(client.send(upload, given, Readable.from([Buffer.from('x')]))).rejects.toMatchObject({ status: 503 })
+  expect(seen).toHaveLength(2)
+})
+
+const socket = route({
+  ...{ id: 'socket', method: 'GET', path: '/v1/x/:x/socket', scope: 'public', rate: 'none', tag: 't', summary: 's' },
+  params: z.object({ x: z.string() }),
+  reply: { 101: 'socket' },
+  errors: [],
+})
+
+test('a socket loses nothing, ends with its signal, and is refused with the problem', async () => {
+  const { client, server } = await clientOf(() => undefined)
+  const acceptor = new WebSocketServer({ noServer: true })
+  server.on('upgrade', (request: IncomingMessage, connection: Duplex, head: Buffer) => {
+    if (request.url?.startsWith('/v1/x/yes'))
+      acceptor.handleUpgrade(request, connection, head, (one) => one.send(request.headers.authorization ?? ''))
+    else connection.end('HTTP/1.1 404 Not Found\r\nContent-Length: 25\r\n\r\n{"code":"exec_not_found"}')
+  })
+  const stop = new AbortController()
+  const opened = await client.socket(socket, { params: { x: 'yes' } }, { signal: stop.signal })
+  await new Promise((resolve) => setTimeout(resolve, 20))
+  opened.resume()
+  expect(String((await once(opened, 'message'))[0])).toBe('Bearer brt_test')
+  const closed = once(opened, 'close')
+  stop.abort(new Error('enough'))
+  await closed
+  await expect(client.socket(socket, { params: { x: 'no' } })).rejects.toMatchObject({ status: 404 })
+  await expect(client.socket(socket, { params: { x: 'yes' } }, { signal: stop.signal })).rejects.toThrow('enough')
+  const nobody = new Client({ url: 'http://127.0.0.1:1' })
+  await expect(nobody.socket(socket, { params: { x: 'yes' } })).rejects.toThrow(/ECONNREFUSED/)
 })

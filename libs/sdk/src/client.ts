@@ -3,6 +3,9 @@
 //
 //     const client = new Client({ url, apiKey })
 //     const job = await client.call(createJob, { body: { command: ['true'] }, query: { wait: 'finished' } })
+//     for await (const frame of client.values(runExec, { params: { sandbox }, body: { command: ['make'] } })) …
+//     await client.send(writeFile, { params: { sandbox }, query: { path: '/tmp/x' } }, createReadStream('x'))
+//     const socket = await client.socket(attachExec, { params: { sandbox, exec } })
 //
 // Every call that changes something carries an idempotency key, so a call whose answer was lost is safely repeated.
 import { randomUUID } from 'node:crypto'
@@ -20,6 +23,8 @@ import {
   valuesOf,
 } from '@berth/contracts'
 import { type Dispatcher, Pool, errors as undici } from 'undici'
+import type { WebSocket } from 'ws'
+import { openSocket } from './socket.js'
 
 export interface ClientOptions {
   /** Base address, e.g. `http://127.0.0.1:7433`. */
@@ -36,6 +41,8 @@ export interface CallOptions {
   readonly signal?: AbortSignal
   /** Chosen by the caller where a repeat may come from another process. */
   readonly idempotencyKey?: string
+  /** Headers that mean something to the route, such as `If-Match`, `Range` or `Last-Event-ID`. */
+  readonly headers?: Readonly<Record<string, string>>
 }
 
 /** Longest silence of the API: a long poll is a minute at most, and an open stream sends nothing while a job is quiet. */
@@ -45,6 +52,7 @@ const longestRetryMs = 10_000
 
 export class Client implements AsyncDisposable {
   readonly #pool: Pool
+  readonly #origin: string
   readonly #base: string
   readonly #key: string | undefined
   readonly #retries: number
@@ -58,6 +66,7 @@ export class Client implements AsyncDisposable {
       headersTimeout: answerWithinMs,
       bodyTimeout: 0,
     })
+    this.#origin = url.origin
     this.#base = url.pathname.replace(/\/$/, '')
     this.#key = options.apiKey
     this.#retries = options.retries ?? 3
@@ -98,7 +107,35 @@ export class Client implements AsyncDisposable {
     }
   }
 
-  /** Closes all connections; what is running fails. */
+  /**
+   * Calls a route that takes bytes, sending `bytes` as fast as they are taken. It is not repeated: a stream can be read
+   * only once.
+   * @throws as `call`
+   */
+  async send<R extends Route>(
+    route: R,
+    given: Arguments<R>,
+    bytes: Readable | Uint8Array | string,
+    options: CallOptions = {},
+  ): Promise<Output<R>> {
+    const headers = { 'content-type': 'application/octet-stream', ...options.headers }
+    // The answer comes when all was taken, however long that is.
+    const request = { ...this.#request(route, given, { ...options, headers }), body: bytes, headersTimeout: 0 }
+    const answer = await this.#once(route, request)
+    return answerOf(route, answer.statusCode, await body(answer, route))
+  }
+
+  /**
+   * Connects to a route that is a WebSocket (of `ws`). It comes **paused**: add listeners, then `resume()` it.
+   * @throws as `call`
+   */
+  socket<R extends Route>(route: R, given: Arguments<R>, options: CallOptions = {}): Promise<WebSocket> {
+    const { path, headers } = this.#request(route, given, options)
+    const url = this.#origin.replace(/^http/, 'ws') + path
+    return openSocket(url, { headers: { ...headers }, what: `${route.method} ${route.path}`, signal: options.signal })
+  }
+
+  /** Closes all connections; what is running fails. Sockets are their owners'. */
   async close(): Promise<void> {
     await this.#pool.destroy()
   }
@@ -119,9 +156,9 @@ export class Client implements AsyncDisposable {
     }
   }
 
-  #request(route: Route, given: object, options: CallOptions): Dispatcher.RequestOptions {
+  #request(route: Route, given: object, options: CallOptions): Request {
     const { method, path, body } = requestOf(route, given)
-    const headers: Record<string, string> = { accept: 'application/json' }
+    const headers: Record<string, string> = { accept: 'application/json', ...options.headers }
     if (this.#key) headers.authorization = `Bearer ${this.#key}`
     if (body !== undefined) headers['content-type'] = 'application/json'
     if (method !== 'GET') headers['idempotency-key'] = options.idempotencyKey ?? randomUUID()
@@ -143,6 +180,10 @@ export class Client implements AsyncDisposable {
     const retry = answer.headers['retry-after']
     throw apiError(answer.statusCode, await body(answer, route), typeof retry === 'string' ? retry : undefined)
   }
+}
+
+interface Request extends Dispatcher.RequestOptions {
+  readonly headers: Readonly<Record<string, string>>
 }
 
 async function body(answer: Dispatcher.ResponseData, route: Route): Promise<string> {
