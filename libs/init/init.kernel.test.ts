@@ -89,11 +89,11 @@ describe('start and end', () => {
   })
 
   test('CPU time, peak memory and wall time are the process’ own', async () => {
-    const script = 'const b = Buffer.alloc(64 << 20, 1); const t = Date.now(); while (Date.now() - t < 200); b.length'
+    const script = 'const b = Buffer.alloc(64 << 20, 1); while (process.cpuUsage().user < 200_000); b.length'
     const r = await run({ argv: [process.execPath, '-e', script] })
-    expect(r.userUs).toBeGreaterThan(100_000n)
+    expect(r.userUs).toBeGreaterThan(150_000n)
     expect(r.maxRssBytes).toBeGreaterThan(64n << 20n)
-    expect(r.wallNs).toBeGreaterThan(200_000_000n)
+    expect(r.wallNs).toBeGreaterThan(100_000_000n)
   })
 
   const missing: [string, Spawn, { stage: number; errno: number }][] = [
@@ -440,12 +440,12 @@ describe('signals and time', () => {
 
   test.each([
     ['ends on SIGTERM', 'sleep 100', { kind: 'signaled', code: 15, cause: 1 }],
-    ['tidies up and exits', 'trap "exit 3" TERM; while :; do :; done', { kind: 'exited', code: 3, cause: 1 }],
+    ['tidies up and exits', 'trap "exit 3" TERM; while :; do sleep 0.01; done', { kind: 'exited', code: 3, cause: 1 }],
     ['ignores SIGTERM', 'trap "" TERM; while :; do sleep 100; done', { kind: 'signaled', code: 9, cause: 1 }],
   ] as const)('at its timeout a process that %s', async (_, script, expected) => {
-    const r = await run({ argv: sh(`exec 2>&-; ${script}`), timeoutMs: 100, graceMs: 150 })
+    const r = await run({ argv: sh(`exec 2>&-; ${script}`), timeoutMs: 1000, graceMs: 500 })
     expect(r).toMatchObject(expected)
-    expect(Number(r.wallNs) / 1e6).toBeGreaterThanOrEqual(expected.code === 9 ? 250 : 100)
+    expect(Number(r.wallNs) / 1e6).toBeGreaterThanOrEqual(expected.code === 9 ? 1500 : 1000)
   })
 
   test('children that ignore SIGTERM do not outlive the timed-out leader', async () => {
@@ -462,8 +462,8 @@ describe('signals and time', () => {
   test('a timeout fires with no agent there', async () => {
     await using sandbox = await Sandbox.start()
     const a = await sandbox.connect()
-    a.spawn(1, { argv: sh('trap "" TERM; while :; do :; done'), flags: MAIN, timeoutMs: 50, graceMs: 50 })
-    await a.frame(67, 1)
+    a.spawn(1, { argv: sh('trap "" TERM; echo up; while :; do :; done'), flags: MAIN, timeoutMs: 1000, graceMs: 50 })
+    await a.until('up', () => a.text(1) === 'up\n')
     a.drop()
     const b = await sandbox.connect({ after: a })
     expect(await b.exit(1)).toMatchObject({ kind: 'signaled', code: 9, cause: 1 })

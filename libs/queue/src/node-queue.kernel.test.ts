@@ -30,7 +30,7 @@ const newAttempt = () => AttemptId.parse(mintId('attempt', 0, random()))
 const forget = (nodeId: NodeId, generation = 1): NodeCommand =>
   ForgetAttempt.parse({ kind: 'forget', nodeId, attemptId: newAttempt(), generation })
 
-async function until(what: string, holds: () => boolean | Promise<boolean>, limitMs = 15_000): Promise<void> {
+async function until(what: string, holds: () => boolean | Promise<boolean>, limitMs = 30_000): Promise<void> {
   const end = performance.now() + limitMs
   while (!(await holds())) {
     if (performance.now() > end) throw new Error(`not within ${limitMs} ms: ${what}`)
@@ -46,6 +46,8 @@ let dir: string
 let server: ChildProcess
 let redisUrl: string
 let admin: Redis
+/** Less than the 10 s after which BullMQ would find out by itself, and far more than a busy machine needs. */
+const SOON_MS = 8_000
 const password = 'admin secret'
 
 async function startServer(): Promise<void> {
@@ -183,7 +185,7 @@ describe('delivery', () => {
     const began = performance.now()
     const { got } = collect()
     await until('both delivered again', () => got.length === 2)
-    expect(performance.now() - began).toBeLessThan(2000)
+    expect(performance.now() - began).toBeLessThan(SOON_MS)
     release()
   })
 
@@ -307,7 +309,7 @@ describe('when Redis fails', () => {
     for (const round of [2, 3, 4]) {
       await admin.flushall()
       await queues.send(forget(node))
-      await until(`delivered after FLUSHALL, round ${round}`, () => got.length === round, 3000)
+      await until(`delivered after FLUSHALL, round ${round}`, () => got.length === round)
     }
   })
 
@@ -322,7 +324,7 @@ describe('when Redis fails', () => {
     await queues.send(forget(node))
     await until('in hand', () => got.length === 1)
     await queues.send(forget(node))
-    await until('delivered', () => got.length === 2, 5000)
+    await until('delivered', () => got.length === 2)
   })
 
   test('a restart that loses everything: users are set again and both ends go on', async () => {
@@ -333,7 +335,7 @@ describe('when Redis fails', () => {
     const began = performance.now()
     await expect(queues.send(forget(node))).rejects.toThrow(Fault)
     await expect(queues.ping()).rejects.toThrow(Fault)
-    expect(performance.now() - began).toBeLessThan(5000)
+    expect(performance.now() - began).toBeLessThan(SOON_MS)
     await startServer()
     await until('the API is back', () =>
       queues.ping().then(
@@ -400,7 +402,7 @@ describe('when Redis fails', () => {
     const began = performance.now()
     const sent = Array.from({ length: 50 }, () => away.send(forget(node)))
     for (const one of sent) await expect(one).rejects.toThrow(Fault)
-    expect(performance.now() - began).toBeLessThan(3000)
+    expect(performance.now() - began).toBeLessThan(SOON_MS)
     await collect({ redisUrl: nowhere }).consumer.close()
   })
 
@@ -410,7 +412,7 @@ describe('when Redis fails', () => {
     try {
       const began = performance.now()
       await expect(queues.send(forget(node))).rejects.toThrow(Fault)
-      expect(performance.now() - began).toBeLessThan(5000)
+      expect(performance.now() - began).toBeLessThan(SOON_MS)
     } finally {
       server.kill('SIGCONT')
     }
