@@ -30,6 +30,8 @@ import { ProtocolService } from './nodes/protocol.service.js'
 import { ConsoleController } from './operations/console.js'
 import { Drain } from './operations/drain.js'
 import { HealthController } from './operations/health.controller.js'
+import { ExecsController } from './sandboxes/execs.controller.js'
+import { ExecsService } from './sandboxes/execs.service.js'
 import { SandboxSignals } from './sandboxes/sandbox-signals.js'
 import { SandboxWaits } from './sandboxes/sandbox-waits.js'
 import { SandboxesController } from './sandboxes/sandboxes.controller.js'
@@ -85,6 +87,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
     controllers: [
       JobsController,
       SandboxesController,
+      ExecsController,
       EventsController,
       TenantsController,
       NodesController,
@@ -107,7 +110,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ...[Auth, SessionsService, Idempotency, Drain],
       ...[JobsService, BatchesService, Waiters, Follow, NodeOutput, NodeDoors],
       ...[Watch, SandboxCalls],
-      ...[SandboxesService, SandboxWaits, SandboxSignals, EventsService],
+      ...[SandboxesService, SandboxWaits, SandboxSignals, ExecsService, EventsService],
       ...[ImagesService, TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],
     ],

@@ -206,7 +206,7 @@ export const attachExec = route({
     'Binary frames: the first byte is 0 for input (from the caller), 1 for stdout, 2 for stderr, the rest are bytes. ' +
     'Text frames are JSON. From the server: `{"type":"started","exec","pid","stdinBytes"}` first, ' +
     '`{"type":"gap","stream","offset"}`, `{"type":"stdinAck","offset"}`, `{"type":"end","exec"}` after the last byte, ' +
-    '`{"type":"error","code","detail"}`. From the caller: `{"type":"eof"}` half-closes the input, ' +
+    '`{"type":"error","code","detail"}` where something was refused, `{"type":"pong"}`. From the caller: `{"type":"eof"}` half-closes the input, ' +
     '`{"type":"resize","rows","columns"}`, `{"type":"signal","signal"}`, `{"type":"ping"}`. ' +
     'Close codes: 1000 it ended, 1001 the server goes away, 4400 a frame that makes no sense, 4401 the key was revoked, ' +
     '4404 it is gone. Closing ends nothing but the connection.',

@@ -1,4 +1,5 @@
 import * as event from './event.js'
+import * as exec from './exec.js'
 import * as image from './image.js'
 import * as job from './job.js'
 import * as node from './node.js'
@@ -32,6 +33,6 @@ const isRoute = (value: unknown): value is Route =>
   typeof value === 'object' && value !== null && 'scope' in value && 'path' in value && 'method' in value
 
 /** Every route of the API, in the order of the document. */
-export const routes: readonly Route[] = [job, sandbox, event, image, tenant, session, node].flatMap((resource) =>
+export const routes: readonly Route[] = [job, sandbox, exec, event, image, tenant, session, node].flatMap((resource) =>
   Object.values(resource).filter(isRoute),
 )

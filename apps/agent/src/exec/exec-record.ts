@@ -3,8 +3,12 @@
 //
 // The environment and a whole input are left out: they may be secret, and whoever is to run the command has them by then.
 
-import { Exec, ExecId } from '@berth/contracts'
+import { Exec, ExecId, InlineStream } from '@berth/contracts'
 import { z } from 'zod'
+
+/** A whole stream that is too small for a file. */
+const Inline = InlineStream.pick({ data: true, encoding: true }).nullable()
+export type Inline = z.infer<typeof Inline>
 
 const StreamEnd = z.object({ bytes: z.number().int(), from: z.number().int() })
 
@@ -23,6 +27,7 @@ export const ExecEnd = Exec.pick({
   stderr: StreamEnd,
   stdinBytes: z.number().int(),
   pid: z.number().int().nullable(),
+  inline: z.object({ stdout: Inline, stderr: Inline }),
 })
 export type ExecEnd = z.infer<typeof ExecEnd>
 

@@ -8,7 +8,7 @@ import { type FileHandle, open, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { type Exec, errnoOf, Failure, invariant, type OutputStream } from '@berth/contracts'
-import { inlineStream } from '@berth/domain'
+import { encoded, inlineStream } from '@berth/domain'
 import type { Logger } from '@berth/telemetry'
 import { Changes } from '../logs/changes.js'
 import { Spool, type SpoolOptions } from '../logs/spool.js'
@@ -38,6 +38,8 @@ export interface SessionHooks {
 /** Most of each stream in an answer of JSON: the last of it. */
 const INLINE_BYTES = 1024 * 1024
 const INPUT_BYTES = 64 * 1024
+/** A stream of at most so many bytes is in the record of the end, and in no file. */
+const INLINE_RECORD_BYTES = 2 * 1024
 const SIGKILL = 9
 
 export class ExecSession implements ExecStreams {
@@ -54,11 +56,16 @@ export class ExecSession implements ExecStreams {
   #tellEnded: () => void = () => undefined
   #over: Promise<void> = Promise.resolve()
 
-  private constructor(record: ExecRecord, hooks: SessionHooks, openSpool: (options: SpoolOptions) => Spool) {
+  private constructor(
+    record: ExecRecord,
+    hooks: SessionHooks,
+    openSpool: (options: SpoolOptions, held: Buffer | undefined) => Spool,
+  ) {
     this.#record = record
     this.#hooks = hooks
-    this.stdout = openSpool(this.#spoolOptions('stdout'))
-    this.stderr = openSpool(this.#spoolOptions('stderr'))
+    const open = (name: OutputStream) => openSpool(this.#spoolOptions(name), heldOf(record, name))
+    this.stdout = open('stdout')
+    this.stderr = open('stderr')
     this.ended = new Promise((resolve) => {
       this.#tellEnded = resolve
     })
@@ -67,12 +74,12 @@ export class ExecSession implements ExecStreams {
 
   /** An exec that has nothing on disk but its record. */
   static begin(record: ExecRecord, hooks: SessionHooks): ExecSession {
-    return new ExecSession(record, hooks, Spool.begin)
+    return new ExecSession(record, hooks, (options) => Spool.begin(options))
   }
 
   /** An exec that has ended, or of a former agent. */
   static reopen(record: ExecRecord, hooks: SessionHooks): ExecSession {
-    const session = new ExecSession(record, hooks, Spool.resume)
+    const session = new ExecSession(record, hooks, (options, held) => Spool.resume(options, held))
     session.stdout.resume(record.end?.stdout.bytes ?? 0)
     session.stderr.resume(record.end?.stderr.bytes ?? 0)
     return session
@@ -216,7 +223,8 @@ export class ExecSession implements ExecStreams {
   #spoolOptions(name: OutputStream): SpoolOptions {
     const { changes } = this
     const { onSegment } = this.#hooks
-    return { directory: this.#directory, name, keepBytes: this.#record.spec.outputBytes, changes, onSegment }
+    const { outputBytes: keepBytes } = this.#record.spec
+    return { directory: this.#directory, name, keepBytes, changes, onSegment, holdBytes: INLINE_RECORD_BYTES }
   }
 
   #running(what: string): SandboxProcess {
@@ -236,7 +244,7 @@ export class ExecSession implements ExecStreams {
     if (this.#process !== process) return // abandoned
     if (end.kind === 'gone' && end.error instanceof UnknownProcess) return this.#never()
     if (!this.over) this.#finish(this.#hooks.outcome(end, this.#record), !outputEnded)
-    if (!outputEnded) {
+    if (this.#record.held) {
       await process.outputEnded
       if (this.#process !== process) return
       this.#release()
@@ -252,6 +260,7 @@ export class ExecSession implements ExecStreams {
       state: outcome.state === 'running' ? 'lost' : outcome.state,
       endedAt: new Date().toISOString(),
       ...this.#ends(),
+      inline: this.#inline(),
       stdinBytes: this.stdinBytes,
       pid: this.#pid,
     }
@@ -279,7 +288,12 @@ export class ExecSession implements ExecStreams {
   #release(): void {
     const { end } = this.#record
     invariant(end, 'only what has ended is held')
-    this.#store({ ...this.#record, end: { ...end, ...this.#ends() }, held: false })
+    this.#store({ ...this.#record, end: { ...end, ...this.#ends(), inline: this.#inline() }, held: false })
+  }
+
+  #inline(): ExecEnd['inline'] {
+    const inline = ({ held }: Spool) => (held && held.length > 0 ? encoded(held) : null)
+    return { stdout: inline(this.stdout), stderr: inline(this.stderr) }
   }
 
   #ends(): Pick<ExecEnd, 'stdout' | 'stderr'> {
@@ -338,15 +352,24 @@ async function copyInput(file: FileHandle, process: SandboxProcess): Promise<num
   }
 }
 
+type Now = Pick<Exec, 'stdout' | 'stderr' | 'stdinBytes' | 'pid'>
+
 /** An exec as it is told. @param now what changes while it runs; of one that has ended it is on record */
 export function viewOf(
   { id, spec, createdAt, end }: ExecRecord,
-  now: Pick<Exec, 'stdout' | 'stderr' | 'stdinBytes' | 'pid'> | null = end,
+  now: Now | null = end && { stdout: end.stdout, stderr: end.stderr, stdinBytes: end.stdinBytes, pid: end.pid },
 ): Exec {
-  return { id, spec, createdAt, ...(end ?? running), ...(now ?? nothingYet) }
+  const { inline: _, ...status } = end ?? running
+  return { id, spec, createdAt, ...status, ...(now ?? nothingYet) }
+}
+
+function heldOf({ end }: ExecRecord, name: OutputStream): Buffer | undefined {
+  const inline = end?.inline[name]
+  return inline ? Buffer.from(inline.data, inline.encoding) : undefined
 }
 
 const running = {
+  inline: null,
   state: 'running',
   exitCode: null,
   signal: null,

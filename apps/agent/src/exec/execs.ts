@@ -3,7 +3,7 @@
 import { join } from 'node:path'
 import { type ExecSpec, Failure, invariant, type SandboxId } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
-import { readAccounts } from '../runtime/identity.js'
+import { accountsReader } from '../runtime/identity.js'
 import type { SpawnRequest } from '../runtime/init-wire.js'
 import type { Companion, LiveSandbox } from '../sandbox/live.js'
 import { execRequest } from './exec.plan.js'
@@ -39,7 +39,7 @@ export class Execs implements Companion {
 
   async attach(live: LiveSandbox, adopted: boolean): Promise<void> {
     const driver = this.#options.openDriver(live)
-    this.of(live).attach({ driver, plan: (spec) => planExec(live, spec) }, adopted)
+    this.of(live).attach({ driver, plan: planner(live) }, adopted)
   }
 
   async detach(live: LiveSandbox): Promise<void> {
@@ -100,10 +100,13 @@ export class Execs implements Companion {
 const notUp = ({ id, state }: LiveSandbox) =>
   new Failure('wrong_state', `sandbox ${id} is ${state}, and commands need one that runs`, { state })
 
-/** Users are looked up in what the sandbox sees now: it may have added some. @throws UserNotFound */
-function planExec(live: LiveSandbox, spec: ExecSpec): SpawnRequest {
-  const { image } = live
+/** Users are looked up in what the sandbox sees now: it may have added some. The plan throws UserNotFound. */
+function planner(live: LiveSandbox): (spec: ExecSpec) => SpawnRequest {
+  const { image, hostname, upper } = live
   invariant(image, 'a sandbox that runs has an image')
-  const place = { spec: live.spec, image: image.config, hostname: live.hostname, ids: live.ids.count }
-  return execRequest(spec, place, readAccounts([live.upper, ...image.layers]))
+  const accounts = accountsReader(upper, image.layers)
+  return (spec) => {
+    const place = { spec: live.spec, image: image.config, hostname, ids: live.ids.count }
+    return execRequest(spec, place, accounts())
+  }
 }

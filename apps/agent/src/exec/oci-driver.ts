@@ -170,7 +170,7 @@ class OciProcess implements SandboxProcess {
     } finally {
       this.#over = true
       for (const timer of this.#timers) clearTimeout(timer)
-      this.#input.close(new Failure('wrong_state', 'the process has ended'))
+      this.#input.close(() => new Failure('wrong_state', 'the process has ended'))
       rmSync(this.#pidPath, { force: true })
     }
   }

@@ -40,9 +40,14 @@ async function open(adopted = false, limits: Partial<ExecLimits> = {}): Promise<
 
 /** kill -9 of the agent, and the next one. */
 async function restart(limits: Partial<ExecLimits> = {}): Promise<void> {
-  driver.desert()
-  await execs.close()
+  await kill()
   await open(true, limits)
+}
+
+async function kill(): Promise<void> {
+  const closed = execs.close()
+  driver.desert()
+  await closed
 }
 
 beforeEach(async () => {
@@ -246,16 +251,20 @@ describe('another agent', () => {
     const [running, over] = [execs.start(spec({ id: 'running' })), execs.start(spec({ id: 'over' }))]
     const [first, second] = [driver.processes.get(2), driver.processes.get(3)]
     first?.write('stdout', 'one ')
-    if (first) first.output.stdout.acknowledged = 1 // the acknowledgement was lost with the agent
-    driver.desert()
-    await execs.close()
+    second?.write('stdout', 'x'.repeat(3000))
+    if (second) second.output.stdout.acknowledged = 1000 // the last acknowledgement was lost with the agent
+    await kill()
+    second?.write('stdout', 'y'.repeat(3000))
     first?.write('stdout', 'two ')
     second?.write('stderr', 'bye')
     second?.exit({ exitCode: 9 })
     await open(true)
     await ended(over)
     expect(await view(over)).toMatchObject({ state: 'exited', exitCode: 9 })
-    expect(await output(over)).toMatchObject({ stderr: { data: 'bye' } })
+    expect(await output(over)).toMatchObject({
+      stdout: { data: 'x'.repeat(3000) + 'y'.repeat(3000) },
+      stderr: { data: 'bye' },
+    })
     expect(await view(running)).toMatchObject({ state: 'running', pid: 40 })
     first?.write('stdout', 'three')
     first?.exit()
@@ -278,8 +287,7 @@ describe('another agent', () => {
 
   test('tells those lost whose sandbox ended meanwhile', async () => {
     const id = execs.start(spec())
-    driver.desert()
-    await execs.close()
+    await kill()
     execs = SandboxExecs.open(home())
     expect(await view(id)).toMatchObject({ state: 'running' })
     await execs.detach()
@@ -311,7 +319,7 @@ describe('another agent', () => {
 
   test('removes files that nobody knows of', async () => {
     const id = execs.start(spec())
-    driver.newest.write('stdout', 'x')
+    driver.newest.write('stdout', 'x'.repeat(3000))
     driver.newest.exit()
     await ended(id)
     await settled()
@@ -399,12 +407,12 @@ describe('keeping', () => {
     await restart({ ended: 2 })
     execs.start(spec({ id: 'long' }))
     const long = driver.newest
-    for (const id of ['a', 'b', 'c']) await runToEnd(id, id)
+    for (const id of ['a', 'b', 'c']) await runToEnd(id, id.repeat(3000))
     expect(ids()).toEqual(['c', 'b', 'long'])
     long.exit()
     await ended(exec('long'))
     await settled()
-    await runToEnd('d', 'd')
+    await runToEnd('d', 'd'.repeat(3000))
     expect(ids()).toEqual(['d', 'long'])
     await execs.close()
     expect(files()).toHaveLength(1)
@@ -494,6 +502,24 @@ describe('deleting', () => {
   test('what is not there cannot be deleted', () => {
     expect(() => execs.delete(exec('nothing'))).toThrow(expect.objectContaining({ code: 'exec_not_found' }))
   })
+})
+
+test('small output is in the record, and in no file', async () => {
+  const id = execs.start(spec())
+  driver.newest.write('stdout', 'grün')
+  driver.newest.write('stderr', Buffer.of(255, 0))
+  driver.newest.exit()
+  await ended(id)
+  await settled()
+  expect(driver.newest.output.stdout.acknowledged).toBe(0)
+  expect(files()).toEqual([])
+  await restart()
+  expect(await output(id)).toMatchObject({
+    stdout: { data: 'grün', encoding: 'utf8' },
+    stderr: { data: '/wA=', encoding: 'base64' },
+  })
+  expect(execs.list()[0]).toEqual(await view(id))
+  expect(execs.list()[0]).not.toHaveProperty('inline')
 })
 
 test('a thousand execs leave a thousand records and nothing else', async () => {

@@ -467,7 +467,8 @@ const flagsOf = ({ spec, hasInput }: ExecRecord) =>
   (spec.tty ? spawnFlags.tty : 0) | (spec.stdin || hasInput ? spawnFlags.stdin : 0)
 
 function endedEntry({ end, directory, hasInput }: ExecRecord): Ended {
-  const kept = end ? end.stdout.bytes - end.stdout.from + end.stderr.bytes - end.stderr.from : 0
+  const onDisk = (name: 'stdout' | 'stderr') => (end && !end.inline[name] ? end[name].bytes - end[name].from : 0)
+  const kept = onDisk('stdout') + onDisk('stderr')
   return {
     endedAt: end ? Date.parse(end.endedAt) : 0,
     directory: kept > 0 || hasInput ? directory : undefined,

@@ -126,6 +126,54 @@ test('a gap at the end, of bytes that could not be stored before a crash, is tol
   ])
 })
 
+describe('a small stream', () => {
+  test('is held in memory, read from there, and not told as stored', async () => {
+    const spool = Spool.begin(options({ holdBytes: 10 }))
+    const stored: number[] = []
+    for (let i = 0; i < 10; i += 5) spool.append(i, at(i, 5), (offset) => stored.push(offset))
+    spool.append(2, at(2, 8), (offset) => stored.push(offset))
+    expect(spool.held).toEqual(at(0, 10))
+    expect([spool.from, spool.total, spool.kept, stored]).toEqual([0, 10, 0, []])
+    expect(await readAll(spool.reader(3))).toEqual([{ kind: 'bytes', offset: 3, bytes: at(3, 7) }])
+    await spool.end()
+    expect(await spool.tail(4)).toEqual({ offset: 6, bytes: at(6, 4) })
+    expect(readdirSync(directory)).toEqual([])
+    const again = Spool.resume(options({ holdBytes: 10 }), at(0, 10))
+    expect(await again.tail(100)).toEqual({ offset: 0, bytes: at(0, 10) })
+  })
+
+  test('that becomes large is on disk as if it had never been held', async () => {
+    const spool = Spool.begin(options({ holdBytes: 10 }))
+    const stored: number[] = []
+    spool.append(0, at(0, 7), (offset) => stored.push(offset))
+    spool.append(7, at(7, 20), (offset) => stored.push(offset))
+    await spool.settled()
+    expect([spool.held, spool.from, spool.total, spool.kept, stored]).toEqual([undefined, 0, 27, 27, [27]])
+    await spool.end()
+    expect(
+      Buffer.concat((await readAll(spool.reader(0))).map((p) => (p.kind === 'bytes' ? p.bytes : text('!')))),
+    ).toEqual(at(0, 27))
+    expect(Spool.resume(options({ holdBytes: 10 }), at(0, 3)).total).toBe(27)
+  })
+
+  test('with a gap in it is not held, nor one that is discarded', async () => {
+    const spool = Spool.begin(options({ holdBytes: 10 }))
+    spool.append(0, at(0, 3), ignoreStored)
+    spool.resume(5)
+    spool.append(5, at(5, 2), ignoreStored)
+    expect(await readAll(spool.reader(0))).toEqual([
+      { kind: 'bytes', offset: 0, bytes: at(0, 3) },
+      { kind: 'gap', offset: 5 },
+      { kind: 'bytes', offset: 5, bytes: at(5, 2) },
+    ])
+    await spool.end()
+    const other = Spool.begin(options({ name: 'other', holdBytes: 10 }))
+    other.append(0, at(0, 3), ignoreStored)
+    await other.discard()
+    expect(await readAll(other.reader(0))).toEqual([{ kind: 'gap', offset: 3 }])
+  })
+})
+
 test('spools of one directory, and names that begin alike, do not meet', async () => {
   const names = ['out', 'out.0000000000000000', 'outer']
   for (const name of names) {
@@ -243,6 +291,7 @@ test('whatever is written, read and killed in whatever order: no byte is lost, d
         keepBytes: fc.integer({ min: 1, max: 200 }),
         segmentBytes: fc.integer({ min: 1, max: 70 }),
         promptBytes: fc.constantFrom(0, 100, 1e9),
+        holdBytes: fc.constantFrom(0, 30),
       }),
       fc.integer({ min: 0, max: 100 }),
       async (steps, sizes, since) => {

@@ -9,7 +9,8 @@
 //
 // The first bytes are written synchronously, the rest is not: measured, 12 bytes take 40 µs with directory and file
 // where each asynchronous call waits for a thread to wake, but a flood must not hold the event loop while the kernel
-// makes it wait for the disk.
+// makes it wait for the disk. Of a stream that stays small there need not be a file at all (`holdBytes`): on a disk that
+// others keep busy, two of them were the larger half of what a short command cost.
 
 import {
   closeSync,
@@ -46,6 +47,11 @@ export interface SpoolOptions {
   readonly segmentBytes?: number
   /** The first so many bytes of the stream are written synchronously. Default: 64 KiB */
   readonly promptBytes?: number
+  /**
+   * A stream of at most so many bytes is held in memory, and not told as stored: its owner stores `held` when it has
+   * ended. Default: 0
+   */
+  readonly holdBytes?: number
 }
 
 /** What a reader meets: bytes, or that it goes on further on. */
@@ -67,6 +73,7 @@ interface Pending {
 /** What was written this little ago is in the page cache: reading it is no wait, and needs no other open file. */
 const HOT_BYTES = 64 * KiB
 const OFFSET_DIGITS = 16
+const NOTHING = Buffer.alloc(0)
 
 export class Spool implements OutputSink {
   readonly changes: Changes
@@ -74,6 +81,8 @@ export class Spool implements OutputSink {
   readonly #segmentBytes: number
   readonly #promptBytes: number
   #segments: Segment[]
+  /** All of the stream, while it is small enough to be held. */
+  #held: Buffer | undefined
   /** Of the last segment, while it is written to. */
   #fd: number | undefined
   #total: number
@@ -84,24 +93,29 @@ export class Spool implements OutputSink {
   #ended = false
   #failure: Fault | undefined
 
-  private constructor(options: SpoolOptions, segments: Segment[]) {
+  private constructor(options: SpoolOptions, segments: Segment[], held: Buffer) {
     this.#options = options
     this.changes = options.changes ?? new Changes()
     this.#segmentBytes = options.segmentBytes ?? Math.min(4 * MiB, Math.max(4 * KiB, Math.ceil(options.keepBytes / 4)))
     this.#promptBytes = options.promptBytes ?? 64 * KiB
     this.#segments = segments
-    this.#total = endOf(segments.at(-1))
+    this.#held = options.holdBytes && segments.length === 0 ? held : undefined
+    this.#total = this.#held?.length ?? endOf(segments.at(-1))
     this.#taken = this.#total
   }
 
   /** A stream that has nothing on disk yet. */
   static begin(options: SpoolOptions): Spool {
-    return new Spool(options, [])
+    return new Spool(options, [], NOTHING)
   }
 
-  /** Goes on where a former process ended. @throws Fault when the directory cannot be read */
-  static resume(options: SpoolOptions): Spool {
-    return new Spool(options, segmentsIn(options))
+  /**
+   * Goes on where a former process ended.
+   * @param held what was stored of a stream that was held
+   * @throws Fault when the directory cannot be read
+   */
+  static resume(options: SpoolOptions, held: Buffer = NOTHING): Spool {
+    return new Spool(options, segmentsIn(options), held)
   }
 
   /** Bytes of the stream so far, including what is no longer kept. */
@@ -111,12 +125,18 @@ export class Spool implements OutputSink {
 
   /** Offset of the first byte that is kept. */
   get from(): number {
+    if (this.#held) return 0
     return this.#segments[0]?.start ?? this.#total
   }
 
   /** Bytes on disk. */
   get kept(): number {
     return this.#segments.reduce((sum, { size }) => sum + size, 0)
+  }
+
+  /** The whole stream, where it is small enough to be held in memory: nothing of it is on disk. */
+  get held(): Buffer | undefined {
+    return this.#held
   }
 
   get ended(): boolean {
@@ -130,6 +150,7 @@ export class Spool implements OutputSink {
 
   /** The stream goes on at `offset`: what lies between the last file's end and it could not be kept. */
   resume(offset: number): void {
+    if (offset > this.#total) this.#unhold()
     this.#total = Math.max(this.#total, offset)
     this.#taken = Math.max(this.#taken, offset)
   }
@@ -137,6 +158,7 @@ export class Spool implements OutputSink {
   append(offset: number, bytes: Buffer, stored: (offset: number) => void): void {
     const fresh = bytes.subarray(Math.max(0, this.#taken - offset))
     const pending = { offset: Math.max(this.#taken, offset), bytes: fresh, stored }
+    if (this.#hold(pending)) return
     this.#taken = pending.offset + fresh.length
     if (!this.#writing && this.#taken <= this.#promptBytes) this.#writeNow(pending)
     else {
@@ -175,6 +197,7 @@ export class Spool implements OutputSink {
   /** Ends the stream and removes all of it: readers find a gap, and the end. */
   async discard(): Promise<void> {
     await this.end()
+    this.#held = undefined
     while ((await this.dropOldest()) > 0);
   }
 
@@ -204,6 +227,7 @@ export class Spool implements OutputSink {
   /** For readers: the segment that holds the byte at `offset`, or where reading goes on; undefined at the end. */
   locate(offset: number): { readonly start: number; readonly end: number } | { readonly gap: number } | undefined {
     if (offset >= this.#total) return undefined
+    if (this.#held) return { start: 0, end: this.#total }
     const segment = this.#segments.find((candidate) => offset < endOf(candidate))
     if (!segment) return { gap: this.#total }
     if (offset < segment.start) return { gap: segment.start }
@@ -212,6 +236,7 @@ export class Spool implements OutputSink {
 
   /** For readers: bytes that were written a moment ago, without a wait; undefined where that cannot be. */
   readHot(offset: number, end: number): Buffer | undefined {
+    if (this.#held) return this.#held.subarray(offset, end)
     const last = this.#segments.at(-1)
     if (!last || offset < last.start || this.#total - offset > HOT_BYTES) return undefined
     return this.#fd === undefined ? undefined : readNow(this.#fd, offset - last.start, end - offset)
@@ -229,6 +254,27 @@ export class Spool implements OutputSink {
 
   #path({ start }: Pick<Segment, 'start'>): string {
     return join(this.#options.directory, `${this.#options.name}.${String(start).padStart(OFFSET_DIGITS, '0')}`)
+  }
+
+  /** @returns false where the stream is, or becomes, too large for that */
+  #hold({ offset, bytes }: Pending): boolean {
+    const { holdBytes = 0 } = this.#options
+    if (!this.#held) return false
+    if (offset !== this.#held.length || offset + bytes.length > holdBytes) {
+      this.#unhold()
+      return false
+    }
+    this.#held = Buffer.concat([this.#held, bytes])
+    this.#taken = this.#held.length
+    this.#advance(this.#held.length)
+    return true
+  }
+
+  /** Writes what was held. It is told as stored with the bytes after it. */
+  #unhold(): void {
+    const held = this.#held
+    this.#held = undefined
+    if (held && held.length > 0) this.#writeNow({ offset: 0, bytes: held, stored: () => undefined })
   }
 
   #writeNow({ offset, bytes, stored }: Pending): void {

@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals'
-import { identify, readAccounts, UserNotFound } from './identity.js'
+import { accountsReader, identify, readAccounts, UserNotFound } from './identity.js'
 
 const accounts = {
   passwd: [
@@ -66,6 +66,21 @@ describe('readAccounts', () => {
 
   test('a file too large for accounts is not gone through', () => {
     expect(() => readAccounts([layer('large', { group: 'x'.repeat(300_000) })])).toThrow(UserNotFound)
+  })
+
+  test('of a sandbox that runs they are those that it sees now', () => {
+    const writable = join(root, 'writable')
+    mkdirSync(join(writable, 'etc'), { recursive: true })
+    const read = accountsReader(writable, [layer('image', { passwd: 'image', group: 'groups' })])
+    expect(read()).toEqual({ passwd: 'image', group: 'groups' })
+    expect(read()).toBe(read())
+    layer('writable', { passwd: 'changed' })
+    expect(read()).toEqual({ passwd: 'changed', group: 'groups' })
+    layer('writable', { passwd: 'changed again' })
+    expect(read().passwd).toBe('changed again')
+    rmSync(join(writable, 'etc'), { recursive: true })
+    symlinkSync('etc', join(writable, 'etc'))
+    expect(read()).toEqual({ passwd: '', group: '' })
   })
 
   test('no link leads out of the image', () => {

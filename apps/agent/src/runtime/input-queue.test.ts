@@ -119,7 +119,7 @@ describe('a writer', () => {
   test('that waits when the process ends is told so', async () => {
     const queue = new InputQueue()
     const waiting = queue.take(0, pattern(5))
-    queue.close(new Error('ended'))
+    queue.close(() => new Error('ended'))
     await expect(waiting).rejects.toThrow('ended')
     await expect(queue.take(5, pattern(1))).rejects.toThrow('ended')
   })

@@ -29,7 +29,7 @@ export class InputQueue {
   #window = STDIN_WINDOW_BYTES
   #total: number | undefined
   #endSent = false
-  #closed: Error | undefined
+  #closed: (() => Error) | undefined
   readonly #writers: Writer[] = []
 
   /** Offset up to which berth-init has the input, or it was dropped because the process closed it. */
@@ -49,7 +49,7 @@ export class InputQueue {
    */
   take(offset: number, bytes: Uint8Array): Promise<void> {
     const { end } = this
-    if (this.#closed) return Promise.reject(this.#closed)
+    if (this.#closed) return Promise.reject(this.#closed())
     if (offset > end)
       return Promise.reject(new Failure('input_gap', `input goes on at ${end}, not at ${offset}`, { stdinBytes: end }))
     const fresh = Buffer.from(bytes.subarray(Math.min(bytes.length, end - offset)))
@@ -102,11 +102,11 @@ export class InputQueue {
     return { kind: 'end', total: this.#total }
   }
 
-  /** The process takes nothing any more: who waits is told so. */
-  close(error: Error): void {
-    this.#closed ??= error
+  /** The process takes nothing any more: who waits, or comes, is told so. @param why made only where somebody hears it */
+  close(why: () => Error): void {
+    this.#closed ??= why
     this.#parts = []
-    for (const writer of this.#writers.splice(0)) writer.refused(error)
+    for (const writer of this.#writers.splice(0)) writer.refused(why())
   }
 
   /** The part that holds `offset`, from there on and at most `most` bytes. */

@@ -285,7 +285,7 @@ export class FollowedProcess implements SandboxProcess {
     if (this.#end) return
     this.#end = end
     this.#unsent = []
-    this.#input.close(new Failure('wrong_state', 'the process has ended'))
+    this.#input.close(() => new Failure('wrong_state', 'the process has ended'))
     this.#ready.resolve()
     this.#started.resolve(end)
     void Promise.all([this.#sinks.stdout.settled(), this.#sinks.stderr.settled()])
