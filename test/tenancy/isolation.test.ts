@@ -1,5 +1,6 @@
 import { routes } from '@berth/contracts'
 import { beforeAll, expect, test } from '@jest/globals'
+import { z } from 'zod'
 import { operator, run, sh, stdout, type TestTenant, tenant } from '../support/berth.js'
 
 let mine: TestTenant
@@ -12,7 +13,8 @@ beforeAll(async () => {
   const job = await run(mine, sh('echo mine'))
   const batch = await mine.post('/v1/batches', { jobs: [{ command: ['true'] }] })
   const key = await mine.post('/v1/keys', { name: 'mine' })
-  Object.assign(ids, { jobId: job.id, batchId: batch.body.id, keyId: key.body.id })
+  const sandbox = await mine.post('/v1/sandboxes', { name: 'mine' })
+  Object.assign(ids, { jobId: job.id, batchId: batch.body.id, keyId: key.body.id, sandbox: sandbox.body.id })
 })
 
 const tenantRoutes = routes.filter((r) => r.path.includes(':') && !['operator', 'node', 'public'].includes(r.scope))
@@ -24,7 +26,8 @@ test.each(tenantRoutes.map((r) => [`${r.method} ${r.path}`, r] as const))(
   async (_, route) => {
     const path = route.path.replace(/:(\w+)/g, (_whole, name: string) => ids[name] ?? `missing-${name}`)
     expect(path).not.toContain('missing-')
-    const response = await other.raw(route.method, path)
+    const json = { body: '{}', headers: { 'content-type': 'application/json' } }
+    const response = await other.raw(route.method, path, route.body instanceof z.ZodType ? json : {})
     expect(response.status).toBe(404)
     expect(await response.json()).toMatchObject({ code: expect.stringMatching(/_not_found$/) })
   },
@@ -35,6 +38,10 @@ test('lists show nothing of another tenant', async () => {
   expect((await other.get(`/v1/jobs?batchId=${ids.batchId}`)).body.items).toEqual([])
   expect((await other.get('/v1/keys')).body.items.map((key: { name: string }) => key.name)).toEqual(['test'])
   expect((await other.get('/v1/usage')).body.period.jobs).toBe(0)
+  expect((await other.get('/v1/sandboxes')).body.items).toEqual([])
+  expect((await other.get('/v1/sandboxes/mine')).body.code).toBe('sandbox_not_found')
+  expect((await other.get('/v1/events?limit=1000')).body.items).toEqual([])
+  expect((await mine.get('/v1/events')).body.items.length).toBeGreaterThan(2)
 })
 
 test('two tenants never share a host id', async () => {

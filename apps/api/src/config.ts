@@ -84,7 +84,7 @@ const Environment = z.object({
     .describe('Sysctls that sandboxes may set, by commas; `net.ipv4.*` for all below. Never more than the safe list'),
   BERTH_SANDBOX_SECCOMP: words(/^[a-z0-9][a-z0-9-]{0,31}$/)
     .optional()
-    .describe('Names of seccomp profiles that sandboxes may choose, by commas. Default: default'),
+    .describe('Names of seccomp profiles that sandboxes may choose, by commas. Default: default,strict'),
   BERTH_SANDBOX_NEW_PRIVILEGES: flag
     .default(false)
     .describe('Whether sandboxes may ask for noNewPrivileges: false (setuid programs work then)'),

@@ -52,7 +52,8 @@ export type ForgetAttempt = z.infer<typeof ForgetAttempt>
  *
  * `run` counts starts by request: a higher one than the node has carried out, with `desired` running, is a start (after
  * a stop, where it still runs). With the same run and `desired` running, a sandbox that has ended stays ended: that its
- * process ended is reported, and the API then wants it stopped.
+ * process ended is reported, and the API then wants it stopped. One that is `known` and that the node does not know has
+ * lost its files: the node does not make it, and reports it as deleted.
  */
 export const ApplySandbox = z.object({
   kind: z.literal('sandbox'),
@@ -65,6 +66,9 @@ export const ApplySandbox = z.object({
   tenantTerminals: z.number().int().min(0).describe('How many terminals the tenant may have open on this node'),
   spec: SandboxSpec,
   desired: SandboxDesired,
+  known: z
+    .boolean()
+    .describe('Whether the node has told of it before: one that it does not know then is lost, and not made anew'),
   run: z.number().int().min(0),
   stop: z
     .object({

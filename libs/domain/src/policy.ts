@@ -45,7 +45,7 @@ export const defaultSandboxPolicy: SandboxPolicy = {
     ...['CAP_MKNOD', 'CAP_SYS_NICE', 'CAP_LEASE'],
   ]),
   sysctls: safeSysctls,
-  seccompProfiles: new Set(['default']),
+  seccompProfiles: new Set(['default', 'strict']),
   newPrivileges: false,
   cpuset: true,
   maxOomScoreAdj: 1000,

@@ -125,6 +125,10 @@ describe('what its node no longer has', () => {
       stop: { graceMs: 0 },
     })
     expect(missing(lost, at(6))).toBe(lost)
+    expect(stepTo(running(), lost, at(5), { by: 'api' }).after).toMatchObject({ generation: 1, settled: true })
+    expect(told(lost, { state: 'running', phase: 'running' }).step.after).toMatchObject({
+      ...{ state: 'running', desired: 'stopped', generation: 2, settled: false, holds: false },
+    })
     expect(back(lost)).toBe(lost)
   })
 

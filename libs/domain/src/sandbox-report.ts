@@ -53,6 +53,10 @@ function ended(record: SandboxRecord, reason: SandboxReason | null): Partial<San
 const goneFromNode = (record: SandboxRecord, now: Date): SandboxRecord =>
   record.state === 'deleted' ? { ...record, phase: 'removed' } : missing(record, now)
 
+/** One that was given up as lost and runs all the same is wanted stopped, which its node has not heard. */
+const generationFor = (record: SandboxRecord): number =>
+  record.state === 'lost' && record.lostFrom === null ? record.generation + 1 : record.generation
+
 function stateOf(record: SandboxRecord, report: SandboxReport, now: Date): SandboxRecord {
   const { state, phase, phases, restarts, endsAt } = report
   if (state === 'deleted' || phase === 'removed') return goneFromNode(record, now)
@@ -67,7 +71,7 @@ function stateOf(record: SandboxRecord, report: SandboxReport, now: Date): Sandb
     startedAt: within(report.startedAt, record, now),
     endedAt: within(report.endedAt, record, now),
   }
-  if (state !== 'stopped' && state !== 'failed') return told
+  if (state !== 'stopped' && state !== 'failed') return { ...told, generation: generationFor(record) }
   // A start that was given up stays failed when the node then tells that it has cleaned up.
   const givenUp = record.state === 'failed' && state === 'stopped'
   const kept = givenUp ? { state: record.state, reason: record.reason } : {}
@@ -121,7 +125,10 @@ export function back(record: SandboxRecord): SandboxRecord {
   return { ...record, state: record.lostFrom, lostFrom: null }
 }
 
-/** No longer to be had: what it held is free, and if it ever comes up again it is to be stopped. */
+/**
+ * No longer to be had: what it held is free. Its node is not told, lest it make it anew, without its files; but if it
+ * ever comes up again it is to be stopped.
+ */
 const gone = (record: SandboxRecord, reason: SandboxReason, now: Date): SandboxRecord => ({
   ...record,
   state: 'lost',
@@ -130,7 +137,8 @@ const gone = (record: SandboxRecord, reason: SandboxReason, now: Date): SandboxR
   reason,
   desired: 'stopped',
   stop: { graceMs: 0, signal: null, reason: { code: reason.code, message: reason.message, by: reason.by } },
-  generation: record.generation + 1,
+  acknowledgedGeneration: record.generation,
+  missingSince: null,
   holds: false,
   endedAt: record.endedAt ?? now,
 })

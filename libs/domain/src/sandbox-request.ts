@@ -131,10 +131,9 @@ export function updatedSpec(spec: StoredSandboxSpec, update: SandboxUpdate): Sto
 }
 
 function update(record: SandboxRecord, change: SandboxUpdate, now: Date): SandboxRecord {
-  after(record, 'edit')
   const spec = updatedSpec(record.spec, change)
-  if (spec.limits !== record.spec.limits && JSON.stringify(spec.limits) !== JSON.stringify(record.spec.limits))
-    after(record, 'resize')
+  const resized = JSON.stringify(spec.limits) !== JSON.stringify(record.spec.limits)
+  after(record, resized ? 'resize' : 'edit')
   const name = change.name === undefined ? record.name : change.name
   const labels = change.labels === undefined || same(change.labels, record.labels) ? record.labels : change.labels
   // A clock that is given begins anew, even with the value that it has.

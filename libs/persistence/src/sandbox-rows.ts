@@ -104,6 +104,7 @@ export function applyCommand(record: SandboxRecord, tenant: TenantRow): Addresse
   const command: ApplySandbox = {
     kind: 'sandbox',
     ...{ nodeId, sandboxId, generation, tenantId, desired, run, stop },
+    known: record.acknowledgedGeneration > 0,
     ids: idRange(tenant.uid_slot),
     tenantLimits: tenantLimits(quota),
     tenantTerminals: quota.terminals,

@@ -112,6 +112,7 @@ describe('creating', () => {
         nodeId,
         sandboxId: made.sandbox.id,
         generation: 1,
+        known: false,
         tenantId,
         ids: { base: 1_000_000, count: 65_536 },
         tenantLimits: { memoryBytes: 64 * MiB, cpus: 2, pids: 99 },

@@ -17,6 +17,6 @@ export class EventsController {
   async stream({ principal, query, asking, signal }: Call<typeof streamEvents>) {
     const { 'last-event-id': given } = asking.headers
     const lastEventId = typeof given === 'string' && given !== '' ? given : undefined
-    return serverSentEvents(this.events.follow(principal, { ...query, lastEventId }, signal), signal)
+    return serverSentEvents(await this.events.follow(principal, { ...query, lastEventId }, signal), signal)
   }
 }

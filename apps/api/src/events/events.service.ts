@@ -47,13 +47,23 @@ export class EventsService {
   /**
    * Events until the client goes, its key is revoked or the process shuts down.
    * @param client aborted when the client goes
+   * @throws InvalidRequest, before anything is answered, for what is no id of an event
    */
-  async *follow(principal: TenantPrincipal, query: StreamQuery, client: AbortSignal): AsyncGenerator<ServerEvent> {
+  async follow(principal: TenantPrincipal, query: StreamQuery, client: AbortSignal) {
+    return this.from(await this.beginning(principal.tenantId, query), principal, query, client)
+  }
+
+  private async *from(
+    first: number,
+    principal: TenantPrincipal,
+    query: EventQuery,
+    client: AbortSignal,
+  ): AsyncGenerator<ServerEvent> {
     const watched = this.watch.begin(principal, client)
     const { tenantId } = principal
     const { signal } = watched
     try {
-      let after = await this.beginning(tenantId, query)
+      let after = first
       for (;;) {
         const from = after
         const look = () => this.next(tenantId, from, query)
