@@ -1,9 +1,11 @@
 import { promisify } from 'node:util'
-import { brotliCompress, gzip as zlibGzip } from 'node:zlib'
+import { brotliCompress, constants, gzip as zlibGzip } from 'node:zlib'
 import { defineConfig, type Plugin } from 'vite'
 import { xtermWithoutInlineStyle } from './xterm-style.js'
 
 const [brotli, gzip] = [promisify(brotliCompress), promisify(zlibGzip)]
+/** The best takes several times as long, for 8 % less. */
+const quick = { params: { [constants.BROTLI_PARAM_QUALITY]: 9 } }
 
 /** Beside every text its compressed copies, which the API sends to who takes them. Browsers take Brotli on https only. */
 const compressed: Plugin = {
@@ -13,7 +15,7 @@ const compressed: Plugin = {
     for (const output of Object.values(bundle)) {
       const source = output.type === 'chunk' ? output.code : output.source
       if (!/\.(js|css|svg)$/.test(output.fileName)) continue
-      this.emitFile({ type: 'asset', fileName: `${output.fileName}.br`, source: await brotli(source) })
+      this.emitFile({ type: 'asset', fileName: `${output.fileName}.br`, source: await brotli(source, quick) })
       this.emitFile({ type: 'asset', fileName: `${output.fileName}.gz`, source: await gzip(source, { level: 9 }) })
     }
   },
@@ -28,6 +30,8 @@ export default defineConfig({
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     chunkSizeWarningLimit: 600,
+    // On a machine that does much else any build is slow.
+    rolldownOptions: { checks: { pluginTimings: false } },
   },
   server: { proxy: { '/v1': { target: process.env.BERTH_URL ?? 'http://127.0.0.1:7433', ws: true } } },
 })

@@ -40,14 +40,20 @@ type Standing =
   | { readonly name: 'out'; readonly why: string | undefined }
   | { readonly name: 'in'; readonly session: Session }
 
+/** A revoked key or a suspended tenant is worth a word; a cookie that is gone, in another tab or by time, is not. */
+const whyOver = (error: ApiError): string =>
+  error.is('unauthenticated') ? 'The session is over; sign in again.' : error.message
+
 /** Shows the sign-in page until there is a session, and again when it is over. */
 function Gate() {
   const [standing, setStanding] = useState<Standing>({ name: 'unknown' })
   const api = useMemo(
     () =>
       new Api((error: ApiError) =>
-        // Who was never signed in has no need to be told that they are not.
-        setStanding((old) => ({ name: 'out', why: old.name === 'in' ? error.message : undefined })),
+        // Who was never signed in has no need to be told that they are not; of several answers the first one tells.
+        setStanding((old) =>
+          old.name === 'out' ? old : { name: 'out', why: old.name === 'in' ? whyOver(error) : undefined },
+        ),
       ),
     [],
   )

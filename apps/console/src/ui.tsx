@@ -170,8 +170,12 @@ export function Dialog({
     dialog?.showModal()
     return () => dialog?.close()
   }, [])
+  // The event comes late: what was closed may have been opened again, as React's development mode does on purpose.
+  const closed = () => {
+    if (!ref.current?.open) onClose()
+  }
   return (
-    <dialog ref={ref} className={wide ? 'wide' : ''} aria-labelledby={id} onClose={onClose}>
+    <dialog ref={ref} className={wide ? 'wide' : ''} aria-labelledby={id} onClose={closed}>
       <header>
         <h2 id={id}>{title}</h2>
         <button type="button" className="plain" aria-label="Close" onClick={onClose}>
