@@ -68,6 +68,10 @@ const Environment = z.object({
     .enum(['auto', ...runtimeNames])
     .default('auto')
     .describe('OCI runtime; auto takes crun where it is installed'),
+  BERTH_EXEC_DRIVER: z
+    .enum(['init', 'oci'])
+    .default('init')
+    .describe('How commands are run in a sandbox: by berth-init, or by the OCI runtime where berth-init has no socket'),
   BERTH_AGENT_HOST: z
     .string()
     .min(1)

@@ -1,10 +1,9 @@
 // sandbox-execs.ts: the execs of one sandbox. What runs is a session in memory; what has ended is a line in the log of
-// records and some files, opened when somebody asks for it. Everything that could grow is bounded here: how many run,
-// how many ended ones are kept and for how long, and what they take in memory and on disk together.
+// records and some files, opened when somebody asks for it. Everything that could grow is bounded: how many run and what
+// they take in memory, how many ended ones are kept and for how long (ended-execs.ts), and what all take on disk.
 
 import { randomBytes } from 'node:crypto'
-import { mkdirSync, readdirSync } from 'node:fs'
-import { rm } from 'node:fs/promises'
+import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import {
   type Exec,
@@ -22,21 +21,18 @@ import type { Logger } from '@berth/telemetry'
 import { UserNotFound } from '../runtime/identity.js'
 import { type SpawnRequest, spawnFlags } from '../runtime/init-wire.js'
 import type { MainEnd } from '../runtime/processes.js'
+import { EndedExecs, type EndedLimits } from './ended-execs.js'
 import { argumentBytes, execOutcome, specDigest, userNotFound, wasKilled } from './exec.plan.js'
 import type { ExecDriver } from './exec-driver.js'
 import { ExecRecord } from './exec-record.js'
 import { ExecSession, type SessionHooks, viewOf } from './exec-session.js'
 import { RecordLog } from './record-log.js'
 
-export interface ExecLimits {
+export interface ExecLimits extends EndedLimits {
   /** Execs that run, or whose output is held by something they left behind. berth-init knows 256 processes. */
   readonly running: number
   /** Arguments and environments of those, which are in memory. */
   readonly runningBytes: number
-  readonly ended: number
-  readonly endedMs: number
-  /** Records of all, which are mostly arguments. */
-  readonly recordBytes: number
   /** Output of all on disk. */
   readonly outputBytes: number
   /** Requests that use execs of the sandbox at the same moment. */
@@ -81,13 +77,6 @@ interface Running {
   readonly leave: () => void
 }
 
-interface Ended {
-  readonly endedAt: number
-  /** Of its files; undefined where it has none. */
-  readonly directory: string | undefined
-  readonly kept: number
-}
-
 export class SandboxExecs {
   readonly #home: ExecHome
   readonly #limits: ExecLimits
@@ -97,12 +86,10 @@ export class SandboxExecs {
   readonly #sessions = new Map<ExecId, ExecSession>()
   readonly #uses = new Map<ExecSession, number>()
   readonly #running = new Map<ExecId, Running>()
-  /** In the order of their ends. */
-  readonly #ended = new Map<ExecId, Ended>()
+  readonly #ended: EndedExecs
   /** Neither ended nor known to run: of a former agent. */
   #unfinished: readonly ExecRecord[] = []
   readonly #deleting = new Map<ExecId, Promise<void>>()
-  #removing: Promise<void> = Promise.resolve()
   #balancing = false
   #run: ExecRun | undefined
   #oomKills = 0
@@ -111,6 +98,7 @@ export class SandboxExecs {
     this.#home = home
     this.#limits = { ...defaultLimits, ...home.limits }
     this.#records = records
+    this.#ended = new EndedExecs(home.directory, records, this.#limits, home.log)
     this.#hooks = {
       directory: home.directory,
       log: home.log,
@@ -236,33 +224,24 @@ export class SandboxExecs {
 
   /** Drops what ended too long ago. */
   expire(now: Date): void {
-    this.#trim(now.getTime())
+    this.#ended.trim(now.getTime(), this.#inUse)
   }
 
   /** Leaves everything to another agent, or to nobody where the sandbox is no more. */
   async close(): Promise<void> {
     this.#run = undefined
     await Promise.all([...this.#sessions.values()].map((session) => session.abandon()))
-    await Promise.allSettled([...this.#deleting.values(), this.#removing])
+    await Promise.allSettled([...this.#deleting.values(), this.#ended.settled()])
     this.#records.close()
   }
 
+  /** Those that must stay as they are: used, held or being deleted. */
+  readonly #inUse = (id: ExecId): boolean => this.#sessions.has(id) || this.#deleting.has(id)
+
   #load(): void {
-    const ended: { readonly id: ExecId; readonly entry: Ended }[] = []
-    const unfinished: ExecRecord[] = []
-    const directories = new Set<string>()
-    for (const key of this.#records.keys()) {
-      const record = this.#read(ExecId.parse(key))
-      directories.add(record.directory)
-      if (record.end) ended.push({ id: record.id, entry: endedEntry(record) })
-      if (!record.end || record.held) unfinished.push(record)
-    }
-    ended.sort((a, b) => a.entry.endedAt - b.entry.endedAt)
-    for (const { id, entry } of ended) this.#ended.set(id, entry)
-    this.#unfinished = unfinished
-    // Of execs that were dropped, by an agent that was killed before it had removed their files.
-    for (const name of readdirSync(this.#home.directory))
-      if (/^[0-9a-f]{16}$/.test(name) && !directories.has(name)) this.#remove(name)
+    const records = [...this.#records.keys()].map((key) => this.#read(ExecId.parse(key)))
+    this.#unfinished = records.filter(({ end, held }) => !end || held)
+    this.#ended.load(records)
   }
 
   #read(id: ExecId): ExecRecord {
@@ -300,7 +279,7 @@ export class SandboxExecs {
     this.#running.delete(id)
     this.#sessions.delete(id)
     this.#records.delete(id)
-    this.#remove(directory)
+    this.#ended.removeFiles(directory)
   }
 
   /** @throws Failure `id_taken` where something else has the id */
@@ -347,7 +326,7 @@ export class SandboxExecs {
   async #erase(id: ExecId, session: ExecSession): Promise<void> {
     await session.discard()
     this.#sessions.delete(id)
-    this.#ended.delete(id)
+    this.#ended.forget(id)
     this.#records.delete(id)
   }
 
@@ -366,41 +345,15 @@ export class SandboxExecs {
   #noteEnd({ record }: ExecSession): void {
     this.#end(record.id)
     if (!record.held) this.#running.delete(record.id)
-    this.#ended.set(record.id, endedEntry(record))
-    this.#trim(Date.now())
+    this.#ended.note(record)
+    this.#ended.trim(Date.now(), this.#inUse)
   }
 
   #noteOver(session: ExecSession): void {
     const { record } = session
     this.#running.delete(record.id)
-    if (this.#ended.has(record.id)) this.#ended.set(record.id, endedEntry(record))
+    if (this.#records.has(record.id)) this.#ended.note(record)
     this.#close(record.id, session)
-  }
-
-  #trim(nowMs: number): void {
-    const { ended, endedMs, recordBytes } = this.#limits
-    for (const [id, { endedAt }] of this.#ended) {
-      const tooMany = this.#ended.size > ended || this.#records.bytes > recordBytes
-      if (!tooMany && endedAt > nowMs - endedMs) return
-      this.#dropEnded(id)
-    }
-  }
-
-  /** @returns false where it is held, used or being deleted */
-  #dropEnded(id: ExecId): boolean {
-    const entry = this.#ended.get(id)
-    if (!entry || this.#sessions.has(id) || this.#deleting.has(id)) return false
-    this.#records.delete(id)
-    this.#ended.delete(id)
-    if (entry.directory !== undefined) this.#remove(entry.directory)
-    return true
-  }
-
-  /** One after the other: many that expire at once should not take the disk from who waits for it. */
-  #remove(directory: string): void {
-    this.#removing = this.#removing
-      .then(() => rm(join(this.#home.directory, directory), { recursive: true, force: true }))
-      .catch((err: unknown) => this.#home.log.error({ directory, err }, 'exec.remove_failed'))
   }
 
   /** Beyond what all may take on disk the oldest ended ones go, then the oldest output of whoever has most. */
@@ -410,7 +363,7 @@ export class SandboxExecs {
     try {
       while (
         this.#outputBytes() > this.#limits.outputBytes &&
-        (this.#dropOldestOutput() || (await this.#cutLargest()))
+        (this.#ended.dropOldestOutput(this.#inUse) || (await this.#cutLargest()))
       );
     } finally {
       this.#balancing = false
@@ -418,15 +371,8 @@ export class SandboxExecs {
   }
 
   #outputBytes(): number {
-    let sum = 0
-    for (const [id, { kept }] of this.#ended) if (!this.#sessions.has(id)) sum += kept
-    for (const session of this.#sessions.values()) sum += session.kept
-    return sum
-  }
-
-  #dropOldestOutput(): boolean {
-    for (const [id, { kept }] of this.#ended) if (kept > 0 && this.#dropEnded(id)) return true
-    return false
+    const used = [...this.#sessions.values()].reduce((sum, { kept }) => sum + kept, 0)
+    return used + this.#ended.outputBytes(this.#inUse)
   }
 
   async #cutLargest(): Promise<boolean> {
@@ -465,13 +411,3 @@ function planned(run: ExecRun, spec: ExecSpec): SpawnRequest | UserNotFound {
 
 const flagsOf = ({ spec, hasInput }: ExecRecord) =>
   (spec.tty ? spawnFlags.tty : 0) | (spec.stdin || hasInput ? spawnFlags.stdin : 0)
-
-function endedEntry({ end, directory, hasInput }: ExecRecord): Ended {
-  const onDisk = (name: 'stdout' | 'stderr') => (end && !end.inline[name] ? end[name].bytes - end[name].from : 0)
-  const kept = onDisk('stdout') + onDisk('stderr')
-  return {
-    endedAt: end ? Date.parse(end.endedAt) : 0,
-    directory: kept > 0 || hasInput ? directory : undefined,
-    kept,
-  }
-}
