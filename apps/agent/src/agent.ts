@@ -14,6 +14,7 @@ import {
   INLINE_OUTPUT_BYTES,
   invariant,
 } from '@berth/contracts'
+import { spawnThrough } from '@berth/host'
 import { nodeCertificate, type StreamServerHandle, serveStreams } from '@berth/node-rpc'
 import type { Logger } from '@berth/telemetry'
 import { ApiClient, Refused } from './api-client.js'
@@ -46,6 +47,7 @@ const EXPIRY_MS = 600_000
 /** Starts the agent: returns once it has joined and takes work. @throws what the node lacks */
 export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   await claim(config.BERTH_AGENT_DATA)
+  const spawning = await spawnThrough(join(config.BERTH_INIT_DIR, 'berth-run'))
   const shop = await openShop(config, READY_LAYERS.count, log)
   const journal = new Journal(config.BERTH_AGENT_DATA)
   const images = await Images.open(config.BERTH_AGENT_DATA)
@@ -99,6 +101,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
       await supervisor.close()
       shop.tenants.close()
       await api.close()
+      await spawning[Symbol.asyncDispose]()
     },
   }
 }

@@ -58,7 +58,7 @@ const Environment = z.object({
     'Everything that the agent keeps. Others must be able to pass the directories above it (mode o+x)',
   ),
   BERTH_IMAGES_DIR: directory('/var/lib/berth/images').describe('OCI image layout whose images jobs can use'),
-  BERTH_INIT_DIR: directory(builtInit).describe('Where berth-init and berth-enter are'),
+  BERTH_INIT_DIR: directory(builtInit).describe('Where berth-init, berth-enter and berth-run are'),
   BERTH_CGROUP_PARENT: z
     .string()
     .regex(/^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$/, 'must be a name of letters, digits, "_" or "-"')

@@ -1,5 +1,5 @@
 // test.ts: `./berth test`. Everything that must hold, in one command: static checks, then each jest project, and a
-// minute of fuzzing for berth-init beside them. One line at the end counts all.
+// minute and a half of fuzzing for berth-init and berth-files beside them. One line at the end counts all.
 import { spawn } from 'node:child_process'
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { availableParallelism, tmpdir } from 'node:os'
@@ -66,7 +66,7 @@ async function fuzz(scratch: string): Promise<Tally> {
   const output = openSync(log, 'w')
   try {
     const exitCode = await timed('fuzz', () =>
-      call(['nice', '-n', '19', 'make', '-C', 'libs/init', 'run-fuzz'], output),
+      call(['nice', '-n', '19', 'make', '-C', 'libs/init', 'run-fuzz', 'run-fuzz-tar'], output),
     )
     if (exitCode !== 0) process.stderr.write(readFileSync(log, 'utf8').slice(-20_000))
     return tallyOfStep(exitCode)

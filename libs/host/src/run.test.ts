@@ -2,17 +2,25 @@ import { existsSync, readFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
-import { CommandFailed, expectSuccess, printable, run } from './run.js'
+import { CommandFailed, expectSuccess, printable, run, spawnThrough } from './run.js'
+
+const berthRun = join(import.meta.dirname, '../../init/build/berth-run')
 
 const node = (script: string, ...args: string[]): [string, ...string[]] => [process.execPath, '-e', script, ...args]
 
-describe('run', () => {
+describe.each(['by this process', 'by berth-run'])('run %s', (by) => {
   let dir = ''
+  let through: AsyncDisposable | undefined
   beforeAll(async () => {
+    if (by === 'by berth-run') through = await spawnThrough(berthRun)
     dir = await mkdtemp(join(tmpdir(), 'berth-run-'))
   })
-  afterAll(() => rm(dir, { recursive: true, force: true }))
+  afterAll(async () => {
+    await through?.[Symbol.asyncDispose]()
+    await rm(dir, { recursive: true, force: true })
+  })
 
   test('keeps the streams apart and tells the exit code as a result', async () => {
     const result = await run(node('process.stdout.write("out"); process.stderr.write("err"); process.exitCode = 7'))
@@ -84,6 +92,19 @@ describe('run', () => {
     await expect(run(['echo', 'a\0b'])).rejects.toThrow('start echo')
   })
 
+  test('two hundred at once, each with its own', async () => {
+    const results = await Promise.all(Array.from({ length: 200 }, (_, i) => run(['sh', '-c', `echo ${i}; exit ${i}`])))
+    results.forEach((result, i) => {
+      expect(result).toMatchObject({ exitCode: i, stdout: `${i}\n` })
+    })
+  })
+
+  test('the place where it runs is the one that was asked for', async () => {
+    expect((await run(['pwd'], { cwd: '/usr' })).stdout).toBe('/usr\n')
+    expect((await run(['pwd'])).stdout).toBe(`${process.cwd()}\n`)
+    await expect(run(['pwd'], { cwd: '/nowhere' })).rejects.toThrow('start pwd')
+  })
+
   test('expectSuccess tells command, reason and what was said', async () => {
     const failed = await run(['sh', '-c', 'echo because >&2; exit 3'])
     expect(() => expectSuccess(failed)).toThrow(CommandFailed)
@@ -94,5 +115,24 @@ describe('run', () => {
 
   test('printable quotes only what needs it', () => {
     expect(printable(['crun', '--root=/run/x', 'a b', ''])).toBe('crun --root=/run/x "a b" ""')
+  })
+})
+
+describe('berth-run', () => {
+  test('is not in the way once it has ended: what ran is told, what follows is started from here', async () => {
+    const through = await spawnThrough(berthRun)
+    const parent = Number((await run(['sh', '-c', 'echo $PPID'])).stdout)
+    const running = run(['sleep', '1000'])
+    await expect(Promise.all([running, run(['kill', '-KILL', String(parent)])])).rejects.toThrow('berth-run ended')
+    await expect(running).rejects.toThrow('start sleep')
+    const parentNow = async () => Number((await run(['sh', '-c', 'echo $PPID'])).stdout)
+    expect(await parentNow()).toBe(process.pid)
+    while ((await parentNow()) === process.pid) await delay(50) // and is started again
+    await through[Symbol.asyncDispose]()
+  })
+
+  test('a program that is not there is a fault', async () => {
+    await expect(spawnThrough('/nonexistent/berth-run')).rejects.toThrow('start /nonexistent/berth-run')
+    expect((await run(['true'])).exitCode).toBe(0)
   })
 })

@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { Fault } from '@berth/contracts'
+import { type Listener, type Running, Spawner } from './spawner.js'
 
 /** What became of a process: one shape for success, failure, timeout and cancel. */
 export interface ProcessResult {
@@ -39,6 +40,40 @@ export const bareEnvironment = {
 /** A daemonised descendant may keep the pipes open; after the process itself ended they are given this long. */
 const heldOpenMs = 250
 
+/** berth-run is started again this long after something ended it. */
+const restartMs = 1000
+
+let spawner: Spawner | undefined
+
+/**
+ * Has every further `run` of this process start its program by berth-run, which costs a large process a tenth of what
+ * its own fork does. While there is none, because something killed it, programs are started from here.
+ * @param program path of berth-run
+ * @returns what ends that
+ * @throws Fault when it cannot be started
+ */
+export async function spawnThrough(program: string): Promise<AsyncDisposable> {
+  let wanted = true
+  let restart: NodeJS.Timeout | undefined
+  const open = async () => {
+    const opened = await Spawner.open(program)
+    spawner = opened
+    opened.onEnd(() => {
+      spawner = undefined
+      // One that cannot be started is missed by nobody: everything works without.
+      if (wanted) restart = setTimeout(() => void open().catch(() => undefined), restartMs).unref()
+    })
+  }
+  await open()
+  return {
+    async [Symbol.asyncDispose]() {
+      wanted = false
+      clearTimeout(restart)
+      await spawner?.close()
+    },
+  }
+}
+
 /**
  * Runs a program to its end. Never a shell; an exit code is a result, never an exception. At the timeout, or when
  * `signal` aborts, the whole process group is killed with SIGKILL.
@@ -46,58 +81,50 @@ const heldOpenMs = 250
  */
 export function run(argv: readonly [string, ...string[]], options: RunOptions = {}): Promise<ProcessResult> {
   const started = performance.now()
-  const [program, ...args] = argv
   const limit = options.maxOutputBytes ?? 1024 * 1024
   return new Promise((resolve, reject) => {
-    const failed = (cause: unknown) => reject(new Fault(`start ${program}`, { cause }))
-    const child = start(program, args, options, failed)
-    if (!child) return
-    const stdout = collect(child.stdout, limit)
-    const stderr = collect(child.stderr, limit)
+    const output = { stdout: new Collected(limit), stderr: new Collected(limit) }
     const why = { timedOut: false, canceled: false }
+    let over = false
+    const settle = () => {
+      over = true
+      clearTimeout(timer)
+      options.signal?.removeEventListener('abort', onAbort)
+    }
+    const listener: Listener = {
+      output: (stream, bytes) => output[stream].add(bytes),
+      failed(cause) {
+        settle()
+        reject(new Fault(`start ${argv[0]}`, { cause }))
+      },
+      ended(exitCode, signal) {
+        settle()
+        const { stdout, stderr } = output
+        const truncated = stdout.truncated || stderr.truncated
+        const wallMs = performance.now() - started
+        // One that exited by itself was not killed, even if that was asked for meanwhile.
+        const killed = exitCode === undefined ? why : { timedOut: false, canceled: false }
+        resolve({ argv, exitCode, signal, stdout: stdout.text, stderr: stderr.text, ...killed, truncated, wallMs })
+      },
+    }
+    let running: Running | undefined
     const end = (reason: keyof typeof why) => {
-      if (child.exitCode !== null || child.signalCode !== null) return
+      if (over) return
       why[reason] = true
-      killGroup(child)
+      running?.kill()
     }
     const onAbort = () => end('canceled')
     const timer = setTimeout(() => end('timedOut'), options.timeoutMs ?? 30_000)
-    let drain: NodeJS.Timeout | undefined
-    const settle = () => {
-      clearTimeout(timer)
-      clearTimeout(drain)
-      options.signal?.removeEventListener('abort', onAbort)
-    }
-    child.on('error', (cause) => {
-      settle()
-      failed(cause)
-    })
-    child.on('exit', () => {
-      clearTimeout(timer)
-      drain = setTimeout(() => {
-        child.stdout?.destroy()
-        child.stderr?.destroy()
-      }, heldOpenMs)
-    })
-    child.on('close', (code, signal) => {
-      settle()
-      const [out, err] = [stdout(), stderr()]
-      const wallMs = performance.now() - started
-      const truncated = out.truncated || err.truncated
-      resolve({
-        argv,
-        exitCode: code ?? undefined,
-        signal: signal ?? undefined,
-        stdout: out.text,
-        stderr: err.text,
-        ...why,
-        truncated,
-        wallMs,
-      })
-    })
+    running = start(argv, options, listener)
     options.signal?.addEventListener('abort', onAbort)
     if (options.signal?.aborted) onAbort()
   })
+}
+
+function start(argv: readonly [string, ...string[]], options: RunOptions, listener: Listener): Running | undefined {
+  const { cwd = process.cwd(), env = bareEnvironment, stdin } = options
+  const elsewhere = stdin === undefined && spawner?.usable ? spawner.start(argv, { cwd, env }, listener) : undefined
+  return elsewhere ?? startHere(argv, options, listener)
 }
 
 /** The result itself when it exited 0. @throws CommandFailed otherwise */
@@ -131,32 +158,47 @@ function said(result: ProcessResult): string {
   return text || 'no output'
 }
 
-function start(
-  program: string,
-  args: readonly string[],
+/** Starts a program as a child of this process. */
+function startHere(
+  [program, ...args]: readonly [string, ...string[]],
   options: RunOptions,
-  failed: (cause: unknown) => void,
-): ChildProcess | undefined {
+  listener: Listener,
+): Running | undefined {
+  let child: ChildProcess
   try {
     // `detached` makes it the leader of a process group of its own, which is what a timeout kills.
-    const child = spawn(program, args, {
+    child = spawn(program, args, {
       cwd: options.cwd,
       env: options.env ?? bareEnvironment,
       detached: true,
       stdio: [options.stdin === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'],
     })
-    // EPIPE: a program may end without reading its input, and its exit code tells what that meant.
-    child.stdin?.on('error', () => child.stdin?.destroy())
-    child.stdin?.end(options.stdin)
-    return child
   } catch (cause) {
-    failed(cause) // E2BIG, or a NUL byte in an argument, is thrown at once
+    listener.failed(cause) // E2BIG, or a NUL byte in an argument, is thrown at once
     return undefined
   }
+  // EPIPE: a program may end without reading its input, and its exit code tells what that meant.
+  child.stdin?.on('error', () => child.stdin?.destroy())
+  child.stdin?.end(options.stdin)
+  child.stdout?.on('data', (chunk: Buffer) => listener.output('stdout', chunk))
+  child.stderr?.on('data', (chunk: Buffer) => listener.output('stderr', chunk))
+  let drain: NodeJS.Timeout | undefined
+  child.on('error', listener.failed)
+  child.on('exit', () => {
+    drain = setTimeout(() => {
+      child.stdout?.destroy()
+      child.stderr?.destroy()
+    }, heldOpenMs)
+  })
+  child.on('close', (code, signal) => {
+    clearTimeout(drain)
+    listener.ended(code ?? undefined, signal ?? undefined)
+  })
+  return { kill: () => killGroup(child) }
 }
 
 function killGroup(child: ChildProcess): void {
-  if (child.pid === undefined) return
+  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return
   try {
     process.kill(-child.pid, 'SIGKILL')
   } catch {
@@ -164,17 +206,26 @@ function killGroup(child: ChildProcess): void {
   }
 }
 
-function collect(stream: NodeJS.ReadableStream | null, limit: number) {
-  const chunks: Buffer[] = []
-  let kept = 0
-  let truncated = false
-  stream?.on('data', (chunk: Buffer) => {
-    const room = limit - kept
-    if (chunk.length > room) truncated = true
-    if (room <= 0) return
-    const part = chunk.length > room ? chunk.subarray(0, room) : chunk
-    chunks.push(part)
-    kept += part.length
-  })
-  return () => ({ text: Buffer.concat(chunks).toString('utf8'), truncated })
+/** The first bytes of a stream. */
+class Collected {
+  readonly #chunks: Buffer[] = []
+  #room: number
+  truncated = false
+
+  constructor(limit: number) {
+    this.#room = limit
+  }
+
+  get text(): string {
+    return Buffer.concat(this.#chunks).toString('utf8')
+  }
+
+  add(chunk: Buffer): void {
+    if (chunk.length > this.#room) this.truncated = true
+    if (this.#room <= 0) return
+    // A copy: the chunk may be part of a buffer that holds much else.
+    const part = Buffer.from(chunk.subarray(0, this.#room))
+    this.#chunks.push(part)
+    this.#room -= part.length
+  }
 }
