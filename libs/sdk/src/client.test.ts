@@ -2,7 +2,18 @@ import { once } from 'node:events'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { type Duplex, Readable } from 'node:stream'
-import { ApiError, createKey, createTenant, deleteJob, JobId, listJobs, route, Unreachable } from '@berth/contracts'
+import {
+  ApiError,
+  createExec,
+  createKey,
+  createTenant,
+  deleteJob,
+  ExecId,
+  JobId,
+  listJobs,
+  route,
+  Unreachable,
+} from '@berth/contracts'
 import { afterEach, expect, test } from '@jest/globals'
 import { WebSocketServer } from 'ws'
 import { z } from 'zod'
@@ -60,6 +71,16 @@ test('a lost answer is asked for again with the same idempotency key', async () 
   expect(keys[0]).toMatch(/^[0-9a-f-]{36}$/)
   expect(keys[1]).toBe(keys[0])
   expect(seen[1]?.headers.authorization).toBe('Bearer brt_test')
+})
+
+test('a command whose answer was lost is not run twice, unless it has an id', async () => {
+  const { client, seen } = await clientOf((_, response) => response.destroy(), { retries: 1 })
+  const params = { sandbox: 'box' }
+  await expect(client.call(createExec, { params, body: { command: ['true'] } })).rejects.toBeInstanceOf(Unreachable)
+  expect(seen).toHaveLength(1)
+  const named = { params, body: { id: ExecId.parse('mine'), command: ['true'] } }
+  await expect(client.call(createExec, named)).rejects.toBeInstanceOf(Unreachable)
+  expect(seen).toHaveLength(3)
 })
 
 test('an answer cut in the middle is asked for again, and told as unreachable in the end, as is a dead address', async () => {

@@ -17,8 +17,10 @@ import {
   apiError,
   type Item,
   type Output,
+  parseDuration,
   type Route,
   requestOf,
+  takesIdempotencyKey,
   Unreachable,
   valuesOf,
 } from '@berth/contracts'
@@ -45,7 +47,7 @@ export interface CallOptions {
   readonly headers?: Readonly<Record<string, string>>
 }
 
-/** Longest silence of the API: a long poll is a minute at most, and an open stream sends nothing while a job is quiet. */
+/** Longest silence of the API before it answers, besides what the call itself asks it to wait (`timeoutMs`). */
 const answerWithinMs = 90_000
 /** A wait asked for by the API that is longer than this is the caller's decision. */
 const longestRetryMs = 10_000
@@ -78,7 +80,7 @@ export class Client implements AsyncDisposable {
    */
   async call<R extends Route>(route: R, given: Arguments<R>, options: CallOptions = {}): Promise<Output<R>> {
     const request = this.#request(route, given, options)
-    const { status, text } = await this.#retrying(options, async () => {
+    const { status, text } = await this.#retrying(isRepeatable(route, given), options, async () => {
       const answer = await this.#once(route, request)
       return { status: answer.statusCode, text: await body(answer, route) }
     })
@@ -91,7 +93,7 @@ export class Client implements AsyncDisposable {
    */
   async open<R extends Route>(route: R, given: Arguments<R>, options: CallOptions = {}): Promise<Readable> {
     const request = this.#request(route, given, options)
-    return (await this.#retrying(options, () => this.#once(route, request))).body
+    return (await this.#retrying(isRepeatable(route, given), options, () => this.#once(route, request))).body
   }
 
   /**
@@ -144,12 +146,13 @@ export class Client implements AsyncDisposable {
     await this.close()
   }
 
-  async #retrying<T>(options: CallOptions, send: () => Promise<T>): Promise<T> {
+  /** @param repeatable whether a call whose answer was lost may be made again */
+  async #retrying<T>(repeatable: boolean, options: CallOptions, send: () => Promise<T>): Promise<T> {
     for (let attempt = 1; ; attempt++) {
       try {
         return await send()
       } catch (error) {
-        const waitMs = attempt > this.#retries ? undefined : retryAfter(error, attempt)
+        const waitMs = attempt > this.#retries ? undefined : retryAfter(error, attempt, repeatable)
         if (waitMs === undefined) throw error
         await pause(waitMs, options.signal)
       }
@@ -167,6 +170,7 @@ export class Client implements AsyncDisposable {
       path: this.#base + path,
       headers,
       body: body ?? null,
+      headersTimeout: answerWithinMs + waitOf(given),
       ...(options.signal ? { signal: options.signal } : {}),
     }
   }
@@ -201,10 +205,28 @@ export function isLost(error: unknown): boolean {
   return typeof error === 'object' && error !== null && 'syscall' in error
 }
 
+/** What a call asks the API to wait before it answers, in milliseconds. */
+function waitOf(given: object): number {
+  const query = 'query' in given && typeof given.query === 'object' ? given.query : null
+  const wanted = query && 'timeoutMs' in query ? query.timeoutMs : undefined
+  if (typeof wanted === 'number') return wanted
+  return typeof wanted === 'string' ? (parseDuration(wanted) ?? 0) : 0
+}
+
+/**
+ * A route without idempotency keys may only be called again where the request names what it makes: a command would
+ * otherwise run twice.
+ */
+function isRepeatable(route: Route, given: object): boolean {
+  if (route.method !== 'POST' || takesIdempotencyKey(route)) return true
+  const body = 'body' in given && typeof given.body === 'object' ? given.body : null
+  return body !== null && 'id' in body && body.id !== undefined
+}
+
 /** How long to wait before the same call again, or undefined when it would be of no use. */
-function retryAfter(error: unknown, attempt: number): number | undefined {
+function retryAfter(error: unknown, attempt: number, repeatable: boolean): number | undefined {
   const backoffMs = 100 * 2 ** (attempt - 1)
-  if (error instanceof Unreachable) return backoffMs
+  if (error instanceof Unreachable) return repeatable ? backoffMs : undefined
   if (!(error instanceof ApiError) || ![429, 503].includes(error.status)) return undefined
   const waitMs = error.retryAfterMs ?? backoffMs
   return waitMs <= longestRetryMs ? waitMs : undefined
