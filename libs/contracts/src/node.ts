@@ -104,7 +104,7 @@ export const deleteNode = route({
   rate: 'none',
   tag: 'nodes',
   summary: 'Remove a node',
-  description: 'Attempts still on it are lost and retried by their policy.',
+  description: 'Attempts still on it are lost and retried by their policy; its sandboxes are lost.',
   params: nodeParams,
   reply: { 204: 'empty' },
   errors: ['node_not_found'],

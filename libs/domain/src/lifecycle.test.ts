@@ -1,3 +1,5 @@
+import { readFileSync, writeFileSync } from 'node:fs'
+import type { SandboxState } from '@berth/contracts'
 import { describe, expect, test } from '@jest/globals'
 import {
   type AttemptEvent,
@@ -5,6 +7,7 @@ import {
   type JobEvent,
   jobLifecycle,
   type Lifecycle,
+  type SandboxRequestKind,
   sandboxLifecycle,
   sandboxRequests,
 } from './lifecycle.js'
@@ -68,4 +71,24 @@ describe('a refusal', () => {
   test('states without events are the final ones', () => {
     expect(jobLifecycle.states.filter(jobLifecycle.isFinal)).toEqual(['succeeded', 'failed', 'timed_out', 'canceled'])
   })
+})
+
+test('docs/sandboxes.md shows the table of requests (UPDATE_GOLDEN=1 writes it)', () => {
+  const path = new URL('../../../docs/sandboxes.md', import.meta.url)
+  const [begin, end] = ['<!-- requests: made from libs/domain/src/lifecycle.ts -->\n', '<!-- end -->']
+  const { states, allowed, next } = sandboxLifecycle
+  const row = (cells: readonly string[]) => `| ${cells.join(' | ')} |\n`
+  const cell = (state: SandboxState, request: SandboxRequestKind) =>
+    allowed(state, request) ? `\`${next(state, request)}\`` : '-'
+  const table = [
+    row(['request', ...states.map((state) => `\`${state}\``)]),
+    row(['request', ...states].map(() => '---')),
+    ...sandboxRequests.map((request) =>
+      row([request.replace('force_delete', '`delete?force=true`'), ...states.map((state) => cell(state, request))]),
+    ),
+  ].join('')
+  const text = readFileSync(path, 'utf8')
+  const golden = `${text.slice(0, text.indexOf(begin) + begin.length)}\n${table}\n${text.slice(text.indexOf(end))}`
+  if (process.env.UPDATE_GOLDEN) writeFileSync(path, golden)
+  expect(readFileSync(path, 'utf8')).toBe(golden)
 })
