@@ -21,12 +21,16 @@ import { ApiClient, Refused } from './api-client.js'
 import { capacityOf } from './capacity.js'
 import { carryOut } from './commands.js'
 import type { Config } from './config.js'
+import { InitDriver } from './exec/exec-driver.js'
+import { Execs } from './exec/execs.js'
 import { Images } from './images/images.js'
 import { Journal } from './journal.js'
 import { readHead } from './logs/store.js'
 import { Membership } from './membership.js'
 import { Reports } from './reports.js'
 import { clean, recover } from './sandbox/recovery.js'
+import { ResidentRecords } from './sandbox/resident-record.js'
+import { Residents } from './sandbox/residents.js'
 import type { RunnableImage } from './sandbox/sandbox.js'
 import { Supervisor } from './sandbox/supervisor.js'
 import { Turns } from './sandbox/turns.js'
@@ -57,34 +61,56 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const reports = new Reports({
     send: (batch) => api.report(batch),
     compose: (id) => compose(journal, id),
+    composeSandbox: (id) => residents.report(id),
+    onStored: (report) => residents.stored(report),
     isFinal: (error) => error instanceof Refused && error.final,
     log,
   })
-  const supervisor = new Supervisor({
+  const around = {
     shop,
-    journal,
     log,
-    reports,
-    resolveImage: async (reference) => resolve(images, reference),
+    resolveImage: async (reference: string) => resolve(images, reference),
     starts: new Turns(2 * availableParallelism()),
+  }
+  const supervisor = new Supervisor({
+    ...around,
+    journal,
+    reports,
     maxSandboxes: config.BERTH_MAX_SANDBOXES + 2 * availableParallelism(),
   })
-  await recover({ shop, journal, supervisor, log })
+  const execs = new Execs({
+    log,
+    openDriver: ({ processes }) => {
+      invariant(processes, 'execs are attached to a run that is up')
+      return new InitDriver(processes)
+    },
+    oomKills: ({ group }) => shop.cgroups.usage(group)?.oomKills ?? 0,
+  })
+  const records = new ResidentRecords(config.BERTH_AGENT_DATA)
+  const residents = new Residents({ ...around, records, reports, companions: [execs] })
+  await recover({ shop, journal, supervisor, records, residents, log })
 
   const capacity = capacityOf(config)
   const certificate = await nodeCertificate(config.BERTH_AGENT_DATA)
   let membership: Membership | undefined
-  const streams = await serve(config, { ...certificate, log, journal, supervisor, joined: () => membership?.joined })
+  const handlers = streamHandlers({ journal, supervisor, residents, execs, log })
+  const streams = await serve(config, { ...certificate, log, handlers, joined: () => membership?.joined })
   membership = new Membership({
     api,
     log,
-    standing: () => ({ capacity, images: [...images.list()], attempts: [...supervisor.standing()], sandboxes: [] }),
+    standing: () => ({
+      capacity,
+      images: [...images.list()],
+      attempts: [...supervisor.standing()],
+      sandboxes: [...residents.standing()],
+    }),
     introduction: {
       runtime: shop.runtime.version,
       streams: { url: streams.url, certificate: certificate.certificate },
     },
-    handle: (command) => carryOut(supervisor, command),
+    handle: (command) => carryOut(supervisor, residents, command),
     discard: (id) => supervisor.discard(id),
+    discardSandbox: (id) => residents.discard(id),
     concurrency: 32,
   })
   await membership.start()
@@ -98,7 +124,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
       await membership.close()
       await streams.close()
       await reports.close(LAST_REPORTS_MS)
-      await supervisor.close()
+      await Promise.all([supervisor.close(), residents.close()])
       shop.tenants.close()
       await api.close()
       await spawning[Symbol.asyncDispose]()
@@ -110,7 +136,11 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
 export async function cleanNode(config: Config, log: Logger): Promise<void> {
   await claim(config.BERTH_AGENT_DATA)
   const shop = await openShop(config, 0, log)
-  await clean(shop)
+  const sandboxes = await new ResidentRecords(config.BERTH_AGENT_DATA).load()
+  await clean(
+    shop,
+    sandboxes.map(({ id }) => id),
+  )
   await shop.pool.close()
 }
 
@@ -147,12 +177,11 @@ function serve(
     readonly certificate: string
     readonly key: string
     readonly log: Logger
-    readonly journal: Journal
-    readonly supervisor: Supervisor
+    readonly handlers: ReturnType<typeof streamHandlers>
     readonly joined: () => Membership['joined']
   },
 ): Promise<StreamServerHandle> {
-  const { certificate, key, log, journal, supervisor, joined } = parts
+  const { certificate, key, log, handlers, joined } = parts
   return serveStreams({
     host: config.BERTH_AGENT_HOST,
     port: config.BERTH_AGENT_PORT,
@@ -166,7 +195,7 @@ function serve(
       return nodeId
     },
     grantKey: () => joined()?.grantKey,
-    ...streamHandlers({ journal, supervisor }),
+    ...handlers,
   })
 }
 

@@ -1,8 +1,9 @@
-import { Fault, type NodeCommand, unreachable } from '@berth/contracts'
+import { type NodeCommand, unreachable } from '@berth/contracts'
+import type { Residents } from './sandbox/residents.js'
 import type { Supervisor } from './sandbox/supervisor.js'
 
 /** Carries out a command of the API. Returns once it is the agent's own: written down, or needing nothing. */
-export function carryOut(supervisor: Supervisor, command: NodeCommand): Promise<void> {
+export function carryOut(supervisor: Supervisor, residents: Residents, command: NodeCommand): Promise<void> {
   switch (command.kind) {
     case 'run':
       return supervisor.run(command)
@@ -11,7 +12,7 @@ export function carryOut(supervisor: Supervisor, command: NodeCommand): Promise<
     case 'forget':
       return supervisor.forget(command)
     case 'sandbox':
-      throw new Fault('apply a sandbox', { cause: 'this node holds none' })
+      return residents.apply(command)
     default:
       return unreachable(command)
   }

@@ -3,7 +3,7 @@
 // joining again; sandboxes run on meanwhile.
 
 import { setTimeout as delay } from 'node:timers/promises'
-import type { AttemptId, NodeCommand } from '@berth/contracts'
+import type { AttemptId, NodeCommand, SandboxId } from '@berth/contracts'
 import { consumeNodeQueue, type QueueConsumer } from '@berth/queue'
 import type { Logger } from '@berth/telemetry'
 import type { ApiClient, HeartbeatBody, JoinBody, Joined } from './api-client.js'
@@ -16,6 +16,8 @@ export interface MembershipOptions {
   readonly handle: (command: NodeCommand) => Promise<void>
   /** The API wants to know nothing more of this attempt. */
   readonly discard: (id: AttemptId) => Promise<void>
+  /** Nor of this sandbox. */
+  readonly discardSandbox: (id: SandboxId) => void
   /** How many commands may be in hand at once; each only until it is written down. */
   readonly concurrency: number
   readonly log: Logger
@@ -66,7 +68,7 @@ export class Membership {
   async #sayAlive(): Promise<void> {
     const { api, standing, log } = this.#options
     try {
-      await this.#discardAll((await api.heartbeat(standing())).unwanted)
+      await this.#discardAll(await api.heartbeat(standing()))
     } catch (err) {
       // The API may have taken the node for lost, or been replaced by another: introduce the node again.
       log.warn({ err }, 'heartbeat.failed')
@@ -86,7 +88,7 @@ export class Membership {
         log.info({ node: joined.nodeId }, 'node.joined')
         this.#rejoin = false
         await this.#takeWork(joined)
-        await this.#discardAll(joined.unwanted)
+        await this.#discardAll(joined)
         return
       } catch (err) {
         log.warn({ err }, 'join.failed')
@@ -115,8 +117,9 @@ export class Membership {
     })
   }
 
-  async #discardAll(ids: readonly AttemptId[]): Promise<void> {
-    await Promise.all(ids.map((id) => this.#options.discard(id)))
+  async #discardAll({ unwanted, unwantedSandboxes }: Pick<Joined, 'unwanted' | 'unwantedSandboxes'>): Promise<void> {
+    for (const id of unwantedSandboxes) this.#options.discardSandbox(id)
+    await Promise.all(unwanted.map((id) => this.#options.discard(id)))
   }
 
   async #pause(ms: number): Promise<void> {

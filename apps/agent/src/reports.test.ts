@@ -6,6 +6,8 @@ import {
   mintId,
   type NodeReport,
   reportSubject,
+  SandboxId,
+  type SandboxReport,
 } from '@berth/contracts'
 import { createLogger } from '@berth/telemetry'
 import { describe, expect, test } from '@jest/globals'
@@ -38,11 +40,20 @@ const finished = (attemptId: AttemptId): AttemptFinished => ({
   stderr: '',
 })
 
+const newSandbox = () => SandboxId.parse(mintId('sandbox', ++serial, Buffer.alloc(10, serial)))
+const sandbox = (sandboxId: SandboxId, sequence: number): SandboxReport => ({
+  ...{ kind: 'sandbox', sandboxId, generation: 1, sequence, state: 'running', phase: 'running', reason: null },
+  ...{ run: 1, restarts: 0, startedAt: null, endedAt: null, lastActivityAt: null, endsAt: null, ends: [], notes: [] },
+  phases: { placeMs: null, imageMs: null, rootfsMs: null, networkMs: null, startMs: null, readyMs: null },
+})
+
 class Poison extends Error {}
 
 /** A receiver that answers as told, and remembers every batch it took. */
 function receiver(answer: (reports: readonly NodeReport[]) => Promise<void> = async () => undefined) {
   const taken: string[][] = []
+  const sandboxes = new Map<SandboxId, SandboxReport>()
+  const stored: number[] = []
   const sent = new Map<string, (() => void)[]>()
   const reports = new Reports({
     send: async (batch) => {
@@ -51,12 +62,14 @@ function receiver(answer: (reports: readonly NodeReport[]) => Promise<void> = as
       for (const report of batch) for (const tell of sent.get(nameOf(report)) ?? []) tell()
     },
     compose: async (id) => finished(id),
+    composeSandbox: (id) => sandboxes.get(id),
+    onStored: (report) => void stored.push(report.sequence),
     isFinal: (error) => error instanceof Poison,
     log: createLogger({ name: 'test', level: 'silent' }),
   })
   const until = (what: string) =>
     new Promise<void>((resolve) => sent.set(what, [...(sent.get(what) ?? []), () => resolve()]))
-  return { reports, taken, until }
+  return { reports, taken, until, sandboxes, stored }
 }
 
 describe('reports', () => {
@@ -151,5 +164,82 @@ describe('reports', () => {
     await reports.close(50)
     expect(await stored).toBe(false)
     expect(await reports.finished(newId())).toBe(false)
+  })
+})
+
+describe('reports of a sandbox', () => {
+  const untilTrue = async (condition: () => boolean) => {
+    while (!condition()) await new Promise((resolve) => setTimeout(resolve, 1))
+  }
+
+  test('tell it as it is when they leave, and what was stored is told', async () => {
+    const { reports, taken, sandboxes, stored } = receiver()
+    const id = newSandbox()
+    sandboxes.set(id, sandbox(id, 1))
+    reports.sandbox(id, false)
+    sandboxes.set(id, sandbox(id, 2))
+    reports.sandbox(id, false)
+    await untilTrue(() => stored.length > 0)
+    expect(stored).toEqual([2])
+    expect(taken.flat()).toEqual([`sandbox ${id}`])
+  })
+
+  test('a change while one is on its way is told by the next, after it', async () => {
+    let release: () => void = () => undefined
+    const gate = new Promise<void>((resolve) => {
+      release = resolve
+    })
+    let first = true
+    const { reports, sandboxes, stored } = receiver(async () => {
+      if (first) await gate
+      first = false
+    })
+    const id = newSandbox()
+    sandboxes.set(id, sandbox(id, 1))
+    reports.sandbox(id, true)
+    await new Promise((resolve) => setImmediate(resolve))
+    sandboxes.set(id, sandbox(id, 2))
+    reports.sandbox(id, true)
+    reports.sandbox(id, true)
+    release()
+    await untilTrue(() => stored.length === 2)
+    expect(stored).toEqual([1, 2])
+  })
+
+  test('one that was not stored is told again, as it is then', async () => {
+    let failures = 2
+    const { reports, sandboxes, stored } = receiver(async () => {
+      if (failures-- > 0) throw new Fault('POST', { cause: 'away' })
+    })
+    const id = newSandbox()
+    sandboxes.set(id, sandbox(id, 1))
+    reports.sandbox(id, true)
+    await untilTrue(() => failures < 2)
+    sandboxes.set(id, sandbox(id, 5))
+    await untilTrue(() => stored.length > 0)
+    expect(stored).toEqual([5])
+  })
+
+  test('of one that is gone there is nothing to tell', async () => {
+    const { reports, taken } = receiver()
+    reports.sandbox(newSandbox(), true)
+    await reports.close(1000)
+    expect(taken).toEqual([])
+  })
+
+  test('one that is refused for good holds up no other, of whatever kind', async () => {
+    const poison = newSandbox()
+    const { reports, sandboxes, stored } = receiver(async (batch) => {
+      if (batch.some((report) => reportSubject(report) === poison)) throw new Poison()
+    })
+    sandboxes.set(poison, sandbox(poison, 1))
+    reports.sandbox(poison, true)
+    const id = newSandbox()
+    sandboxes.set(id, sandbox(id, 7))
+    reports.sandbox(id, true)
+    await reports.finished(newId())
+    await untilTrue(() => stored.length > 0)
+    expect(stored).toEqual([7])
+    await reports.close(0)
   })
 })

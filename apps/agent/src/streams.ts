@@ -2,20 +2,38 @@
 import type { Readable } from 'node:stream'
 import { Failure } from '@berth/contracts'
 import type { OutputRequest, ServeOptions } from '@berth/node-rpc'
+import type { Logger } from '@berth/telemetry'
+import { execHandler } from './exec/exec-handler.js'
+import type { Execs } from './exec/execs.js'
 import type { Journal } from './journal.js'
 import { readOutput } from './logs/store.js'
+import type { Residents } from './sandbox/residents.js'
+import { signalHandler } from './sandbox/signal-handler.js'
 import type { Supervisor } from './sandbox/supervisor.js'
 
 export interface StreamParts {
   readonly journal: Journal
   readonly supervisor: Pick<Supervisor, 'output'>
+  readonly residents: Residents
+  readonly execs: Execs
+  readonly log: Logger
 }
 
 /** The handlers of `serveStreams`. */
 export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' | 'sandbox'> {
+  const { residents, execs, log } = parts
   return {
     output: (call) => call.bytes(attemptOutput(parts, call.wanted, call.signal)),
-    sandbox: {},
+    sandbox: {
+      execs: execHandler(
+        {
+          of: (id) => execs.of(residents.find(id)),
+          up: async (id, signal) => execs.up(residents.find(id), signal),
+        },
+        log,
+      ),
+      signal: signalHandler(residents),
+    },
   }
 }
 
@@ -25,7 +43,7 @@ export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' 
  * @throws Failure output_gone when nothing is kept of it
  */
 export function attemptOutput(
-  { journal, supervisor }: StreamParts,
+  { journal, supervisor }: Pick<StreamParts, 'journal' | 'supervisor'>,
   { attemptId, stream, since, follow }: OutputRequest,
   signal: AbortSignal,
 ): Readable {

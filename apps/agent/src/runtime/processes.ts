@@ -100,6 +100,11 @@ export class Processes {
     this.#begin()
   }
 
+  /** Resolves when all that was claimed until now has ended. */
+  async allEnded(): Promise<void> {
+    await Promise.all([...this.#claimed.values()].map((process) => process.ended))
+  }
+
   /** Asks berth-init to end everything, itself last: SIGTERM, after the grace SIGKILL. */
   shutdown(graceMs: number): void {
     this.#shutdownMs = graceMs

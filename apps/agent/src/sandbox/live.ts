@@ -3,6 +3,7 @@
 
 import type { IdRange, SandboxId, SandboxSpec, SandboxState, TenantId } from '@berth/contracts'
 import type { OutputSinks, Processes, SandboxProcess } from '../runtime/processes.js'
+import type { NodeClock } from './clocks.plan.js'
 import type { RunnableImage } from './sandbox.js'
 
 /** A sandbox now. The same object for as long as the sandbox exists; its fields change with it. */
@@ -53,6 +54,10 @@ export interface Companion {
   remove(id: SandboxId): Promise<void>
   /** Takes the output of the main process; asked after `attach`. One companion at most answers. */
   mainOutput?(live: LiveSandbox): OutputSinks | undefined
+  /** A clock will end the run: whoever sits in front of it is told. */
+  warn?(live: LiveSandbox, clock: NodeClock, endsAt: Date): void
+  /** This agent process ends, and the sandboxes run on: lets go of everything as it is. Its processes are gone after. */
+  close?(): Promise<void>
 }
 
 /** The processes of a sandbox, for as long as it is held: to be disposed of. */

@@ -1,22 +1,41 @@
-// A node for tests: real pool, cgroups, runtime and berth-init in a directory and a cgroup of its own; an image made of
-// busybox; and reports that are kept instead of sent.
+// A node for tests: real pool, cgroups, runtime and berth-init in a directory and a cgroup of its own; images made of
+// busybox; and reports that are kept instead of sent, for jobs and for sandboxes that stay.
 
 import { randomBytes } from 'node:crypto'
 import { chmodSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { type AttemptId, type AttemptStarted, JobSpec, mintId, RunAttempt, TenantId } from '@berth/contracts'
+import { setTimeout as delay } from 'node:timers/promises'
+import {
+  ApplySandbox,
+  type AttemptId,
+  type AttemptStarted,
+  JobSpec,
+  mintId,
+  RunAttempt,
+  SandboxId,
+  SandboxReport,
+  SandboxSpec,
+  TenantId,
+} from '@berth/contracts'
 import { expectSuccess, removeTree, run } from '@berth/host'
 import { createLogger, type Logger } from '@berth/telemetry'
 import { type AttemptResult, Journal } from '../journal.js'
-import { readHead } from '../logs/store.js'
+import { OutputFile, readHead } from '../logs/store.js'
+import type { StreamName } from '../runtime/init-wire.js'
+import type { OutputSink, OutputSinks } from '../runtime/processes.js'
+import type { NodeClock } from './clocks.plan.js'
+import type { Companion, Lease, LiveSandbox } from './live.js'
+import { processRequest, sandboxConfinement } from './process.plan.js'
 import { clean, recover } from './recovery.js'
+import { ResidentRecords } from './resident-record.js'
+import { Residents } from './residents.js'
 import type { RunnableImage } from './sandbox.js'
 import { Supervisor } from './supervisor.js'
 import { Turns } from './turns.js'
 import { type OpenWorkshop, openWorkshop } from './workshop.js'
 
-const mint = (kind: 'attempt' | 'job' | 'tenant' | 'node') => mintId(kind, Date.now(), randomBytes(10))
+const mint = (kind: 'attempt' | 'job' | 'tenant' | 'node' | 'sandbox') => mintId(kind, Date.now(), randomBytes(10))
 export const newTenant = () => TenantId.parse(mint('tenant'))
 
 export interface NodeOptions {
@@ -25,6 +44,7 @@ export interface NodeOptions {
   readonly cgroupParent: string
   readonly log?: Logger
   readonly maxSandboxes?: number
+  readonly companions?: readonly Companion[]
 }
 
 /** A directory that sandboxes can pass, and a name for cgroups. */
@@ -36,6 +56,9 @@ export function newNodeDirectory(): { readonly directory: string; readonly cgrou
 }
 
 export class TestNode {
+  /** Every report of sandboxes, in order; only while `apiAway` is false they count as stored. */
+  readonly reports: SandboxReport[] = []
+  apiAway = false
   readonly started: AttemptStarted[] = []
   readonly results = new Map<AttemptId, AttemptResult>()
   readonly #waiting = new Map<AttemptId, ((result: AttemptResult) => void)[]>()
@@ -47,6 +70,7 @@ export class TestNode {
   ) {}
 
   supervisor!: Supervisor
+  residents!: Residents
 
   static async open(options: NodeOptions): Promise<TestNode> {
     const log = options.log ?? createLogger({ name: 'agent', level: 'silent' })
@@ -62,22 +86,21 @@ export class TestNode {
     })
     const journal = new Journal(dataDirectory)
     const node = new TestNode(options, shop, journal)
-    const image: RunnableImage = {
-      reference: 'busybox',
-      digest: 'sha256:0',
-      layers: [join(options.directory, 'image')],
-      config: {},
-    }
+    const around = { shop, log, resolveImage: images(join(options.directory, 'image')), starts: new Turns(4) }
     node.supervisor = new Supervisor({
-      shop,
+      ...around,
       journal,
-      log,
-      resolveImage: async (reference) => (reference === 'busybox' ? image : undefined),
-      starts: new Turns(4),
       maxSandboxes: options.maxSandboxes ?? 64,
       reports: { started: (report) => void node.started.push(report), finished: (id) => node.#finished(id) },
     })
-    await recover({ shop, journal, supervisor: node.supervisor, log })
+    const records = new ResidentRecords(dataDirectory)
+    node.residents = new Residents({
+      ...around,
+      records,
+      companions: options.companions ?? [new Tape()],
+      reports: { sandbox: (id) => setImmediate(() => node.#told(id)) },
+    })
+    await recover({ shop, journal, supervisor: node.supervisor, records, residents: node.residents, log })
     return node
   }
 
@@ -107,11 +130,81 @@ export class TestNode {
 
   /** Ends everything and removes every trace. */
   async destroy(): Promise<void> {
-    await this.supervisor.close()
+    await Promise.all([this.supervisor.close(), this.residents.close()])
     this.shop.tenants.close()
     await clean(this.shop)
     await this.shop.pool.close()
     await removeTree(this.options.directory)
+  }
+
+  /** The latest report of a sandbox. */
+  told(id: SandboxId): SandboxReport | undefined {
+    return this.reports.findLast((report) => report.sandboxId === id)
+  }
+
+  /** Waits for a report. */
+  async reported(id: SandboxId, what: (report: SandboxReport) => boolean, since = 0): Promise<SandboxReport> {
+    const found = () => this.reports.slice(since).find((report) => report.sandboxId === id && what(report))
+    for (let i = 0; i < 6000 && !found(); i++) await delay(5)
+    const report = found()
+    if (!report) throw new Error(`never reported; last: ${JSON.stringify(this.told(id))}`)
+    return report
+  }
+
+  /** Makes a sandbox and waits until it runs. */
+  async up(spec: SandboxInput = {}, more: Partial<ApplySandbox> = {}): Promise<ApplySandbox> {
+    const command = applySandbox(spec, more)
+    await this.residents.apply(command)
+    await this.reported(command.sandboxId, ({ state, run }) => state === 'running' && run === command.run)
+    return command
+  }
+
+  /** Wants something else of a sandbox. @returns the command, to go on from */
+  async want(before: ApplySandbox, change: Partial<ApplySandbox>): Promise<ApplySandbox> {
+    const command = ApplySandbox.parse({ ...before, ...change, generation: before.generation + 1 })
+    await this.residents.apply(command)
+    return command
+  }
+
+  /** Wants another state, and waits for it. */
+  async become(
+    before: ApplySandbox,
+    desired: ApplySandbox['desired'],
+    change: Partial<ApplySandbox> = {},
+  ): Promise<ApplySandbox> {
+    const since = this.reports.length
+    const command = await this.want(before, { desired, ...change })
+    await this.reported(
+      before.sandboxId,
+      ({ state, generation }) => state === desired && generation >= command.generation,
+      since,
+    )
+    return command
+  }
+
+  /** What the main process of a run has written. */
+  async taped(id: SandboxId, run = 1, restart = 0): Promise<{ stdout: string; stderr: string }> {
+    const path = (stream: string) =>
+      join(this.options.directory, 'agent/sandboxes', id, 'log', `${run}-${restart}.${stream}`)
+    const [stdout, stderr] = await Promise.all(['stdout', 'stderr'].map((stream) => readHead(path(stream), 1e7)))
+    return { stdout: String(stdout), stderr: String(stderr) }
+  }
+
+  /** Runs a command beside the main process, or in a stopped sandbox. @returns its exit code and output */
+  async inside(id: SandboxId, script: string): Promise<{ code: number | undefined; out: string }> {
+    const lease = await this.residents.lease(id)
+    try {
+      return await runIn(lease, script)
+    } finally {
+      await lease[Symbol.asyncDispose]()
+    }
+  }
+
+  #told(id: SandboxId): void {
+    const report = this.residents.report(id)
+    if (!report) return
+    this.reports.push(SandboxReport.parse(report))
+    if (!this.apiAway) this.residents.stored(report)
   }
 
   async #finished(id: AttemptId): Promise<boolean> {
@@ -122,6 +215,121 @@ export class TestNode {
     this.#waiting.delete(id)
     return true
   }
+}
+
+async function runIn({ live, processes }: Lease, script: string): Promise<{ code: number | undefined; out: string }> {
+  const out: Buffer[] = []
+  let length = 0
+  const sink: OutputSink = {
+    resume: () => undefined,
+    append: (offset, bytes, stored) => {
+      out.push(Buffer.from(bytes.subarray(Math.max(0, length - offset))))
+      length = offset + bytes.length
+      stored(length)
+    },
+    settled: () => Promise.resolve(),
+  }
+  const request = processRequest({
+    command: ['/bin/sh', '-c', script],
+    env: ['PATH=/bin'],
+    workingDir: '/',
+    who: { uid: 0, gid: 0, groups: [], home: '/' },
+    confinement: sandboxConfinement(live.spec),
+    flags: 0,
+    timeoutMs: 0,
+    graceMs: 0,
+  })
+  const process = processes.run(processes.allocate(), request, { stdout: sink, stderr: sink })
+  const end = await process.ended
+  process.forget()
+  if (end.kind !== 'exited') throw new Error(`${script}: ${JSON.stringify(end)}`)
+  return { code: end.exit.exitCode, out: Buffer.concat(out).toString() }
+}
+
+/** Keeps what main processes write, a file each; goes on with it after a restart of the agent. */
+export class Tape implements Companion {
+  readonly name = 'tape'
+  readonly attached: string[] = []
+  readonly #open = new Map<SandboxId, Record<StreamName, OutputFile>>()
+
+  async attach(live: LiveSandbox, adopted: boolean): Promise<void> {
+    this.attached.push(`${adopted ? 'adopt' : 'attach'} ${live.run}.${live.restart}`)
+    const directory = join(live.directory, 'log')
+    mkdirSync(directory, { recursive: true })
+    const path = (stream: string) => join(directory, `${live.run}-${live.restart}.${stream}`)
+    const [stdout, stderr] = await Promise.all([
+      OutputFile.open(path('stdout'), 1e8),
+      OutputFile.open(path('stderr'), 1e8),
+    ])
+    this.#open.set(live.id, { stdout, stderr })
+  }
+
+  async detach(live: LiveSandbox): Promise<void> {
+    this.attached.push(`detach ${live.run}.${live.restart}`)
+    await this.#end(live.id)
+  }
+
+  async remove(id: SandboxId): Promise<void> {
+    this.attached.push('remove')
+    await this.#end(id)
+  }
+
+  mainOutput(live: LiveSandbox): OutputSinks | undefined {
+    return this.#open.get(live.id)
+  }
+
+  warn(_live: LiveSandbox, clock: NodeClock): void {
+    this.attached.push(`warn ${clock}`)
+  }
+
+  async #end(id: SandboxId): Promise<void> {
+    const files = this.#open.get(id)
+    this.#open.delete(id)
+    await Promise.all([files?.stdout.end(), files?.stderr.end()])
+  }
+}
+
+export type SandboxInput = Partial<typeof SandboxSpec._zod.input>
+
+/** What the API wants of a new sandbox: that it runs. */
+export function applySandbox(spec: SandboxInput = {}, more: Partial<ApplySandbox> = {}): ApplySandbox {
+  const now = new Date().toISOString()
+  return ApplySandbox.parse({
+    kind: 'sandbox',
+    nodeId: mint('node'),
+    sandboxId: mint('sandbox'),
+    generation: 1,
+    tenantId: newTenant(),
+    ids: { base: 1_000_000, count: 65_536 },
+    tenantLimits: { memoryBytes: 4 * 1024 ** 3, cpus: 2, pids: 4096 },
+    tenantTerminals: 10,
+    spec: SandboxSpec.parse({ image: 'busybox', stopGraceMs: 5000, ...spec }),
+    desired: 'running',
+    run: 1,
+    stop: { graceMs: null, signal: null, reason: { code: 'requested', message: 'asked for', by: 'key_1' } },
+    requestedAt: now,
+    clocksFrom: now,
+    ...more,
+  })
+}
+
+/** `busybox` is bare; `service` has all that an image may say. */
+function images(layer: string) {
+  const bare: RunnableImage = { reference: 'busybox', digest: 'sha256:0', layers: [layer], config: {} }
+  const service: RunnableImage = {
+    reference: 'service',
+    digest: 'sha256:1',
+    layers: [layer],
+    config: {
+      entrypoint: ['sh', '-c'],
+      command: ['trap "echo quit; exit 0" QUIT; echo up; while :; do sleep 0.02; done'],
+      env: ['FROM=image', 'PATH=/bin'],
+      workingDir: '/tmp',
+      user: 'app',
+      stopSignal: 'SIGQUIT',
+    },
+  }
+  return async (reference: string) => [bare, service].find((image) => image.reference === reference)
 }
 
 /** A command as the API sends it. */

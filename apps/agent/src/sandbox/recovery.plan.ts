@@ -1,7 +1,7 @@
 // recovery.plan.ts: what becomes of each attempt, and of each thing found on the node, when the agent starts. Pure.
 // Everything that a sandbox holds is named by its attempt, so leftovers are a difference of sets.
 
-import type { AttemptId } from '@berth/contracts'
+import type { AttemptId, SandboxId } from '@berth/contracts'
 
 /** What is known of one attempt: from its directory, and from asking its berth-init. */
 export interface AttemptFacts {
@@ -34,7 +34,7 @@ export function fateOf(facts: AttemptFacts): Fate {
   return facts.alive ? 'adopt' : 'lose'
 }
 
-/** Things on the node that carry an attempt's name. */
+/** Things on the node that carry the name of an attempt or of a sandbox. */
 export interface Holdings {
   readonly containers: readonly string[]
   readonly layers: readonly string[]
@@ -42,9 +42,9 @@ export interface Holdings {
   readonly groups: readonly { readonly tenant: string; readonly name: string }[]
 }
 
-/** What of `found` belongs to no attempt that has a directory. */
-export function orphans(found: Holdings, attempts: readonly AttemptId[]): Holdings {
-  const known = new Set<string>(attempts)
+/** What of `found` belongs to nothing that has a directory. */
+export function orphans(found: Holdings, ids: readonly (AttemptId | SandboxId)[]): Holdings {
+  const known = new Set<string>(ids)
   const unknown = (name: string) => !known.has(name)
   return {
     containers: found.containers.filter(unknown),

@@ -3,59 +3,75 @@
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
-import { Fault, ignore } from '@berth/contracts'
+import { Fault, ignore, type SandboxId } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
 import type { AttemptRecord, Cancel, Journal } from '../journal.js'
-import { InitClient } from '../runtime/init-client.js'
+import { answers } from './container-run.js'
 import { type AttemptFacts, type Fate, fateOf, type Holdings, orphans } from './recovery.plan.js'
+import type { ResidentRecord, ResidentRecords } from './resident-record.js'
+import type { Residents } from './residents.js'
 import type { Entry } from './sandbox.js'
-import { releaseAll, type Workshop } from './steps.js'
+import { releaseAll, sandboxGroup, type Workshop } from './steps.js'
 import type { Supervisor } from './supervisor.js'
+import { Turns } from './turns.js'
 
 export interface RecoveryOptions {
   readonly shop: Workshop
   readonly journal: Journal
   readonly supervisor: Supervisor
+  readonly records: ResidentRecords
+  readonly residents: Residents
   readonly log: Logger
 }
 
 /** A berth-init that does not answer for this long is taken for dead, and its sandbox is ended. */
 const ANSWER_MS = 5_000
+/** Sandboxes that are gone on with at once. */
+const AT_ONCE = 16
 
 /** @throws when something that must be gone cannot be removed: the agent does not take work on such a node */
 export async function recover(options: RecoveryOptions): Promise<void> {
   const { shop, journal, log } = options
   await endStarters(shop.runtime.stateDirectory)
-  const records = await journal.load()
-  const found = await holdings(shop)
-  await removeOrphans(
-    shop,
-    orphans(
-      found,
-      records.map(({ id }) => id),
-    ),
-  )
-  for (const record of records) {
+  const [attempts, sandboxes] = [await journal.load(), await options.records.load()]
+  const known = [...attempts, ...sandboxes].map(({ id }) => id)
+  await removeOrphans(shop, orphans(await holdings(shop), known))
+  for (const record of attempts) {
     const fate = fateOf(await factsOf(record, journal))
     log.info({ attempt: record.id, fate }, 'recovery.attempt')
     await carryOut(options, record, fate)
   }
+  const turns = new Turns(AT_ONCE)
+  await Promise.all(sandboxes.map((record) => turns.run(() => enter(options, record))))
   await removeEmptyTenants(shop)
   await journal.expire(new Date())
 }
 
+/** A sandbox that stays goes on from where it was; one whose first command was just being written will come again. */
+async function enter({ shop, records, residents }: RecoveryOptions, record: ResidentRecord): Promise<void> {
+  const { id, accepted } = record
+  if (!accepted) return records.remove(id)
+  const group = sandboxGroup(shop, { id, tenantId: accepted.command.tenantId })
+  // What is frozen cannot answer, and is there.
+  const frozen = shop.cgroups.frozen(group) && shop.cgroups.processes(group).length > 0
+  await residents.enter(record, frozen || (await answers(records.paths(id).socket, ANSWER_MS)))
+}
+
 /**
- * Ends everything and removes every trace of it but records and output: `agent --clean`. Attempts that ran are lost,
- * which the next agent reports.
+ * Ends everything and removes every trace of it but records and output: `agent --clean`. What ran is lost, which the next
+ * agent reports.
+ * @param kept sandboxes that stay: their files are left as they are
  */
-export async function clean(shop: Workshop): Promise<void> {
+export async function clean(shop: Workshop, kept: readonly SandboxId[] = []): Promise<void> {
   await endStarters(shop.runtime.stateDirectory)
-  await removeOrphans(shop, await holdings(shop))
+  const found = await holdings(shop)
+  const files = new Set<string>(kept)
+  await removeOrphans(shop, { ...found, layers: found.layers.filter((layer) => !files.has(layer)) })
   await shop.cgroups.kill(shop.cgroupParent)
   await shop.cgroups.remove(shop.cgroupParent)
 }
 
-/** What the node holds that carries the name of an attempt. */
+/** What the node holds that carries the name of an attempt or a sandbox. */
 export async function holdings(shop: Workshop): Promise<Holdings> {
   const tenants = shop.cgroups.children(shop.cgroupParent)
   return {
@@ -76,24 +92,12 @@ async function factsOf(record: AttemptRecord, journal: Journal): Promise<Attempt
     spawned,
     canceled: cancelOf(record) !== undefined,
     ended,
-    alive: spawned && !ended && (await answers(journal.paths(record.id).socket)),
+    alive: spawned && !ended && (await answers(journal.paths(record.id).socket, ANSWER_MS)),
   }
 }
 
 const cancelOf = (record: AttemptRecord): Cancel | undefined =>
   record.entries.flatMap((entry) => (entry.event === 'cancel' ? [entry.cancel] : [])).at(-1)
-
-/** Any answer will do: a connection that is opened and dropped changes nothing in the sandbox. */
-async function answers(socket: string): Promise<boolean> {
-  try {
-    const client = await InitClient.open(socket, { timeoutMs: ANSWER_MS })
-    client.close()
-    return true
-  } catch (error) {
-    if (error instanceof Fault || ignore(error, 'ENOENT') === undefined) return false
-    throw error
-  }
-}
 
 async function carryOut(options: RecoveryOptions, record: AttemptRecord, fate: Fate): Promise<void> {
   const { shop, journal, supervisor, log } = options

@@ -35,12 +35,15 @@ export interface RunnableImage extends SandboxImage {
 /** What every sandbox of an agent shares. */
 export interface Surroundings {
   readonly shop: Workshop
-  readonly journal: Journal
   /** @returns undefined when the node has no such image */
   readonly resolveImage: (reference: string) => Promise<RunnableImage | undefined>
   /** How many containers may be starting at once. */
   readonly starts: Turns
   readonly log: Logger
+}
+
+export interface AttemptSurroundings extends Surroundings {
+  readonly journal: Journal
 }
 
 /** Where a life begins: with nothing, or where a crashed agent left it. */
@@ -67,7 +70,7 @@ const SIGTERM = 15
 const SIGKILL = 9
 
 export class Sandbox implements Named {
-  readonly #around: Surroundings
+  readonly #around: AttemptSurroundings
   readonly #life: Life
   readonly #log: Logger
   readonly #abort = new AbortController()
@@ -84,7 +87,7 @@ export class Sandbox implements Named {
   #concluded = false
   readonly paths: AttemptPaths
 
-  constructor(around: Surroundings, life: Life) {
+  constructor(around: AttemptSurroundings, life: Life) {
     this.#around = around
     this.#life = life
     this.#cancel = life.cancel

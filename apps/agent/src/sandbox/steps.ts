@@ -25,7 +25,7 @@ export interface SandboxImage {
 
 /** What the steps work with; one of each per agent. */
 export interface Workshop {
-  readonly pool: Pick<Pool, 'create' | 'remove' | 'path' | 'list' | 'resize' | 'usage'>
+  readonly pool: Pick<Pool, 'create' | 'remove' | 'path' | 'list' | 'resize' | 'usage' | 'fill'>
   readonly cgroups: Cgroups
   readonly cgroupVersion: 'v1' | 'v2'
   /** Group above all tenants, e.g. `berth`. */
@@ -60,7 +60,7 @@ export interface Step {
   release(shop: Workshop, named: Named): Promise<void>
 }
 
-export const sandboxGroup = (shop: Workshop, { tenantId, id }: Pick<Named, 'tenantId' | 'id'>) =>
+export const sandboxGroup = (shop: Pick<Workshop, 'tenants'>, { tenantId, id }: Pick<Named, 'tenantId' | 'id'>) =>
   `${shop.tenants.group(tenantId)}/${id}`
 
 /** The writable layer with its hard limit. */

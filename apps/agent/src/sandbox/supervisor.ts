@@ -7,7 +7,7 @@ import { type AttemptResult, type Cancel, keepUntil } from '../journal.js'
 import type { OutputFile } from '../logs/store.js'
 import type { StreamName } from '../runtime/init-wire.js'
 import { decideOutcome } from './outcome.plan.js'
-import { type Life, Sandbox, type Surroundings } from './sandbox.js'
+import { type AttemptSurroundings, type Life, Sandbox } from './sandbox.js'
 import { releaseAll } from './steps.js'
 import { Turns } from './turns.js'
 
@@ -18,7 +18,7 @@ export interface Reporting {
   finished(id: AttemptId): Promise<boolean>
 }
 
-export interface SupervisorOptions extends Surroundings {
+export interface SupervisorOptions extends AttemptSurroundings {
   readonly reports: Reporting
   /** How many sandboxes may exist at once, those being released included. */
   readonly maxSandboxes: number

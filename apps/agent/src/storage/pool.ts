@@ -108,6 +108,15 @@ export class Pool {
     return { referencedBytes: Number(fields[1]), exclusiveBytes: Number(fields[2]) }
   }
 
+  /** Of every layer that has a limit: what counts towards it, and the limit. One look at all, a moment old. */
+  async fill(): Promise<ReadonlyMap<string, { readonly usedBytes: number; readonly limitBytes: number }>> {
+    const result = expectSuccess(await run(['btrfs', 'qgroup', 'show', '--raw', '-r', this.root]))
+    const rows = result.stdout.matchAll(/^0\/\d+\s+(\d+)\s+\d+\s+(\d+)\s+(?:\S*\/)?(\S+)$/gm)
+    return new Map(
+      [...rows].map(([, used, limit, name = '']) => [name, { usedBytes: Number(used), limitBytes: Number(limit) }]),
+    )
+  }
+
   /** Ids of all layers in use. */
   async list(): Promise<readonly string[]> {
     return (await readdir(this.root)).filter((name) => !name.startsWith('.')).sort()
