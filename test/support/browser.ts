@@ -1,7 +1,9 @@
 // browser.ts: Debian's Chromium, driven by playwright-core, before a console whose network can be cut.
 import { execFileSync } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import { createServer, connect as dial, type Socket } from 'node:net'
+import { join } from 'node:path'
 import {
   type Browser,
   type BrowserContext,
@@ -118,4 +120,34 @@ export async function signIn(page: Page, url: string, key: string): Promise<void
   await page.getByLabel('API key').fill(key)
   await page.getByRole('button', { name: 'Sign in' }).click()
   await page.getByRole('heading', { name: 'Sandboxes' }).waitFor()
+}
+
+const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
+
+/** What axe-core finds wrong with the page as it is: rule, and the elements. */
+export async function barriers(page: Page): Promise<readonly string[]> {
+  await page.evaluate(axe)
+  return page.evaluate<readonly string[]>(`axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) =>
+    violations.map(({ id, nodes }) => id + ': ' + nodes.map(({ target }) => target.join(' ')).join(', ')))`)
+}
+
+/** How far the page is wider than its window, in pixels. */
+export const overflow = (page: Page): Promise<number> =>
+  page.evaluate<number>('document.documentElement.scrollWidth - document.documentElement.clientWidth')
+
+/** Keeps a picture of the page in the directory of BERTH_SCREENSHOTS, for people to look at. */
+export async function picture(page: Page, name: string): Promise<void> {
+  const directory = process.env.BERTH_SCREENSHOTS
+  if (!directory) return
+  mkdirSync(directory, { recursive: true })
+  await page.screenshot({ path: join(directory, `${name}.png`) })
+}
+
+/** The lines of the terminal that is shown, as they are drawn, without those that are empty at the end. */
+export async function screen(page: Page): Promise<string> {
+  const rows = await page.locator('.xterm-rows:visible > div').allInnerTexts()
+  return rows
+    .map((row) => row.replaceAll('\u00a0', ' ').trimEnd())
+    .join('\n')
+    .trimEnd()
 }

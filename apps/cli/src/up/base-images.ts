@@ -28,8 +28,8 @@ interface Recipe {
   readonly command: readonly string[]
 }
 
-/** Debian's essential packages and apt, and what a shell script may expect besides. */
-const base: Recipe = { name: 'debian', packages: ['ca-certificates', 'procps'], command: ['/bin/bash'] }
+/** Debian's essential packages and apt, and what a shell script, or who opens a shell, may expect besides. */
+const base: Recipe = { name: 'debian', packages: ['ca-certificates', 'procps', 'vim-tiny'], command: ['/bin/bash'] }
 const derived: readonly Recipe[] = [
   { name: 'python', packages: ['python3', 'python-is-python3'], command: ['python3'] },
   { name: 'node', packages: ['nodejs'], command: ['node'] },

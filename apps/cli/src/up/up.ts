@@ -114,7 +114,7 @@ async function startApi(
     name: 'api',
     argv: [process.execPath, apiProgram],
     env: {
-      ...passed(['LOG_LEVEL', 'BERTH_DB_POOL', 'BERTH_RETENTION']),
+      ...passed(['LOG_LEVEL', 'BERTH_DB_POOL', 'BERTH_RETENTION', 'BERTH_PUBLIC_URL', 'BERTH_TRUSTED_PROXIES']),
       BERTH_API_HOST: hostname,
       BERTH_API_PORT: port,
       DATABASE_URL: databaseUrl,
