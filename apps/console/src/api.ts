@@ -17,6 +17,8 @@ import {
 export interface CallOptions {
   readonly signal?: AbortSignal | undefined
   readonly headers?: Readonly<Record<string, string>>
+  /** Told when the answer has begun: a stream may be silent for hours after that. */
+  readonly onOpen?: () => void
 }
 
 export interface Upload {
@@ -75,7 +77,7 @@ export class Api {
     throw this.#refused(status, text, undefined)
   }
 
-  async #send(route: Route, given: object, { signal, headers = {} }: CallOptions): Promise<Response> {
+  async #send(route: Route, given: object, { signal, headers = {}, onOpen }: CallOptions): Promise<Response> {
     const { method, path, body } = requestOf(route, given)
     const answer = await fetch(path, {
       method,
@@ -92,7 +94,10 @@ export class Api {
     }).catch((cause: unknown) => {
       throw isAbort(cause) ? cause : new Unreachable(`${method} ${route.path}`, cause)
     })
-    if (answer.status in route.reply) return answer
+    if (answer.status in route.reply) {
+      onOpen?.()
+      return answer
+    }
     throw this.#refused(answer.status, await textOf(route, answer), answer.headers.get('retry-after') ?? undefined)
   }
 

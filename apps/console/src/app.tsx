@@ -1,14 +1,15 @@
 // app.tsx: who is signed in, and which page is shown. The page of a shared terminal needs no session.
-import { type ApiError, deleteSession, getSession, type Session } from '@berth/contracts'
+import { type ApiError, deleteSession, getSession, type Session, streamEvents } from '@berth/contracts'
 import { lazy, Suspense, useCallback, useContext, useEffect, useMemo, useState } from 'react'
 import { Link, Redirect, Route, Router, Switch, useLocation } from 'wouter'
 import { KeysPage } from './account/keys.js'
 import { SignIn } from './account/sign-in.js'
 import { UsagePage } from './account/usage.js'
 import { Api, isAbort } from './api.js'
+import { EventFeed } from './event-feed.js'
 import { JobPage } from './jobs/detail.js'
 import { JobsPage } from './jobs/list.js'
-import { ApiContext, EventContext, EventFeed, useApi, useStream } from './live.js'
+import { ApiContext, EventContext, useApi, useStream } from './live.js'
 import { SandboxPage } from './sandboxes/detail.js'
 import { SandboxesPage } from './sandboxes/list.js'
 import { ThemeButton } from './theme.js'
@@ -140,7 +141,11 @@ const places = [
 function Header({ session, onSignOut }: { readonly session: Session; readonly onSignOut: () => void }) {
   const api = useApi()
   const feed = useContext(EventContext)
-  const follow = useCallback((signal: AbortSignal, alive: () => void) => feed.follow(api, signal, alive), [api, feed])
+  const follow = useCallback(
+    (signal: AbortSignal, alive: () => void) =>
+      feed.follow((after) => api.values(streamEvents, { query: { after } }, { signal, onOpen: alive })),
+    [api, feed],
+  )
   const { error } = useStream(true, follow)
   const [location] = useLocation()
   const signOut = () => {

@@ -1,9 +1,10 @@
 // live.ts: what pages show, kept up to date. A page loads what it shows and loads it again when an event says that it
 // changed; one connection brings the events of all pages. Streams are closed while the tab is hidden: over HTTP/1.1 a
 // browser has six connections to a host for all its tabs, and a hidden one needs none.
-import { type BerthEvent, streamEvents } from '@berth/contracts'
+import type { BerthEvent } from '@berth/contracts'
 import { createContext, useCallback, useContext, useEffect, useRef, useState, useSyncExternalStore } from 'react'
 import { type Api, isAbort } from './api.js'
+import { EventFeed, type EventListener } from './event-feed.js'
 import { retryDelayMs } from './retry.js'
 
 export const ApiContext = createContext<Api | undefined>(undefined)
@@ -93,7 +94,7 @@ export function useLoaded<T>(load: (signal: AbortSignal) => Promise<T>): Loaded<
 
 /**
  * Runs `open` for as long as the tab is seen and `active` holds, and again after a failure, with growing waits; not after
- * it has returned. `open` is to end when its signal is aborted, and tells with `alive` that something came.
+ * it has returned. `open` is to end when its signal is aborted, and tells with `alive` that it is connected.
  * @returns whether it is connected at present, and what it failed with last
  */
 export function useStream(
@@ -160,46 +161,10 @@ export function oncePerFrame<T>(take: (all: readonly T[]) => void): (one: T) => 
   }
 }
 
-type Listener = (event: BerthEvent | 'resumed') => void
-
-/** The tenant's events, for all who listen. `resumed`: some may have been missed, look again. */
-export class EventFeed {
-  readonly #listeners = new Set<Listener>()
-  #last: string | undefined
-
-  /** Listens until the returned function is called. */
-  listen(listener: Listener): () => void {
-    this.#listeners.add(listener)
-    return () => void this.#listeners.delete(listener)
-  }
-
-  /** Follows the stream to its end, which comes with an error; goes on after the last event that was told. */
-  async follow(api: Api, signal: AbortSignal, alive: () => void): Promise<void> {
-    const after = this.#last
-    const values = api.values(
-      streamEvents,
-      { query: {} },
-      { signal, headers: after === undefined ? {} : { 'last-event-id': after } },
-    )
-    // Without a place to go on from, whatever happened before the stream began is in no event.
-    if (after === undefined) this.#tell('resumed')
-    for await (const event of values) {
-      alive()
-      this.#last = event.id
-      this.#tell(event)
-    }
-    throw new Error('the stream of events ended')
-  }
-
-  #tell(event: BerthEvent | 'resumed'): void {
-    for (const listener of this.#listeners) listener(event)
-  }
-}
-
 export const EventContext = createContext<EventFeed>(new EventFeed())
 
 /** Calls `onEvent` for each event; `onEvent` may change from render to render. */
-export function useEvents(onEvent: Listener): void {
+export function useEvents(onEvent: EventListener): void {
   const feed = useContext(EventContext)
   const latest = useRef(onEvent)
   useEffect(() => {

@@ -61,8 +61,11 @@ function useOutput(jobId: JobId, stream: OutputStream) {
         })
       })
       const query = { since: current.offset, follow: 'true' } as const
-      for await (const chunk of api.bytes(streamJobOutput, { params: { jobId, stream }, query }, { signal })) {
-        alive()
+      for await (const chunk of api.bytes(
+        streamJobOutput,
+        { params: { jobId, stream }, query },
+        { signal, onOpen: alive },
+      )) {
         current.offset += chunk.length
         draw(current.decoder.decode(chunk, { stream: true }))
       }

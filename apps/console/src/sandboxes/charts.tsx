@@ -51,10 +51,8 @@ export function Charts({ sandbox }: { readonly sandbox: Sandbox }) {
   const [series, setSeries] = useState(nothing)
   const follow = useCallback(
     async (signal: AbortSignal, alive: () => void) => {
-      for await (const sample of api.values(streamSandboxStats, { params: { sandbox: id } }, { signal })) {
-        alive()
+      for await (const sample of api.values(streamSandboxStats, { params: { sandbox: id } }, { signal, onOpen: alive }))
         setSeries((old) => addSample(old, sample))
-      }
     },
     [api, id],
   )

@@ -24,8 +24,11 @@ export function Logs({ sandbox }: { readonly sandbox: Sandbox }) {
       const from = since.current
       const query = { follow: 'true', ...(from === undefined ? { tail: TAIL } : { since: from }) } as const
       const draw = oncePerFrame<LogEntry>((entries) => setLog((old) => addEntries(old, entries)))
-      for await (const entry of api.values(getSandboxLogs, { params: { sandbox: id }, query }, { signal })) {
-        alive()
+      for await (const entry of api.values(
+        getSandboxLogs,
+        { params: { sandbox: id }, query },
+        { signal, onOpen: alive },
+      )) {
         since.current = entry.offset
         draw(entry)
       }
