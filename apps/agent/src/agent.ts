@@ -21,13 +21,16 @@ import { ApiClient, Refused } from './api-client.js'
 import { capacityOf } from './capacity.js'
 import { carryOut } from './commands.js'
 import type { Config } from './config.js'
-import { InitDriver } from './exec/exec-driver.js'
+import { type ExecDriver, InitDriver } from './exec/exec-driver.js'
 import { Execs } from './exec/execs.js'
+import { OciDriver } from './exec/oci-driver.js'
 import { Images } from './images/images.js'
 import { Journal } from './journal.js'
 import { readHead } from './logs/store.js'
 import { Membership } from './membership.js'
 import { Reports } from './reports.js'
+import type { OciRuntime } from './runtime/oci-runtime.js'
+import type { LiveSandbox } from './sandbox/live.js'
 import { clean, recover } from './sandbox/recovery.js'
 import { ResidentRecords } from './sandbox/resident-record.js'
 import { Residents } from './sandbox/residents.js'
@@ -80,10 +83,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   })
   const execs = new Execs({
     log,
-    openDriver: ({ processes }) => {
-      invariant(processes, 'execs are attached to a run that is up')
-      return new InitDriver(processes)
-    },
+    openDriver: (live) => execDriver(config.BERTH_EXEC_DRIVER, shop.runtime, live, log),
     oomKills: ({ group }) => shop.cgroups.usage(group)?.oomKills ?? 0,
   })
   const records = new ResidentRecords(config.BERTH_AGENT_DATA)
@@ -130,6 +130,19 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
       await spawning[Symbol.asyncDispose]()
     },
   }
+}
+
+/** Starts commands in a run of a sandbox that is up. */
+function execDriver(
+  wanted: Config['BERTH_EXEC_DRIVER'],
+  runtime: OciRuntime,
+  live: LiveSandbox,
+  log: Logger,
+): ExecDriver {
+  const { id, group, processes } = live
+  if (wanted === 'oci') return OciDriver.open({ runtime, id, group, directory: join(live.directory, 'oci-execs'), log })
+  invariant(processes, 'execs are attached to a run that is up')
+  return new InitDriver(processes)
 }
 
 /** Ends all sandboxes of this data directory and removes what they hold, the pool's mount included. */

@@ -252,14 +252,23 @@ describe('streams', () => {
 
   test('100 MiB: a fast reader gets all of it, a slow one a gap, and neither waits for the other', async () => {
     const bytes = 100 * MiB
-    const id = await start(sh(`yes 0123456789abcde | head -c ${bytes}`, { outputBytes: '8m' }))
+    // A MiB for each line of input, which comes when the fast reader has the one before: it is never behind.
+    const mebibytes = `while read -r x; do yes 0123456789abcde | head -c ${MiB}; done`
+    const id = await start(sh(mebibytes, { outputBytes: '8m', stdin: true }))
+    const more = (text: string, query = {}) =>
+      node.json('POST', [id, 'input'], { body: Readable.from([Buffer.from(text)]), query })
+    await more('\n')
     const slow = await node.call('GET', [id, 'stream'])
     const { body } = await node.call('GET', [id, 'output', 'stdout'], { query: { follow: true } })
     const fast = createHash('sha256')
     let length = 0
     for await (const chunk of body) {
       fast.update(chunk)
+      const before = length
       length += chunk.length
+      if (Math.floor(before / MiB) === Math.floor(length / MiB)) continue
+      if (length < bytes) await more('\n')
+      else await more('', { end: true })
     }
     const whole = createHash('sha256')
     const block = Buffer.from('0123456789abcde\n'.repeat(65_536))

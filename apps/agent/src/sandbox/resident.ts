@@ -70,6 +70,7 @@ export class Resident {
   #activityToldAt = 0
   #unwanted = false
   #closed = false
+  #removed = false
 
   constructor(context: ResidentContext, accepted: AcceptedSandbox, state: ResidentState) {
     const { shop, log } = context.around
@@ -185,7 +186,7 @@ export class Resident {
       for (const happening of this.#happenings.splice(0)) this.#take(happening)
       const now = Date.now()
       const step = nextStep(this.#desire(), this.#observed(), now)
-      if (step.do === 'end') return 'removed'
+      if (step.do === 'end') return this.#end()
       if (step.do === 'wait') await this.#sleep(seen, step.until)
       else await this.#carryOut(step, now)
     }
@@ -548,7 +549,14 @@ export class Resident {
     this.#context.onChange(this, true)
   }
 
+  #end(): 'removed' {
+    this.#removed = true
+    return 'removed'
+  }
+
+  /** Told a while after the activity: there may be nothing to write it to any more. */
   #saveActivity(): void {
+    if (this.#removed) return
     this.memory.save({ lastActivityAt: this.#activity.lastAt ?? null })
     if (Date.now() - this.#activityToldAt < ACTIVITY_TOLD_MS) return
     this.#activityToldAt = Date.now()
