@@ -38,7 +38,7 @@ const commandOf = (placed: { readonly command: RunAttempt } | undefined): RunAtt
 }
 
 const started = ({ nodeId, attemptId, generation }: RunAttempt) =>
-  db.jobs.recordStarted(nodeId, { kind: 'started', attemptId, generation, at: clock.now().toISOString() })
+  db.jobs.recordStarted(nodeId, [{ kind: 'started', attemptId, generation, at: clock.now().toISOString() }])
 
 const finish = (command: RunAttempt, change = {}) =>
   db.jobs.recordFinished(command.nodeId, finished(command, clock.now(), change))
@@ -70,6 +70,28 @@ test('the life of a job is told state by state, repeats are not', async () => {
   expect(events.map(({ data }) => data.attempt)).toEqual([1, 1, 1, 2, 2])
   expect(events[2]?.data).toMatchObject({ exitCode: 1, reason: { code: 'exit_nonzero', message: 'exit code 1' } })
 })
+
+test('what a node tells at once of many tenants is stored at once, each once, and what it may not tell is left out', async () => {
+  const tenants = [await givenTenant(db), await givenTenant(db)]
+  const nodeId = await givenNode(db)
+  const commands: RunAttempt[] = []
+  for (let i = 0; i < 6; i++)
+    commands.push(commandOf((await db.admission.admitJob(tenants[i % 2] ?? raise(), spec())).placed))
+  const report = (command: RunAttempt, generation = 1) =>
+    ({ kind: 'started', attemptId: command.attemptId, generation, at: clock.now().toISOString() }) as const
+  const reports = commands.map((command) => report(command))
+  expect(await db.jobs.recordStarted(await givenNode(db), reports)).toEqual([])
+  const [first = raise(), ...others] = reports
+  const told = await db.jobs.recordStarted(nodeId, [first, first, ...others, { ...first, generation: 2 }])
+  expect(told.map(({ jobId }) => jobId).sort()).toEqual(commands.map(({ jobId }) => jobId).sort())
+  expect(await db.jobs.recordStarted(nodeId, reports)).toEqual([])
+  for (const tenantId of tenants)
+    expect((await types(tenantId)).filter((type) => type === 'job.running')).toHaveLength(3)
+})
+
+function raise(): never {
+  throw new Error('there is none')
+}
 
 test('a batch is told job by job, and so is its cancellation', async () => {
   const tenantId = await givenTenant(db)

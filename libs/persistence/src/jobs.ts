@@ -145,41 +145,54 @@ async function deleteEnded(store: Store, access: Access, id: JobId): ReturnType<
   })
 }
 
-const startAttempt: Statement = {
-  name: 'start_attempt',
-  text: `WITH usage AS MATERIALIZED (
-      SELECT u.tenant_id FROM attempts a JOIN tenant_usage u ON u.tenant_id = a.tenant_id
-      WHERE a.id = $1 AND a.node_id = $2 AND a.state = 'placed' FOR UPDATE OF u
+// All that a node tells at once, in one statement: each would take its tenant's lock for a commit of its own.
+const startAttempts: Statement = {
+  name: 'start_attempts',
+  text: `WITH said AS MATERIALIZED (
+      SELECT s.id, s.generation, s.at, a.job_id, a.tenant_id
+      FROM unnest($1::text[], $2::integer[], $3::timestamptz[]) AS s(id, generation, at)
+      JOIN attempts a ON a.id = s.id AND a.node_id = $4 AND a.state = 'placed' AND a.generation >= s.generation
+    ), usage AS MATERIALIZED (
+      SELECT u.tenant_id FROM tenant_usage u WHERE u.tenant_id IN (SELECT tenant_id FROM said)
+      ORDER BY u.tenant_id FOR UPDATE
     ), job AS MATERIALIZED (
-      SELECT j.id, j.tenant_id, j.batch_id FROM usage CROSS JOIN attempts a JOIN jobs j ON j.id = a.job_id
-      WHERE a.id = $1 AND a.node_id = $2 AND a.state = 'placed' AND a.generation >= $3 FOR UPDATE OF j
+      SELECT j.id, j.tenant_id, j.batch_id FROM said s JOIN usage u ON u.tenant_id = s.tenant_id
+      JOIN jobs j ON j.id = s.job_id ORDER BY j.id FOR UPDATE OF j
     ), attempt AS (
-      UPDATE attempts a SET state = 'running', started_at = least(greatest($4::timestamptz, a.placed_at), $5),
-        acknowledged_generation = greatest(a.acknowledged_generation, $3), missing_since = NULL
-      FROM job WHERE a.id = $1 AND a.job_id = job.id AND a.state = 'placed'
-      RETURNING a.started_at, a.number, a.tenant_id, a.job_id, a.node_id
+      UPDATE attempts a SET state = 'running', started_at = least(greatest(s.at, a.placed_at), $5),
+        acknowledged_generation = greatest(a.acknowledged_generation, s.generation), missing_since = NULL
+      FROM said s JOIN job ON job.id = s.job_id WHERE a.id = s.id AND a.state = 'placed'
+      RETURNING a.started_at, a.number, a.tenant_id, a.job_id
     ), change_job AS (
       UPDATE jobs j SET state = 'running', started_at = coalesce(j.started_at, a.started_at)
-      FROM attempt a, job WHERE j.id = job.id AND j.state = 'placed'
+      FROM attempt a WHERE j.id = a.job_id AND j.state = 'placed'
     ), counted AS (
-      UPDATE tenant_usage u SET event_number = u.event_number + 1 FROM attempt a WHERE u.tenant_id = a.tenant_id
-      RETURNING u.event_number
+      UPDATE tenant_usage u SET event_number = u.event_number + s.jobs
+      FROM (SELECT tenant_id, count(*)::integer AS jobs FROM attempt GROUP BY tenant_id) s
+      WHERE u.tenant_id = s.tenant_id RETURNING u.tenant_id, u.event_number - s.jobs AS before
     ), told AS (
       INSERT INTO events (tenant_id, number, type, at, subject, by, data)
-      SELECT a.tenant_id, c.event_number, 'job.running', $5, a.job_id, 'agent',
-        jsonb_build_object('attempt', a.number, 'nodeId', a.node_id) FROM attempt a, counted c
+      SELECT c.tenant_id, c.before + row_number() OVER (PARTITION BY c.tenant_id ORDER BY a.job_id), 'job.running', $5,
+        a.job_id, 'agent', jsonb_build_object('attempt', a.number, 'nodeId', $4::text)
+      FROM counted c JOIN attempt a ON a.tenant_id = c.tenant_id
     )
-    SELECT job.* FROM job, attempt`,
+    SELECT DISTINCT job.* FROM job JOIN attempt a ON a.job_id = job.id`,
 }
 
 async function recordStarted(
   store: Store,
   nodeId: NodeId,
-  report: Parameters<Jobs['recordStarted']>[1],
+  reports: Parameters<Jobs['recordStarted']>[1],
 ): ReturnType<Jobs['recordStarted']> {
-  const { attemptId, generation, at } = report
-  const [row] = await store.rows<ChangeRow>(startAttempt, [attemptId, nodeId, generation, at, store.clock.now()])
-  return row && changeOf(row, false)
+  if (reports.length === 0) return []
+  const rows = await store.rows<ChangeRow>(startAttempts, [
+    reports.map(({ attemptId }) => attemptId),
+    reports.map(({ generation }) => generation),
+    reports.map(({ at }) => at),
+    nodeId,
+    store.clock.now(),
+  ])
+  return rows.map((row) => changeOf(row, false))
 }
 
 const recordFinished = (
@@ -202,7 +215,7 @@ export function openJobs(store: Store): Jobs {
     output: (access, id, attempt) => output(store, access, id, attempt),
     requestCancel: (access, id, by) => requestCancel(store, access, id, by),
     delete: (access, id) => deleteEnded(store, access, id),
-    recordStarted: (nodeId, report) => recordStarted(store, nodeId, report),
+    recordStarted: (nodeId, reports) => recordStarted(store, nodeId, reports),
     recordFinished: (nodeId, report) => recordFinished(store, nodeId, report),
     acknowledge: (nodeId, attempts) => acknowledge(store, nodeId, attempts),
     reconcile,

@@ -219,9 +219,15 @@ export interface Jobs {
   ): Promise<{ readonly job: Job; readonly cancel?: Addressed<CancelAttempt> }>
   /** @throws job_not_found, wrong_state (unfinished) */
   delete(access: Access, id: JobId): Promise<readonly Addressed<ForgetAttempt>[]>
-  /** undefined: stale, unknown, repeated, or not placed on this node. */
-  recordStarted(nodeId: NodeId, report: NodeReport & { readonly kind: 'started' }): Promise<JobChange | undefined>
-  /** Frees what the attempt held, exactly once, and ends the job or queues it again by its policy. Else as above. */
+  /** Without those that are stale, unknown, repeated, or not placed on this node. */
+  recordStarted(
+    nodeId: NodeId,
+    reports: readonly (NodeReport & { readonly kind: 'started' })[],
+  ): Promise<readonly JobChange[]>
+  /**
+   * Frees what the attempt held, exactly once, and ends the job or queues it again by its policy.
+   * @returns undefined where the report is stale, unknown, repeated, or not of this node
+   */
   recordFinished(nodeId: NodeId, report: NodeReport & { readonly kind: 'finished' }): Promise<JobChange | undefined>
   /** Notes that the node has seen these generations; `nodes.heartbeat` does this too. */
   acknowledge(

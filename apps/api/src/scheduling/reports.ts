@@ -1,6 +1,6 @@
-// reports.ts: what nodes say became of attempts and sandboxes → rows. A node repeats its reports until they are stored, so each one
-// may come more than once and late; persistence applies it once, and drops what is not about something placed on
-// the node that speaks.
+// reports.ts: what nodes say became of attempts and sandboxes → rows. A node repeats its reports until they are stored,
+// so each one may come more than once and late; persistence applies it once, and drops what is not about something
+// placed on the node that speaks.
 import { type NodeId, type NodeReport, reportSubject } from '@berth/contracts'
 import type { ChangedSandbox, JobChange } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
@@ -13,7 +13,11 @@ interface Stored {
   readonly sandbox?: ChangedSandbox
 }
 
-const ofJob = (job: JobChange | undefined): Stored | undefined => job && { job }
+type Started = Extract<NodeReport, { readonly kind: 'started' }>
+type Later = Exclude<NodeReport, Started>
+
+const isStarted = (report: NodeReport): report is Started => report.kind === 'started'
+const isLater = (report: NodeReport): report is Later => !isStarted(report)
 
 @Injectable()
 export class Reports {
@@ -24,24 +28,25 @@ export class Reports {
   ) {}
 
   /**
-   * Stores all of them, those of one attempt or sandbox in their order.
+   * Stores all of them: starts first, then those of one attempt or sandbox in their order.
    * @returns how many changed something
    * @throws Fault when one could not be stored; the node sends all of them again
    */
   async store(nodeId: NodeId, reports: readonly NodeReport[]): Promise<number> {
+    const started = await this.database.jobs.recordStarted(nodeId, reports.filter(isStarted))
     const results = await Promise.allSettled(
-      [...bySubject(reports).values()].map((ofOne) => this.storeInOrder(nodeId, ofOne)),
+      [...bySubject(reports.filter(isLater)).values()].map((ofOne) => this.storeInOrder(nodeId, ofOne)),
     )
     const stored = results.flatMap((result) => (result.status === 'fulfilled' ? result.value : []))
-    this.changes.announce(stored.flatMap(({ job }) => job ?? []))
+    this.changes.announce([...started, ...stored.flatMap(({ job }) => job ?? [])])
     this.changes.follow(stored.flatMap(({ sandbox }) => sandbox ?? []))
     if (reports.some(({ kind }) => kind === 'finished')) this.changes.roomMade()
     const failed = results.find((result) => result.status === 'rejected')
     if (failed) throw failed.reason
-    return stored.length
+    return started.length + stored.length
   }
 
-  private async storeInOrder(nodeId: NodeId, reports: readonly NodeReport[]): Promise<Stored[]> {
+  private async storeInOrder(nodeId: NodeId, reports: readonly Later[]): Promise<Stored[]> {
     const changes: Stored[] = []
     for (const report of reports) {
       const change = await this.storeOne(nodeId, report)
@@ -51,12 +56,12 @@ export class Reports {
     return changes
   }
 
-  private async storeOne(nodeId: NodeId, report: NodeReport): Promise<Stored | undefined> {
+  private async storeOne(nodeId: NodeId, report: Later): Promise<Stored | undefined> {
     switch (report.kind) {
-      case 'started':
-        return ofJob(await this.database.jobs.recordStarted(nodeId, report))
-      case 'finished':
-        return ofJob(await this.database.jobs.recordFinished(nodeId, report))
+      case 'finished': {
+        const job = await this.database.jobs.recordFinished(nodeId, report)
+        return job && { job }
+      }
       case 'sandbox': {
         const sandbox = await this.database.sandboxes.recordReport(nodeId, report)
         return sandbox && { sandbox }
@@ -65,8 +70,8 @@ export class Reports {
   }
 }
 
-function bySubject(reports: readonly NodeReport[]): Map<string, NodeReport[]> {
-  const groups = new Map<string, NodeReport[]>()
+function bySubject(reports: readonly Later[]): Map<string, Later[]> {
+  const groups = new Map<string, Later[]>()
   for (const report of reports) {
     const subject = reportSubject(report)
     const group = groups.get(subject)
