@@ -1,11 +1,34 @@
+import { get } from 'node:http'
+import { text } from 'node:stream/consumers'
 import { routes } from '@berth/contracts'
 import { beforeAll, expect, test } from '@jest/globals'
 import { z } from 'zod'
-import { operator, run, sh, stdout, type TestTenant, tenant } from '../support/berth.js'
+import { type Api, operator, run, sh, stack, stdout, type TestTenant, tenant } from '../support/berth.js'
 
 let mine: TestTenant
 let other: TestTenant
-const ids: Record<string, string> = { stream: 'stdout' }
+// Of what is inside a sandbox any id will do: the sandbox is not found.
+const ids: Record<string, string> = { stream: 'stdout', exec: 'e1', terminal: 't1', share: `shr_${'0'.repeat(26)}` }
+
+/** Query and body of each route that needs some to be understood at all. */
+const valid: Readonly<Record<string, { readonly query?: string; readonly body?: object }>> = {
+  createExec: { body: { command: ['true'] } },
+  runExec: { body: { command: ['true'] } },
+  signalExec: { body: { signal: 'TERM' } },
+  resizeExec: { body: { rows: 24, columns: 80 } },
+  readFile: { query: '?path=/etc/passwd' },
+  writeFile: { query: '?path=/tmp/x' },
+  removeFile: { query: '?path=/tmp/x' },
+  statFile: { query: '?path=/etc/passwd' },
+  listFiles: { query: '?path=/' },
+  makeDirectory: { body: { path: '/tmp/x' } },
+  renameFile: { body: { from: '/tmp/x', to: '/tmp/y' } },
+  watchFiles: { query: '?path=/' },
+  downloadTree: { query: '?path=/' },
+  uploadTree: { query: '?path=/tmp' },
+  resizeTerminal: { body: { rows: 24, columns: 80 } },
+  signalTerminal: { body: { signal: 'TERM' } },
+}
 
 beforeAll(async () => {
   mine = await tenant()
@@ -21,15 +44,40 @@ const tenantRoutes = routes.filter((r) => r.path.includes(':') && !['operator', 
 
 test('there are routes to check', () => expect(tenantRoutes.length).toBeGreaterThan(6))
 
+async function plain(api: Api, method: string, path: string, init: RequestInit) {
+  const response = await api.raw(method, path, init)
+  return { status: response.status, body: await response.json() }
+}
+
+/** What is answered to a WebSocket's handshake that is refused. */
+function upgrade(api: Api, path: string): Promise<{ status: number | undefined; body: unknown }> {
+  const headers = {
+    ...{ authorization: `Bearer ${api.key}`, connection: 'Upgrade', upgrade: 'websocket' },
+    ...{ 'sec-websocket-version': '13', 'sec-websocket-key': Buffer.alloc(16).toString('base64') },
+  }
+  return new Promise((resolve, reject) => {
+    const request = get(stack().url + path, { headers }, (response) => {
+      text(response).then((body) => resolve({ status: response.statusCode, body: JSON.parse(body) }), reject)
+    })
+    request.on('upgrade', (_response, socket) => {
+      socket.destroy()
+      reject(new Error('the handshake was not refused'))
+    })
+    request.on('error', reject)
+  })
+}
+
 test.each(tenantRoutes.map((r) => [`${r.method} ${r.path}`, r] as const))(
   '%s of another tenant is not found',
   async (_, route) => {
     const path = route.path.replace(/:(\w+)/g, (_whole, name: string) => ids[name] ?? `missing-${name}`)
     expect(path).not.toContain('missing-')
-    const json = { body: '{}', headers: { 'content-type': 'application/json' } }
-    const response = await other.raw(route.method, path, route.body instanceof z.ZodType ? json : {})
-    expect(response.status).toBe(404)
-    expect(await response.json()).toMatchObject({ code: expect.stringMatching(/_not_found$/) })
+    const { query = '', body = {} } = valid[route.id] ?? {}
+    const json = { body: JSON.stringify(body), headers: { 'content-type': 'application/json' } }
+    const init = route.body instanceof z.ZodType ? json : route.body === 'bytes' ? { body: 'bytes' } : {}
+    const isSocket = Object.values(route.reply).includes('socket')
+    const answer = isSocket ? await upgrade(other, path + query) : await plain(other, route.method, path + query, init)
+    expect(answer).toMatchObject({ status: 404, body: { code: expect.stringMatching(/_not_found$/) } })
   },
 )
 
