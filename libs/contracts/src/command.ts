@@ -53,7 +53,7 @@ export type ForgetAttempt = z.infer<typeof ForgetAttempt>
  * `run` counts starts by request: a higher one than the node has carried out, with `desired` running, is a start (after
  * a stop, where it still runs). With the same run and `desired` running, a sandbox that has ended stays ended: that its
  * process ended is reported, and the API then wants it stopped. One that is `known` and that the node does not know has
- * lost its files: the node does not make it, and reports it as deleted.
+ * lost its files: the node does not make it, and its heartbeats leave it out, so that the API gives it up.
  */
 export const ApplySandbox = z.object({
   kind: z.literal('sandbox'),

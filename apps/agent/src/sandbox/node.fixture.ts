@@ -305,6 +305,7 @@ export function applySandbox(spec: SandboxInput = {}, more: Partial<ApplySandbox
     tenantTerminals: 10,
     spec: SandboxSpec.parse({ image: 'busybox', stopGraceMs: 5000, ...spec }),
     desired: 'running',
+    known: false,
     run: 1,
     stop: { graceMs: null, signal: null, reason: { code: 'requested', message: 'asked for', by: 'key_1' } },
     requestedAt: now,

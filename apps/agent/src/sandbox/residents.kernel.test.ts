@@ -73,6 +73,11 @@ describe('a sandbox', () => {
     expect((await node.inside(command.sandboxId, 'cat /etc/hostname')).code).toBe(0)
   })
 
+  test('that the node has had and does not have any more is not made anew, without its files', async () => {
+    await node.residents.apply(applySandbox({}, { known: true, generation: 3, run: 2 }))
+    expect(node.residents.standing()).toEqual([])
+  })
+
   test('has the output and the exit code of its main process kept', async () => {
     const { sandboxId: id } = await node.up(sh('echo out; echo err >&2; read x || exit 1'))
     await says(id, 'out')

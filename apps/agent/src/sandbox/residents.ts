@@ -65,6 +65,12 @@ export class Residents {
       known.apply(command)
       return
     }
+    // Its files are lost: made anew it would look as if they had never been. The heartbeat leaves it out, and the API
+    // gives it up.
+    if (command.known && command.desired !== 'deleted') {
+      log.warn({ sandbox: id, generation }, 'sandbox.unknown')
+      return
+    }
     const accepted = { command, acceptedAt: new Date().toISOString() }
     records.accept(accepted)
     log.info({ sandbox: id, generation, desired: command.desired, run: command.run }, 'sandbox.accepted')
