@@ -308,6 +308,25 @@ describe('without a container', () => {
     expect([r.status, r.stderr]).toEqual([120, `berth-enter: ${message}\n`])
   })
 
+  test('a sealed program is a copy in memory that nobody can write to, and holds no descriptor of it', () => {
+    const look = 'readlink /proc/$$/exe; ls -l /proc/$$/fd | grep -c memfd; (: > /proc/$$/exe) 2>&1; echo "$0 $1"'
+    const r = enter('berth-enter', '--seal', '--', 'dash', '-c', look, 'zero', 'one')
+    const [exe, held, refused, words] = r.stdout.split('\n')
+    expect([exe, held, words]).toEqual(['/memfd:dash (deleted)', '0', 'zero one'])
+    expect(refused).toMatch(/Text file busy|Operation not permitted/)
+  })
+
+  test('a script, which no copy can be made of, is executed as it is; what is not there is told', () => {
+    const script = join(directory('seal'), 'script')
+    writeFileSync(script, '#!/bin/sh\necho "by $0"', { mode: 0o755 })
+    expect(enter('berth-enter', '--seal', '--', script).stdout).toBe(`by ${script}\n`)
+    const missing = enter('berth-enter', '--seal', '--', 'no-such-program')
+    expect([missing.status, missing.stderr]).toEqual([
+      120,
+      'berth-enter: exec: no-such-program: No such file or directory\n',
+    ])
+  })
+
   test('the socket is the owner’s alone, and fd 3', () => {
     const path = join(directory('listen'), 'sock')
     const r = enter('berth-enter', '--listen', path, '--', 'sh', '-c', 'readlink /proc/self/fd/3; umask')

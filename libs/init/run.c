@@ -202,7 +202,7 @@ static int child_exec(const struct start *s) {
 static void child(const struct start *s, const int theirs[2], pid_t parent, volatile int *error) {
   sigset_t none;
   sigemptyset(&none);
-  setsid();   /* a group of its own, which is what KILL kills */
+  setpgid(0, 0);   /* what KILL kills; not a session, for each of which the kernel makes a scheduling group */
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   signal(SIGPIPE, SIG_DFL);
   sigprocmask(SIG_SETMASK, &none, NULL);

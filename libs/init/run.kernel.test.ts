@@ -119,14 +119,14 @@ describe('a program', () => {
     expect([runner.text(9, 1), runner.text(9, 2)]).toEqual(['b two words\n\n', '/usr\n'])
   })
 
-  test('holds nothing of ours: three descriptors, no blocked or ignored signal, a session of its own', async () => {
-    const script = 'ls /proc/self/fd | wc -l; grep -E "^Sig(Blk|Ign)" /proc/self/status; ps -o sid= -p $$; echo $$'
+  test('holds nothing of ours: three descriptors, no blocked or ignored signal, a process group of its own', async () => {
+    const script = 'ls /proc/self/fd | wc -l; grep -E "^Sig(Blk|Ign)" /proc/self/status; ps -o pgid= -p $$; echo $$'
     runner.send(frame(START, 1, startOf(['sh', '-c', script])))
     await runner.end(1)
-    const [fds, blocked, ignored, session, pid] = runner.text(1).trim().split('\n')
+    const [fds, blocked, ignored, group, pid] = runner.text(1).trim().split('\n')
     expect(Number(fds)).toBe(4) // ls holds the directory that it lists
     expect([blocked, ignored]).toEqual(['SigBlk:\t0000000000000000', 'SigIgn:\t0000000000000000'])
-    expect(session?.trim()).toBe(pid)
+    expect(group?.trim()).toBe(pid)
   })
 
   test.each([

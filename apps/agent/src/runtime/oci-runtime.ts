@@ -55,6 +55,9 @@ const globalOptions: Readonly<Record<RuntimeName, readonly string[]>> = {
   runc: [],
 }
 
+/** How berth-enter executes it. crun knows a sealed copy of itself; runc makes its own in any case. */
+const sealOptions: Readonly<Record<RuntimeName, readonly string[]>> = { crun: ['--seal'], runc: [] }
+
 const START_TIMEOUT_MS = 30_000
 
 /**
@@ -115,6 +118,6 @@ class ArgvRuntime implements OciRuntime {
   #argv(enter: readonly string[], args: readonly string[]): [string, ...string[]] {
     const hide = this.#options.hide.flatMap((path) => ['--umount', path])
     const program = [this.name, '--root', this.stateDirectory, ...globalOptions[this.name], ...args]
-    return [this.#options.enter, ...enter, ...hide, '--', ...program]
+    return [this.#options.enter, ...enter, ...hide, ...sealOptions[this.name], '--', ...program]
   }
 }
