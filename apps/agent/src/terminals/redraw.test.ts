@@ -14,7 +14,7 @@ test('drawing a screen again gives the same screen', () => {
       const again = drawn(size, redraw(original, everything))
       expect(dump(again)).toEqual(dump(original))
     }),
-    runs(300),
+    runs(200),
   )
 })
 

@@ -55,7 +55,7 @@ function drawAll(emulator: Emulator, scrollback: number, detail: Detail): string
   parts.push(state(normal, size))
   if (active === alt) {
     parts.push('\x1b[m', position(normal.y, Math.min(normal.x, size.columns - 1)), '\x1b[?47h\x1b[H')
-    parts.push(painter.lines(alt, 0, size.rows), state(alt, size))
+    parts.push(painter.lines(alt, alt.ybase, size.rows), state(alt, size))
   } else if (hasSavedCursor(alt)) {
     parts.push('\x1b[?47h', state(alt, size), '\x1b[?47l')
   }
@@ -78,10 +78,12 @@ class Painter {
 
   lines(buffer: ScreenBuffer, first: number, rows: number): string {
     const { lines } = buffer
+    // After some changes of size xterm.js has lines below the screen, which nothing shows.
+    const bottom = Math.min(lines.length, buffer.ybase + rows) - 1
     const parts: string[] = []
     // The line above the first is gone, yet the first goes on from it: draw one that will be scrolled out.
     let wrapped = lines.get(first)?.isWrapped === true && lines.length === lines.maxLength
-    const last = this.#lastDrawn(buffer, lines.length - first <= rows && !wrapped ? first : lines.length - 1)
+    const last = this.#lastDrawn(buffer, bottom, bottom - first < rows && !wrapped ? first : bottom)
     if (wrapped) parts.push(' '.repeat(this.#columns + 1), '\r')
     for (let index = first; index <= last; index++) {
       const line = lines.get(index)
@@ -101,8 +103,8 @@ class Painter {
   }
 
   /** Blank lines at the end need no drawing while nothing scrolls. */
-  #lastDrawn({ lines }: ScreenBuffer, least: number): number {
-    let last = lines.length - 1
+  #lastDrawn({ lines }: ScreenBuffer, bottom: number, least: number): number {
+    let last = bottom
     for (; last > least; last--) {
       const line = lines.get(last)
       if (line && (line.isWrapped || this.#hasContent(line))) break
@@ -145,8 +147,9 @@ class Painter {
     return out.text
   }
 
-  /** Without wraparound xterm.js leaves the first half of a wide character whose second half is overwritten. */
+  /** Without wraparound, or made narrower, xterm.js may leave the first half of a wide character only. */
   #isWhole(line: Line, column: number): boolean {
+    if (column + 1 === line.length) return false
     const second = line.loadCell(column + 1, this.cell)
     return second.getWidth() === 0 && second.getChars() === ''
   }
@@ -400,13 +403,16 @@ function cursor(core: Core, columns: number, painter: Painter): string {
   const sets = charsetState(core._charsetService, active)
   const line = active.lines.get(active.ybase + active.y)
   const joins = core._inputHandler._parser.precedingJoinState !== 0
-  if (!line || active.x === 0 || (active.x < columns && (!joins || ansi.insertMode)))
-    return `${sets}${position(row, active.x)}${wrap}${insert}${pen}`
+  // A mark that stands alone may push it one further.
+  const x = Math.min(active.x, columns)
+  if (!line || x === 0 || (x < columns && (!joins || ansi.insertMode)))
+    return `${sets}${position(row, x)}${wrap}${insert}${pen}`
   // Only printing leaves the cursor past the last column, or a character that a mark can join.
-  const before = line.loadCell(active.x - 1, painter.cell)
-  const start = active.x - (before.getWidth() === 0 && before.getChars() === '' && active.x > 1 ? 2 : 1)
+  const before = line.loadCell(x - 1, painter.cell)
+  const start = x - (before.getWidth() === 0 && before.getChars() === '' && x > 1 ? 2 : 1)
   const character = painter.character(line, start)
-  const reprint = `${position(row, start)}${wrap}${insert}${character.sgr || '\x1b[m'}${character.text}`
+  const style = joins ? pen : character.sgr || '\x1b[m'
+  const reprint = `${position(row, start)}${wrap}${insert}${style}${character.text}`
   // What it joins was printed with these sets and this pen; else they may have changed since.
   return joins || sets.endsWith(RESTORE) ? `${sets}${reprint}${joins ? '' : pen}` : `${reprint}${sets}${pen}`
 }

@@ -13,7 +13,7 @@ export function dump(emulator: Emulator) {
   return {
     size: `${emulator.columns}x${emulator.rows}`,
     active: active === alt ? 'alternate' : 'normal',
-    cursor: { x: active.x, y: active.y, hidden: core.coreService.isCursorHidden },
+    cursor: { x: Math.min(active.x, emulator.columns), y: active.y, hidden: core.coreService.isCursorHidden },
     pen: show(lookOf(core._inputHandler._curAttrData, true)),
     joins: core._inputHandler._parser.precedingJoinState !== 0,
     modes: { ...core.coreService.decPrivateModes, synchronizedOutput: undefined, ...core.coreService.modes },
@@ -30,9 +30,13 @@ export function dump(emulator: Emulator) {
 }
 
 function dumpBuffer(emulator: Emulator, buffer: ScreenBuffer) {
-  const lines = Array.from({ length: buffer.lines.length }, (_, i) => dumpLine(emulator, buffer, i))
+  // The alternate buffer has no scrollback, though xterm.js may keep some after a change of size.
+  const first = buffer === emulator.core.buffers.alt ? buffer.ybase : 0
+  // Nor has any buffer lines below the screen.
+  const count = Math.min(buffer.lines.length, buffer.ybase + emulator.rows) - first
+  const lines = Array.from({ length: count }, (_, i) => dumpLine(emulator, buffer, first + i))
   return {
-    ybase: buffer.ybase,
+    ybase: buffer.ybase - first,
     region: [buffer.scrollTop, buffer.scrollBottom],
     tabs: Object.keys(buffer.tabs)
       .map(Number)
@@ -68,10 +72,10 @@ function dumpLine(emulator: Emulator, buffer: ScreenBuffer, index: number): stri
     // Nothing but printing leaves the cursor past the last column, so a space may stand where nothing was.
     const atCursor =
       buffer === emulator.core.buffers.active &&
-      column === buffer.x - 1 &&
-      buffer.x === line.length &&
+      column === Math.min(buffer.x, line.length) - 1 &&
+      buffer.x >= line.length &&
       index === buffer.ybase + buffer.y
-    // Without wraparound xterm.js leaves the first half of a wide character whose second half is overwritten.
+    // Without wraparound, or made narrower, xterm.js may leave the first half of a wide character only.
     const broken = cell.getWidth() === 2 && !isSecondHalf(emulator, line, column + 1)
     const chars = broken || (atCursor && cell.getChars() === ' ') ? '' : cell.getChars()
     const second = chars === '' && cell.getWidth() === 0 && wide
@@ -89,6 +93,7 @@ function dumpLine(emulator: Emulator, buffer: ScreenBuffer, index: number): stri
 }
 
 function isSecondHalf(emulator: Emulator, line: Line, column: number): boolean {
+  if (column === line.length) return false
   const cell = line.loadCell(column, emulator.cell())
   return cell.getWidth() === 0 && cell.getChars() === ''
 }

@@ -1,0 +1,244 @@
+// drawing.ts: where screens are drawn: a thread beside the agent's, shared by all terminals of the node. Drawing is slow
+// and fed by tenants; beside the agent it holds nothing up, what it takes of the CPU has a limit, and where a stream finds
+// a way to make xterm.js go round in circles or eat memory, this thread is ended and begun again. Every screen can then
+// be made anew from its last saved text and the output since (screen.ts), so nothing is lost with it but time.
+
+import { Fault, type TerminalSize } from '@berth/contracts'
+import type { Logger } from '@berth/telemetry'
+import type { Step } from './reduce.js'
+
+/** To the thread: begin a sheet (with a size), draw on it, read it; in this order, each if it is there. */
+export interface DrawRequest {
+  readonly call: number
+  readonly sheet: number
+  readonly open?: TerminalSize
+  readonly steps: readonly Step[]
+  readonly read?: boolean
+  readonly close?: boolean
+}
+
+export interface DrawAnswer {
+  readonly call: number
+  /** What it took, of the thread's time. */
+  readonly ms: number
+  /** Cells that the sheet holds: 12 bytes each. */
+  readonly cells: number
+  /** UTF-8 that draws the sheet again. */
+  readonly text?: Uint8Array
+}
+
+/** A thread that answers requests in their order. */
+export interface DrawingThread {
+  send(request: DrawRequest): void
+  onAnswer(listener: (answer: DrawAnswer) => void): void
+  /** Called once, when it is no more. */
+  onEnd(listener: (error: Error | undefined) => void): void
+  end(): void
+}
+
+export interface DrawingOptions {
+  readonly start: () => DrawingThread
+  readonly log: Logger
+}
+
+/** Of one CPU, in the long run. */
+const SHARE = 0.5
+/** What may be taken at once after a rest, in milliseconds. */
+const BURST_MS = 500
+/** A request that takes longer has found a way to hang xterm.js; the largest screen takes about a second. */
+const HANGS_AFTER_MS = 15_000
+/** What all sheets may hold: 48 MiB, and some thousand small terminals. */
+const MAX_CELLS = 4_000_000
+const MAX_SHEETS = 256
+
+interface Call {
+  readonly request: DrawRequest
+  readonly sheet: Sheet
+  readonly done: (answer: DrawAnswer) => void
+  readonly failed: (error: Error) => void
+}
+
+export class Drawing {
+  readonly #options: DrawingOptions
+  #thread: DrawingThread | undefined
+  readonly #waiting: Call[] = []
+  /** One at a time: what a terminal asks for is small, and the next one's turn comes soon. */
+  #current: { readonly call: Call; readonly watchdog: NodeJS.Timeout } | undefined
+  readonly #sheets = new Map<number, Sheet>()
+  #calls = 0
+  #credit = BURST_MS
+  #creditAt = performance.now()
+  #pause: NodeJS.Timeout | undefined
+  #closed = false
+
+  constructor(options: DrawingOptions) {
+    this.#options = options
+  }
+
+  /** A blank sheet; it is begun when it is drawn on. @param onCrowded it is used least, and should be closed soon */
+  sheet(size: TerminalSize, onCrowded: () => void): Sheet {
+    this.#calls += 1
+    const sheet = new Sheet(this.#calls, size, onCrowded, (request) => this.#ask(sheet, request))
+    this.#sheets.set(sheet.id, sheet)
+    return sheet
+  }
+
+  close(): void {
+    this.#closed = true
+    clearTimeout(this.#pause)
+    this.#fail(new Error('the agent ends'))
+    this.#thread?.end()
+  }
+
+  #ask(sheet: Sheet, request: Omit<DrawRequest, 'call' | 'sheet'>): Promise<DrawAnswer> {
+    if (request.close) this.#sheets.delete(sheet.id)
+    return new Promise((done, failed) => {
+      if (this.#closed) return failed(new Fault('draw a screen', { cause: new Error('the agent ends') }))
+      this.#calls += 1
+      this.#waiting.push({ request: { ...request, call: this.#calls, sheet: sheet.id }, sheet, done, failed })
+      this.#next()
+    })
+  }
+
+  #next(): void {
+    const call = this.#waiting[0]
+    if (!call || this.#current || this.#pause) return
+    this.#earn()
+    if (this.#credit < 0) {
+      this.#pause = setTimeout(() => {
+        this.#pause = undefined
+        this.#next()
+      }, -this.#credit / SHARE)
+      return
+    }
+    this.#waiting.shift()
+    const watchdog = setTimeout(() => this.#hangs(), HANGS_AFTER_MS)
+    this.#current = { call, watchdog }
+    this.#running().send(call.request)
+  }
+
+  #earn(): void {
+    const now = performance.now()
+    this.#credit = Math.min(BURST_MS, this.#credit + (now - this.#creditAt) * SHARE)
+    this.#creditAt = now
+  }
+
+  #running(): DrawingThread {
+    if (this.#thread) return this.#thread
+    const thread = this.#options.start()
+    this.#thread = thread
+    thread.onAnswer((answer) => this.#answered(answer))
+    thread.onEnd((error) => {
+      if (this.#thread !== thread) return
+      this.#thread = undefined
+      if (this.#closed) return
+      this.#options.log.error({ err: error, terminal: this.#current?.call.sheet.id }, 'drawing.ended')
+      this.#fail(error ?? new Error('the drawing thread ended'))
+    })
+    return thread
+  }
+
+  #answered(answer: DrawAnswer): void {
+    const current = this.#current
+    if (!current || current.call.request.call !== answer.call) return
+    clearTimeout(current.watchdog)
+    this.#current = undefined
+    this.#earn()
+    this.#credit -= answer.ms
+    current.call.sheet.cells = answer.cells
+    current.call.done(answer)
+    this.#crowd(current.call.sheet)
+    this.#next()
+  }
+
+  #hangs(): void {
+    this.#thread?.end()
+  }
+
+  /** All that was on the thread is lost: who waits for it, or comes back to it, makes it anew. */
+  #fail(cause: Error): void {
+    const error = new Fault('draw a screen', { cause })
+    const current = this.#current
+    this.#current = undefined
+    if (current) clearTimeout(current.watchdog)
+    const culprit = current?.call.sheet
+    for (const sheet of this.#sheets.values()) sheet.lose(error, sheet === culprit)
+    this.#sheets.clear()
+    current?.call.failed(error)
+    for (const call of this.#waiting.splice(0)) call.failed(error)
+  }
+
+  #crowd(latest: Sheet): void {
+    this.#sheets.delete(latest.id)
+    if (!latest.closed) this.#sheets.set(latest.id, latest)
+    let cells = [...this.#sheets.values()].reduce((sum, sheet) => sum + sheet.cells, 0)
+    let count = this.#sheets.size
+    // In the order of their last use.
+    for (const sheet of this.#sheets.values()) {
+      if ((cells <= MAX_CELLS && count <= MAX_SHEETS) || sheet === latest) return
+      cells -= sheet.cells
+      count -= 1
+      sheet.crowded()
+    }
+  }
+}
+
+/** A screen on the drawing thread. One call at a time. */
+export class Sheet {
+  readonly id: number
+  cells = 0
+  closed = false
+  /** It was being drawn on when the thread ended. */
+  guilty = false
+  #lost: Error | undefined
+  #open: TerminalSize | undefined
+  readonly #onCrowded: () => void
+  readonly #ask: (request: Omit<DrawRequest, 'call' | 'sheet'>) => Promise<DrawAnswer>
+
+  constructor(
+    id: number,
+    size: TerminalSize,
+    onCrowded: () => void,
+    ask: (request: Omit<DrawRequest, 'call' | 'sheet'>) => Promise<DrawAnswer>,
+  ) {
+    this.id = id
+    this.#open = size
+    this.#onCrowded = onCrowded
+    this.#ask = ask
+  }
+
+  /** @throws Fault when the thread has ended: the sheet is lost */
+  async draw(steps: readonly Step[]): Promise<void> {
+    await this.#call({ steps })
+  }
+
+  /** Draws, and reads all of it. @throws as `draw` */
+  async read(steps: readonly Step[]): Promise<Buffer> {
+    const { text } = await this.#call({ steps, read: true })
+    return Buffer.from(text ?? [])
+  }
+
+  close(): void {
+    if (this.closed) return
+    this.closed = true
+    if (this.#lost || this.#open) return
+    // Where it cannot be told, the thread and all it held are gone.
+    this.#ask({ steps: [], close: true }).catch(() => undefined)
+  }
+
+  lose(error: Error, guilty: boolean): void {
+    this.#lost = error
+    this.guilty = guilty
+  }
+
+  crowded(): void {
+    this.#onCrowded()
+  }
+
+  #call(request: Omit<DrawRequest, 'call' | 'sheet'>): Promise<DrawAnswer> {
+    if (this.#lost) return Promise.reject(this.#lost)
+    const open = this.#open
+    this.#open = undefined
+    return this.#ask(open ? { ...request, open } : request)
+  }
+}
