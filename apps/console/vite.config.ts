@@ -1,3 +1,5 @@
+import { readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { brotliCompress, constants, gzip as zlibGzip } from 'node:zlib'
 import { defineConfig, type Plugin } from 'vite'
@@ -7,16 +9,20 @@ const [brotli, gzip] = [promisify(brotliCompress), promisify(zlibGzip)]
 /** The best takes several times as long, for 8 % less. */
 const quick = { params: { [constants.BROTLI_PARAM_QUALITY]: 9 } }
 
-/** Beside every text its compressed copies, which the API sends to who takes them. Browsers take Brotli on https only. */
+/**
+ * Beside every text its compressed copies, which the API sends to who takes them. Browsers take Brotli on https only.
+ * From the files as they were written: the bundle is still changed by others while it is generated.
+ */
 const compressed: Plugin = {
   name: 'compressed',
   apply: 'build',
-  async generateBundle(_, bundle) {
-    for (const output of Object.values(bundle)) {
-      const source = output.type === 'chunk' ? output.code : output.source
-      if (!/\.(js|css|svg)$/.test(output.fileName)) continue
-      this.emitFile({ type: 'asset', fileName: `${output.fileName}.br`, source: await brotli(source, quick) })
-      this.emitFile({ type: 'asset', fileName: `${output.fileName}.gz`, source: await gzip(source, { level: 9 }) })
+  async writeBundle({ dir = '' }, bundle) {
+    for (const { fileName } of Object.values(bundle)) {
+      if (!/\.(js|css|svg)$/.test(fileName)) continue
+      const path = join(dir, fileName)
+      const source = await readFile(path)
+      await writeFile(`${path}.br`, await brotli(source, quick))
+      await writeFile(`${path}.gz`, await gzip(source, { level: 9 }))
     }
   },
 }

@@ -13,7 +13,7 @@ import { ApiContext, EventContext, useApi, useStream } from './live.js'
 import { SandboxPage } from './sandboxes/detail.js'
 import { SandboxesPage } from './sandboxes/list.js'
 import { ThemeButton } from './theme.js'
-import { Loading, Telling, Trouble } from './ui.js'
+import { Fallback, Loading, Telling, Trouble } from './ui.js'
 
 const SharePage = lazy(() => import('./sandboxes/share-page.js'))
 
@@ -23,9 +23,11 @@ export function App() {
       <Router base="/console">
         <Switch>
           <Route path="/share">
-            <Suspense fallback={<Loading />}>
-              <SharePage />
-            </Suspense>
+            <Fallback>
+              <Suspense fallback={<Loading />}>
+                <SharePage />
+              </Suspense>
+            </Fallback>
           </Route>
           <Route>
             <Gate />
@@ -92,6 +94,7 @@ function Gate() {
 /** The frame around all pages of a session, and the one stream of events that they share. */
 function Shell({ session, onSignOut }: { readonly session: Session; readonly onSignOut: () => void }) {
   const feed = useMemo(() => new EventFeed(), [])
+  const [location] = useLocation()
   return (
     <EventContext value={feed}>
       <a className="skip" href="#main">
@@ -99,33 +102,35 @@ function Shell({ session, onSignOut }: { readonly session: Session; readonly onS
       </a>
       <Header session={session} onSignOut={onSignOut} />
       <main id="main" tabIndex={-1}>
-        <Switch>
-          <Route path="/">
-            <Redirect to="/sandboxes" replace />
-          </Route>
-          <Route path="/sandboxes">
-            <SandboxesPage />
-          </Route>
-          <Route path="/sandboxes/:sandbox/:tab?">
-            {({ sandbox, tab }) => <SandboxPage key={sandbox} sandbox={sandbox} tab={tab ?? 'overview'} />}
-          </Route>
-          <Route path="/jobs">
-            <JobsPage />
-          </Route>
-          <Route path="/jobs/:job">{({ job }) => <JobPage key={job} jobId={job} />}</Route>
-          <Route path="/usage">
-            <UsagePage />
-          </Route>
-          <Route path="/keys">
-            <KeysPage session={session} />
-          </Route>
-          <Route>
-            <h1>There is no such page</h1>
-            <p>
-              <Link href="/sandboxes">To the sandboxes</Link>
-            </p>
-          </Route>
-        </Switch>
+        <Fallback key={location.split('/', 3).join('/')}>
+          <Switch>
+            <Route path="/">
+              <Redirect to="/sandboxes" replace />
+            </Route>
+            <Route path="/sandboxes">
+              <SandboxesPage />
+            </Route>
+            <Route path="/sandboxes/:sandbox/:tab?">
+              {({ sandbox, tab }) => <SandboxPage key={sandbox} sandbox={sandbox} tab={tab ?? 'overview'} />}
+            </Route>
+            <Route path="/jobs">
+              <JobsPage />
+            </Route>
+            <Route path="/jobs/:job">{({ job }) => <JobPage key={job} jobId={job} />}</Route>
+            <Route path="/usage">
+              <UsagePage />
+            </Route>
+            <Route path="/keys">
+              <KeysPage session={session} />
+            </Route>
+            <Route>
+              <h1>There is no such page</h1>
+              <p>
+                <Link href="/sandboxes">To the sandboxes</Link>
+              </p>
+            </Route>
+          </Switch>
+        </Fallback>
       </main>
     </EventContext>
   )

@@ -1,6 +1,7 @@
 // ui.tsx: the parts that pages are made of.
 import { ApiError, type Violation } from '@berth/contracts'
 import {
+  Component,
   type ComponentProps,
   createContext,
   type FormEvent,
@@ -64,6 +65,20 @@ export const Loading = () => (
     Loading …
   </p>
 )
+
+/** Where a part of the page fails: a bug, or code of a version that the API no longer serves. The rest stays. */
+export class Fallback extends Component<{ readonly children: ReactNode }, { readonly error: unknown }> {
+  override state: { readonly error: unknown } = { error: undefined }
+
+  static getDerivedStateFromError(error: unknown): { readonly error: unknown } {
+    return { error: error ?? new Error('something went wrong') }
+  }
+
+  override render(): ReactNode {
+    const { error } = this.state
+    return error === undefined ? this.props.children : <Trouble error={error} retry={() => location.reload()} />
+  }
+}
 
 export function Empty({ children }: { readonly children: ReactNode }) {
   return <p className="empty">{children}</p>
