@@ -126,7 +126,8 @@ test('limits change while it runs', async () => {
 })
 
 test('twenty at once come to run, and go', async () => {
-  const all = await Promise.all(Array.from({ length: 20 }, () => made()))
+  const limits = { memoryBytes: '32m', diskBytes: '32m', cpus: 0.05 }
+  const all = await Promise.all(Array.from({ length: 20 }, () => made({ limits })))
   for (const { state } of all) expect(state).toBe('running')
   await Promise.all(all.map(({ id }) => gone(id)))
   for (const { id } of all)
