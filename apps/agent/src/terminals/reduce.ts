@@ -133,6 +133,11 @@ export class Reducer {
     return this.#size
   }
 
+  /** Offset of what is to be fed next. */
+  get end(): number {
+    return this.#end
+  }
+
   /** Bytes of memory that what waits to be drawn takes. */
   get weight(): number {
     return this.#weight + this.#held.length

@@ -100,7 +100,8 @@ class Store implements ScreenStore {
       if (event.kind !== 'output' || at + event.bytes.length <= offset) continue
       // As a spool does, it takes a moment now and then.
       if (i % 3 === 0) await Promise.resolve()
-      yield { kind: 'output', bytes: event.bytes.subarray(Math.max(0, offset - at)) }
+      const skipped = Math.max(0, offset - at)
+      yield { kind: 'output', offset: at + skipped, bytes: event.bytes.subarray(skipped) }
     }
   }
 }
@@ -139,8 +140,9 @@ class Terminal {
 
   /** As the agent does: output goes to the spool, then to the screen, and waits while that is full. */
   async output(bytes: Buffer): Promise<void> {
-    this.store.add({ kind: 'output', bytes })
-    this.screen.feed(bytes)
+    const offset = this.store.end
+    this.store.add({ kind: 'output', offset, bytes })
+    this.screen.feed(offset, bytes)
     for (const seen = this.#rooms; this.screen.full && seen === this.#rooms; ) await pause(1)
     // What is needed to make it anew must be there.
     expect(this.store.end - this.screen.needs).toBeLessThanOrEqual(this.keepBytes)

@@ -21,7 +21,7 @@ export interface Base {
 
 /** What the output did from an offset on: bytes, and changes of size between them. */
 export type Event =
-  | { readonly kind: 'output'; readonly bytes: Buffer }
+  | { readonly kind: 'output'; readonly offset: number; readonly bytes: Buffer }
   | { readonly kind: 'resize'; readonly size: TerminalSize }
 
 /** Where a screen is kept. */
@@ -30,7 +30,7 @@ export interface ScreenStore {
   save(base: Base, text: Buffer): void
   saveCut(cut: Cut): void
   text(): Buffer
-  /** What came from `offset` on up to now; once, and nothing is fed to the screen meanwhile that is not in it. */
+  /** What came from `offset` on up to now, including what is fed while it is read. */
   since(offset: number): AsyncIterable<Event>
 }
 
@@ -140,10 +140,16 @@ export class Screen {
     })
   }
 
-  feed(bytes: Buffer): void {
+  /** Takes output that goes on at `offset`; what it has already, from the store, is a repeat. */
+  feed(offset: number, bytes: Buffer): void {
     if (this.#lost || this.#broken) return
-    this.#reducer.feed(bytes)
+    this.#take(offset, bytes)
     this.#look()
+  }
+
+  #take(offset: number, bytes: Buffer): void {
+    const fresh = bytes.subarray(Math.max(0, this.#reducer.end - offset))
+    if (fresh.length > 0) this.#reducer.feed(fresh)
   }
 
   resize(size: TerminalSize): void {
@@ -215,7 +221,7 @@ export class Screen {
     this.#reducer = reducer
     for await (const event of this.#options.store.since(this.needs)) {
       if (event.kind === 'resize') reducer.resize(event.size)
-      else reducer.feed(event.bytes)
+      else this.#take(event.offset, event.bytes)
       while (reducer.weight > this.#limits.drawAbove && !this.#closed) await this.#drawPart()
     }
     this.#lost = false
