@@ -28,7 +28,7 @@ export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' 
       execs: execHandler(
         {
           of: (id) => execs.of(residents.find(id)),
-          up: async (id, signal) => execs.up(residents.find(id), signal),
+          up: (id, signal) => execs.up(() => residents.get(id), signal),
         },
         log,
       ),

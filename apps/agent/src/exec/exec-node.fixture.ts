@@ -85,7 +85,7 @@ export class ExecNode implements AsyncDisposable {
     }
     const places = {
       of: (id: SandboxId) => this.execs.of(find(id)),
-      up: async (id: SandboxId, signal: AbortSignal) => this.execs.up(find(id), signal),
+      up: (id: SandboxId, signal: AbortSignal) => this.execs.up(() => find(id), signal),
     }
     this.#server = await serveStreams({
       ...this.#certificate,

@@ -1,6 +1,7 @@
 // execs.ts: the execs of all sandboxes of the node, as a companion of each.
 
 import { join } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
 import { type ExecSpec, Failure, invariant, type SandboxId } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
 import { accountsReader } from '../runtime/identity.js'
@@ -9,7 +10,6 @@ import type { Companion, LiveSandbox } from '../sandbox/live.js'
 import { execRequest } from './exec.plan.js'
 import type { ExecDriver } from './exec-driver.js'
 import { type ExecLimits, SandboxExecs } from './sandbox-execs.js'
-import { within } from './waiting.js'
 
 export interface ExecsOptions {
   readonly log: Logger
@@ -24,6 +24,8 @@ export interface ExecsOptions {
 const EXPIRY_MS = 60_000
 /** How long a command waits for its sandbox to be up. */
 const START_MS = 30_000
+/** How long after the API has made a sandbox its command may take to come here. */
+const ARRIVAL_MS = 5_000
 const LOOK_MS = 20
 
 export class Execs implements Companion {
@@ -70,17 +72,19 @@ export class Execs implements Companion {
   }
 
   /**
-   * Resolves when commands can be started in a sandbox: one that is being created or started is waited for.
-   * @throws Failure `wrong_state` when it does not come to that, or is paused
+   * Resolves when commands can be started in a sandbox: one that is being created or started is waited for, and also one
+   * whose command is still on its way here.
+   * @param find undefined while the node does not know it
+   * @throws Failure `sandbox_not_found`, `wrong_state` when it does not come to that, or is paused
    */
-  async up(live: LiveSandbox, signal: AbortSignal): Promise<SandboxExecs> {
-    for (const until = Date.now() + START_MS; !this.of(live).attached; ) {
-      if (live.state !== 'creating' || signal.aborted || Date.now() > until) throw notUp(live)
-      await within(new Promise(() => undefined), signal, LOOK_MS)
-    }
-    if (live.state === 'paused') throw notUp(live)
-    await this.of(live).ready()
-    return this.of(live)
+  async up(find: () => LiveSandbox | undefined, signal: AbortSignal): Promise<SandboxExecs> {
+    const live = await until(find, ARRIVAL_MS, signal)
+    if (!live) throw new Failure('sandbox_not_found', 'there is no such sandbox on this node')
+    const execs = this.of(live)
+    await until(() => execs.attached || live.state !== 'creating', START_MS, signal)
+    if (!execs.attached || live.state === 'paused') throw notUp(live)
+    await execs.ready()
+    return execs
   }
 
   /** Leaves everything as it is, for another agent process. */
@@ -94,6 +98,15 @@ export class Execs implements Companion {
   #expire(): void {
     const now = new Date()
     for (const execs of this.#sandboxes.values()) execs.expire(now)
+  }
+}
+
+/** Looks until there is something, the time is over, or the signal aborts. */
+async function until<T>(look: () => T, ms: number, signal: AbortSignal): Promise<T> {
+  for (const end = Date.now() + ms; ; ) {
+    const found = look()
+    if (found || signal.aborted || Date.now() >= end) return found
+    await pause(LOOK_MS)
   }
 }
 
