@@ -38,6 +38,7 @@ beforeAll(async () => {
   const key = await mine.post('/v1/keys', { name: 'mine' })
   const sandbox = await mine.post('/v1/sandboxes', { name: 'mine' })
   Object.assign(ids, { jobId: job.id, batchId: batch.body.id, keyId: key.body.id, sandbox: sandbox.body.id })
+  Object.assign(ids, { terminal: 'none', share: 'shr_01jabcdefghjkmnpqrstvwxyz0', exec: 'none' })
 })
 
 const tenantRoutes = routes.filter((r) => r.path.includes(':') && !['operator', 'node', 'public'].includes(r.scope))

@@ -39,6 +39,7 @@ import { Supervisor } from './sandbox/supervisor.js'
 import { Turns } from './sandbox/turns.js'
 import { type OpenWorkshop, openWorkshop } from './sandbox/workshop.js'
 import { streamHandlers } from './streams.js'
+import { Terminals } from './terminals/terminals.js'
 
 export interface Agent {
   /** Lets go of everything; sandboxes run on and are taken over by the next agent. */
@@ -86,14 +87,15 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
     openDriver: (live) => execDriver(config.BERTH_EXEC_DRIVER, shop.runtime, live, log),
     oomKills: ({ group }) => shop.cgroups.usage(group)?.oomKills ?? 0,
   })
+  const terminals = new Terminals(log)
   const records = new ResidentRecords(config.BERTH_AGENT_DATA)
-  const residents = new Residents({ ...around, records, reports, companions: [execs] })
+  const residents = new Residents({ ...around, records, reports, companions: [execs, terminals] })
   await recover({ shop, journal, supervisor, records, residents, log })
 
   const capacity = capacityOf(config)
   const certificate = await nodeCertificate(config.BERTH_AGENT_DATA)
   let membership: Membership | undefined
-  const handlers = streamHandlers({ journal, supervisor, residents, execs, log })
+  const handlers = streamHandlers({ journal, supervisor, residents, execs, terminals, log })
   const streams = await serve(config, { ...certificate, log, handlers, joined: () => membership?.joined })
   membership = new Membership({
     api,

@@ -10,18 +10,21 @@ import { readOutput } from './logs/store.js'
 import type { Residents } from './sandbox/residents.js'
 import { signalHandler } from './sandbox/signal-handler.js'
 import type { Supervisor } from './sandbox/supervisor.js'
+import { terminalHandler } from './terminals/terminal-handler.js'
+import type { Terminals } from './terminals/terminals.js'
 
 export interface StreamParts {
   readonly journal: Journal
   readonly supervisor: Pick<Supervisor, 'output'>
   readonly residents: Residents
   readonly execs: Execs
+  readonly terminals: Terminals
   readonly log: Logger
 }
 
 /** The handlers of `serveStreams`. */
 export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' | 'sandbox'> {
-  const { residents, execs, log } = parts
+  const { residents, execs, terminals, log } = parts
   return {
     output: (call) => call.bytes(attemptOutput(parts, call.wanted, call.signal)),
     sandbox: {
@@ -32,6 +35,10 @@ export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' 
         },
         log,
       ),
+      terminals: terminalHandler({
+        of: (id) => terminals.of(residents.find(id)),
+        up: async (id, signal) => terminals.up(residents.find(id), signal),
+      }),
       signal: signalHandler(residents),
     },
   }

@@ -36,6 +36,9 @@ import { SandboxSignals } from './sandboxes/sandbox-signals.js'
 import { SandboxWaits } from './sandboxes/sandbox-waits.js'
 import { SandboxesController } from './sandboxes/sandboxes.controller.js'
 import { SandboxesService } from './sandboxes/sandboxes.service.js'
+import { TerminalDoors } from './sandboxes/terminal-doors.js'
+import { TerminalsController } from './sandboxes/terminals.controller.js'
+import { TerminalsService } from './sandboxes/terminals.service.js'
 import { Changes } from './scheduling/changes.js'
 import { Dispatcher } from './scheduling/dispatcher.js'
 import { Placer } from './scheduling/placer.js'
@@ -88,6 +91,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       JobsController,
       SandboxesController,
       ExecsController,
+      TerminalsController,
       EventsController,
       TenantsController,
       NodesController,
@@ -111,6 +115,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ...[JobsService, BatchesService, Waiters, Follow, NodeOutput, NodeDoors],
       ...[Watch, SandboxCalls],
       ...[SandboxesService, SandboxWaits, SandboxSignals, ExecsService, EventsService],
+      ...[TerminalsService, TerminalDoors],
       ...[ImagesService, TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],
     ],

@@ -7,6 +7,7 @@ import type { Route } from './route.js'
 import * as sandbox from './sandbox.js'
 import * as session from './session.js'
 import * as tenant from './tenant.js'
+import * as terminal from './terminal.js'
 
 export * from './command.js'
 export * from './errors.js'
@@ -33,6 +34,6 @@ const isRoute = (value: unknown): value is Route =>
   typeof value === 'object' && value !== null && 'scope' in value && 'path' in value && 'method' in value
 
 /** Every route of the API, in the order of the document. */
-export const routes: readonly Route[] = [job, sandbox, exec, event, image, tenant, session, node].flatMap((resource) =>
-  Object.values(resource).filter(isRoute),
+export const routes: readonly Route[] = [job, sandbox, exec, terminal, event, image, tenant, session, node].flatMap(
+  (resource) => Object.values(resource).filter(isRoute),
 )

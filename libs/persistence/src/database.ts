@@ -6,6 +6,7 @@ import { openIdempotency } from './idempotency.js'
 import { openJobs } from './jobs.js'
 import { openKeys } from './keys.js'
 import { openNodes } from './nodes.js'
+import { openPasses } from './passes.js'
 import type { Database } from './repositories.js'
 import { openSandboxes } from './sandboxes.js'
 import { openSessions } from './sessions.js'
@@ -21,6 +22,7 @@ export function openDatabase(options: StoreOptions): Database {
     tenants: openTenants(store),
     keys: openKeys(store),
     sessions: openSessions(store),
+    passes: openPasses(store),
     nodes: openNodes(store),
     jobs: openJobs(store),
     batches: openBatches(store),

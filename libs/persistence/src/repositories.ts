@@ -41,10 +41,14 @@ import type {
   SandboxReport,
   SandboxSpec,
   SandboxState,
+  ShareId,
   StreamServer,
   Tenant,
   TenantId,
   TenantScope,
+  TerminalId,
+  TerminalMode,
+  TerminalShare,
   Usage,
 } from '@berth/contracts'
 import type { SandboxRequest } from '@berth/domain'
@@ -439,10 +443,49 @@ export interface Sessions {
   expire(limit: number): Promise<number>
 }
 
+/** A terminal that somebody may connect to, and how. */
+export interface PassedTerminal {
+  readonly tenantId: TenantId
+  readonly sandboxId: SandboxId
+  readonly terminalId: TerminalId
+  readonly mode: TerminalMode
+}
+
+/** Tickets and shares of terminals. `hash` is the SHA-256 of the token, 32 bytes; `by` the key that asked. */
+export interface Passes {
+  /** Good once, for a minute. @param ticket `credential`: what the connection depends on, as principals have it */
+  createTicket(
+    ticket: PassedTerminal & { readonly hash: Uint8Array; readonly by: string; readonly credential: string },
+  ): Promise<{ readonly expiresAt: Date }>
+  /** Takes a ticket: nobody finds it afterwards. */
+  takeTicket(hash: Uint8Array): Promise<(PassedTerminal & { readonly credential: string }) | undefined>
+  /** @throws quota_exceeded where the terminal has a hundred */
+  createShare(
+    share: PassedTerminal & { readonly hash: Uint8Array; readonly by: string; readonly validForMs: number },
+  ): Promise<TerminalShare>
+  /** undefined: revoked, over, of a suspended tenant, or none. */
+  share(hash: Uint8Array): Promise<PassedTerminal | undefined>
+  shares(
+    tenant: { readonly tenantId: TenantId },
+    sandboxId: SandboxId,
+    terminalId: TerminalId,
+  ): Promise<readonly TerminalShare[]>
+  /** @throws share_not_found */
+  revokeShare(
+    tenant: { readonly tenantId: TenantId },
+    sandboxId: SandboxId,
+    terminalId: TerminalId,
+    id: ShareId,
+  ): Promise<void>
+  /** @returns how many were over and are deleted now, at most `limit` */
+  expire(limit: number): Promise<number>
+}
+
 export interface Database {
   readonly tenants: Tenants
   readonly keys: Keys
   readonly sessions: Sessions
+  readonly passes: Passes
   readonly nodes: Nodes
   readonly jobs: Jobs
   readonly batches: Batches

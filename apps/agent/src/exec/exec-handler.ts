@@ -49,7 +49,7 @@ export function execHandler(places: ExecPlaces, log: Logger): SandboxHandler {
   return {
     async request(call) {
       for (const [route, answer] of answers) {
-        const named = route.method === call.method ? match(route, call.rest) : undefined
+        const named = route.method === call.method ? matchRoute(route, call.rest) : undefined
         if (named) return answer(call, places, named)
       }
       throw new Failure('route_not_found', 'no such request about execs')
@@ -72,7 +72,7 @@ const answers: readonly (readonly [Route, Answer])[] = [
 ]
 
 /** The words of a path below the sandbox, against a route's. @returns what its names stand for */
-function match(route: Route, rest: readonly string[]): Named | undefined {
+export function matchRoute(route: Route, rest: readonly string[]): Named | undefined {
   const words = route.path.split('/').slice(4) // '', v1, sandboxes, :sandbox
   if (words.length !== rest.length) return undefined
   const named: Record<string, string> = {}

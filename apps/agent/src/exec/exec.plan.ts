@@ -45,7 +45,7 @@ export const argumentBytes = ({ command, env }: Pick<ExecSpec, 'command' | 'env'
 const takesInput = (spec: ExecSpec) => spec.stdin || spec.input !== undefined
 
 /** Same digest, same request: what tells a repeat from another exec that wants the same id. */
-export const specDigest = ({ id: _, ...spec }: ExecSpec): string =>
+export const specDigest = ({ id: _, ...spec }: { readonly id?: string | undefined }): string =>
   createHash('sha256').update(canonical(spec)).digest('base64url')
 
 /** JSON whose members are in the order of their names, so that the order in a request means nothing. */

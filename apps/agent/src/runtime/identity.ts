@@ -59,6 +59,13 @@ export function identify(
   return { uid, gid, groups, home: account?.[5] || '/' }
 }
 
+/** The shell that passwd gives the user of `user[:group]`; /bin/sh where it gives none. */
+export function shellOf(user: string | undefined, { passwd }: Pick<Accounts, 'passwd'>): string {
+  const [name = '0'] = (user === undefined || user === '' ? '0' : user).split(':')
+  const shell = records(passwd, 7).find((parts) => parts[0] === name || parts[2] === name)?.[6] ?? ''
+  return shell.startsWith('/') && !/\/(nologin|false)$/.test(shell) ? shell : '/bin/sh'
+}
+
 function groupOf(name: string, group: string, ids: number): number {
   const found = records(group, 4).find((parts) => parts[0] === name || parts[2] === name)
   return numberOf(found?.[2] ?? name, `group ${JSON.stringify(name)}`, ids)

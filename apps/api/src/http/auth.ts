@@ -66,8 +66,9 @@ type Known = KeyRecord | SessionRecord | { readonly nodeId: NodeId } | undefined
 /** SHA-256 of a secret: what is stored of it. */
 export const hashOf = (secret: string): Buffer => createHash('sha256').update(secret).digest()
 
-/** A new secret of 256 random bits: `brt_` for keys, `brn_` for nodes. */
-export const newSecret = (kind: 'brt' | 'brn'): string => `${kind}_${randomBytes(32).toString('base64url')}`
+/** A new secret of 256 random bits: `brt_` for keys, `brn_` for nodes, `brk_` for tickets, `brl_` for links. */
+export const newSecret = (kind: 'brt' | 'brn' | 'brk' | 'brl'): string =>
+  `${kind}_${randomBytes(32).toString('base64url')}`
 
 const wellFormed = /^br[tns]_[\w-]{32,200}$/
 
@@ -115,11 +116,11 @@ export class Auth {
     return this.principalOf(secret.startsWith('brn_') ? 'node' : 'key', hashOf(secret).toString('base64'))
   }
 
-  /** Throws like `authenticate` once the credential of a principal is no longer good. */
-  async confirm({ credential }: Principal): Promise<void> {
+  /** Whose credential this is now. Throws like `authenticate` once it is no longer good. */
+  async confirm({ credential }: { readonly credential: string }): Promise<Principal> {
     const table = tables.find((name) => credential.startsWith(`${name}:`))
     invariant(table, 'a credential names its table')
-    await this.principalOf(table, credential.slice(table.length + 1))
+    return this.principalOf(table, credential.slice(table.length + 1))
   }
 
   /** Believes nothing from before: after this replica changed a key, a tenant or a node. */

@@ -59,7 +59,7 @@ export class Timers {
   }
 }
 
-/** Deletes what is over its time: jobs with their output, stored answers of idempotency keys, sessions. */
+/** Deletes what is over its time: jobs with their output, stored answers of idempotency keys, sessions, passes. */
 @Processor(TIMERS, { concurrency: 1 })
 export class TimersProcessor extends WorkerHost {
   private away = false
@@ -105,7 +105,8 @@ export class TimersProcessor extends WorkerHost {
     const sandboxes = await this.database.sandboxes.expire(AT_ONCE)
     const events = await this.database.events.expire(EVENTS_AT_ONCE)
     const sessions = await this.database.sessions.expire(AT_ONCE * 10)
-    const expired = { jobs, keys, sandboxes, events, sessions }
+    const passes = await this.database.passes.expire(AT_ONCE * 10)
+    const expired = { jobs, keys, sandboxes, events, sessions, passes }
     if (Object.values(expired).some((count) => count > 0)) this.log.info(expired, 'expired')
   }
 }

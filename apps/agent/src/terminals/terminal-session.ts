@@ -1,0 +1,380 @@
+// terminal-session.ts: one terminal, from its process to what is told of it. Output goes to a spool first and is
+// acknowledged once it is there; the screen and every viewer read it from there, each at its own pace.
+
+import { mkdirSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import {
+  Failure,
+  KiB,
+  MiB,
+  type Terminal,
+  type TerminalMessage,
+  type TerminalMode,
+  type TerminalSize,
+} from '@berth/contracts'
+import { closeCodes, type WebSocket } from '@berth/node-rpc'
+import type { Logger } from '@berth/telemetry'
+import { Changes } from '../logs/changes.js'
+import { Spool } from '../logs/spool.js'
+import { discard, type OutputSinks, type SandboxProcess, UnknownProcess } from '../runtime/processes.js'
+import { Recording } from './asciicast.js'
+import { type Easel, LiveScreen, type ScreenView } from './live-screen.js'
+import { sandboxEnded, type TerminalEnd, terminalEnd } from './terminal.plan.js'
+import type { TerminalRecord } from './terminal-record.js'
+import { Viewer } from './viewer.js'
+
+/** What a session needs of the sandbox that it belongs to. */
+export interface TerminalHooks {
+  /** Directory of all terminals of the sandbox. */
+  readonly directory: string
+  readonly easel: Easel
+  readonly log: Logger
+  readonly store: (record: TerminalRecord) => void
+  /** Somebody typed, or it printed: activity of the sandbox. */
+  readonly touch: () => void
+  /** Its end was told. */
+  readonly onEnded: (session: TerminalSession) => void
+}
+
+/** Output that is kept for viewers that come back. */
+const KEEP_BYTES = 2 * MiB
+/** Where even the fastest viewer is further behind, the program is slowed down, by little: it never stands still. */
+const PACE_ABOVE = 512 * KiB
+const PACE_MS = 10
+const PACES = 5
+/** Viewers of one terminal. */
+const MAX_VIEWERS = 64
+const TOO_MANY_VIEWERS = 4429
+const PIECE = 64 * KiB
+/** Cancels a sequence that a gap has cut. */
+const CANCEL = Buffer.of(0x18)
+const SIGHUP = 1
+const SIGKILL = 9
+/** A program that does not go when its terminal is hung up is killed after this. */
+const HANG_UP_MS = 2_000
+
+export class TerminalSession {
+  readonly changes = new Changes()
+  readonly spool: Spool
+  /** Resolves once its end is told. */
+  readonly ended: Promise<void>
+  readonly #hooks: TerminalHooks
+  readonly #gone = new AbortController()
+  readonly #viewers = new Set<Viewer>()
+  readonly #recording: Recording | undefined
+  #record: TerminalRecord
+  #process: SandboxProcess | undefined
+  #screen: LiveScreen | undefined
+  /** Up to where the screen was fed. */
+  #drawn = 0
+  #pumping: Promise<void> = Promise.resolve()
+  #last: ScreenView | undefined
+  #title: string
+  #activeAt = new Date()
+  #tellEnded: () => void = () => undefined
+
+  private constructor(record: TerminalRecord, hooks: TerminalHooks, resumed: boolean) {
+    this.#record = record
+    this.#hooks = hooks
+    this.#title = record.end?.title ?? ''
+    const directory = join(hooks.directory, record.directory)
+    mkdirSync(directory, { recursive: true, mode: 0o700 })
+    const options = { directory, name: 'output', keepBytes: KEEP_BYTES, changes: this.changes }
+    this.spool = resumed ? Spool.resume(options) : Spool.begin(options)
+    if (record.end) this.spool.resume(record.end.bytes)
+    const { rows, columns, spec, createdAt } = record
+    if (spec.record && !record.end)
+      this.#recording = new Recording({
+        path: this.recordingPath,
+        startedAt: new Date(createdAt),
+        size: { rows, columns },
+        command: spec.command,
+      })
+    this.ended = new Promise((resolve) => {
+      this.#tellEnded = resolve
+    })
+    if (record.end) this.#tellEnded()
+    this.#pumping = this.#pump()
+  }
+
+  /** A terminal that has nothing on disk but its record. */
+  static begin(record: TerminalRecord, hooks: TerminalHooks): TerminalSession {
+    return new TerminalSession(record, hooks, false)
+  }
+
+  /** One of a former agent. */
+  static reopen(record: TerminalRecord, hooks: TerminalHooks): TerminalSession {
+    return new TerminalSession(record, hooks, true)
+  }
+
+  get record(): TerminalRecord {
+    return this.#record
+  }
+
+  /** It has ended. */
+  get over(): boolean {
+    return this.#record.end !== null
+  }
+
+  get title(): string {
+    return this.#screen?.title || this.#title
+  }
+
+  get recordingPath(): string {
+    return join(this.#hooks.directory, this.#record.directory, 'recording.cast')
+  }
+
+  /** Where its process' output goes. */
+  get sinks(): OutputSinks {
+    const { spool } = this
+    return {
+      stdout: {
+        resume: (offset) => spool.resume(offset),
+        append: (offset, bytes, stored) => {
+          this.#note()
+          const known = spool.total
+          spool.append(offset, bytes, (total) => {
+            this.#recordOutput(bytes.subarray(Math.max(0, known - offset)))
+            this.#pace(() => stored(total))
+          })
+        },
+        settled: () => spool.settled(),
+      },
+      stderr: discard,
+    }
+  }
+
+  /** Goes with the process to its end. */
+  follow(process: SandboxProcess): void {
+    this.#process = process
+    void this.#live(process).catch((err: unknown) => {
+      this.#hooks.log.error({ terminal: this.#record.id, err }, 'terminal.failed')
+    })
+  }
+
+  /** It ended without a process to go with. */
+  async conclude(end: TerminalEnd = sandboxEnded): Promise<void> {
+    if (!this.over) await this.#finish(end)
+  }
+
+  /** Resolves once it runs, or never will. */
+  async started(): Promise<void> {
+    await this.#process?.started
+  }
+
+  view(): Promise<ScreenView> {
+    return this.#view()
+  }
+
+  describe(): Terminal {
+    const { id, spec, rows, columns, createdAt, end } = this.#record
+    const count = (mode: TerminalMode) => [...this.#viewers].filter((viewer) => viewer.mode === mode).length
+    return {
+      id,
+      state: end ? 'ended' : 'open',
+      spec,
+      rows,
+      columns,
+      title: this.title,
+      bytes: this.spool.total,
+      from: this.spool.from,
+      viewers: { writers: count('write'), readers: count('read') },
+      exitCode: end?.exitCode ?? null,
+      signal: end?.signal ?? null,
+      message: end?.message ?? null,
+      createdAt,
+      lastActivityAt: this.#activeAt.toISOString(),
+      endedAt: end?.endedAt ?? null,
+    }
+  }
+
+  /** Serves a viewer from its acceptance to its close. */
+  async serve(
+    socket: WebSocket,
+    options: { readonly mode: TerminalMode; readonly since: number | undefined; readonly signal: AbortSignal },
+  ): Promise<void> {
+    const viewer = new Viewer(this, socket, options)
+    if (this.#viewers.size >= MAX_VIEWERS) {
+      viewer.close(TOO_MANY_VIEWERS, `the terminal has ${MAX_VIEWERS} viewers`)
+      return
+    }
+    this.#viewers.add(viewer)
+    const wake = () => this.changes.tell()
+    socket.once('close', () => {
+      this.#viewers.delete(viewer)
+      wake()
+    })
+    await viewer.serve()
+    if (this.#gone.signal.aborted) viewer.close(closeCodes.gone, 'the terminal was closed and forgotten')
+  }
+
+  /** Writes input. Resolves once the program's terminal has it. @returns false where it takes none */
+  async write(bytes: Buffer): Promise<boolean> {
+    if (!this.#process || this.over) return false
+    this.#note()
+    try {
+      await this.#process.write(undefined, bytes)
+      return true
+    } catch (error) {
+      if (error instanceof Failure) return false
+      throw error
+    }
+  }
+
+  resize(size: TerminalSize): void {
+    const { rows, columns } = this.#record
+    if (this.over || (rows === size.rows && columns === size.columns)) return
+    this.#store({ ...this.#record, ...size })
+    this.#process?.resize(size.rows, size.columns)
+    this.#screen?.resize(size)
+    this.#recording?.resize(size, new Date())
+    this.tell({ type: 'resize', ...size })
+  }
+
+  /** To the program's process group. @throws Failure `wrong_state` once it has ended */
+  signal(signal: number): void {
+    if (!this.#process || this.over)
+      throw new Failure('wrong_state', `terminal ${this.#record.id} has ended: only an open one takes signals`)
+    this.#process.signal(signal, 'group')
+  }
+
+  tell(message: TerminalMessage): void {
+    for (const viewer of this.#viewers) viewer.tell(message)
+  }
+
+  /** Hangs up and, where that is not enough, kills. Resolves when it has ended. */
+  async hangUp(): Promise<void> {
+    const process = this.#process
+    if (!process || this.over) return
+    process.signal(SIGHUP, 'group')
+    const kill = setTimeout(() => process.signal(SIGKILL, 'group'), HANG_UP_MS)
+    await this.ended
+    clearTimeout(kill)
+  }
+
+  /** Removes all of it; who looks at it is cut off. */
+  async discard(): Promise<void> {
+    this.#letGo()
+    await this.#pumping
+    await this.spool.discard()
+    await rm(join(this.#hooks.directory, this.#record.directory), { recursive: true, force: true })
+  }
+
+  /** Leaves the process to another agent. */
+  async abandon(): Promise<void> {
+    this.#process = undefined
+    this.#letGo()
+    await this.#pumping
+    await this.spool.close()
+  }
+
+  #letGo(): void {
+    this.#gone.abort()
+    this.changes.tell()
+    for (const viewer of this.#viewers) viewer.close(closeCodes.goingAway, 'the node lets go of the terminal')
+    this.#screen?.close()
+    this.#screen = undefined
+  }
+
+  #note(): void {
+    this.#activeAt = new Date()
+    this.#hooks.touch()
+  }
+
+  #recordOutput(bytes: Buffer): void {
+    if (!this.#recording || bytes.length === 0) return
+    try {
+      this.#recording.output(bytes, new Date())
+    } catch (err) {
+      this.#hooks.log.error({ terminal: this.#record.id, err }, 'terminal.recording_failed')
+    }
+  }
+
+  /** Acknowledges now, or a little later where nobody keeps up: berth-init then lets the program wait. */
+  #pace(acknowledge: () => void, paces = PACES): void {
+    const nearest = Math.max(...[...this.#viewers].map((viewer) => viewer.position))
+    if (paces === 0 || this.#viewers.size === 0 || this.spool.total - nearest <= PACE_ABOVE) acknowledge()
+    else setTimeout(() => this.#pace(acknowledge, paces - 1), PACE_MS)
+  }
+
+  async #live(process: SandboxProcess): Promise<void> {
+    await process.started
+    this.changes.tell()
+    const end = await process.ended
+    if (this.#process !== process) return // abandoned
+    const unknown = end.kind === 'gone' && end.error instanceof UnknownProcess
+    if (!this.over)
+      await this.#finish(unknown ? { ...sandboxEnded, message: 'it was never started' } : terminalEnd(end))
+    process.forget()
+    this.#process = undefined
+  }
+
+  async #finish({ exitCode, signal, message }: TerminalEnd): Promise<void> {
+    await this.spool.end()
+    this.#last = await this.#view()
+    const endedAt = new Date().toISOString()
+    const end = { exitCode, signal, message, bytes: this.spool.total, title: this.title, endedAt }
+    this.#title = end.title
+    this.#store({ ...this.#record, end })
+    this.#screen?.close()
+    this.#screen = undefined
+    this.#tellEnded()
+    this.changes.tell()
+    this.#hooks.onEnded(this)
+  }
+
+  #store(record: TerminalRecord): void {
+    this.#record = record
+    try {
+      this.#hooks.store(record)
+    } catch (err) {
+      this.#hooks.log.error({ terminal: record.id, err }, 'terminal.not_stored')
+    }
+  }
+
+  /** Feeds the screen from the spool, also with what is there from before this agent. */
+  async #pump(): Promise<void> {
+    const { rows, columns } = this.#record
+    const signal = this.#gone.signal
+    const reader = this.spool.reader(this.spool.from)
+    this.#drawn = reader.offset
+    const screen = new LiveScreen(this.#hooks.easel, { rows, columns }, reader.offset)
+    this.#screen = screen
+    try {
+      while (!signal.aborted) {
+        const over = this.spool.ended
+        const seen = this.changes.version
+        const piece = await reader.read(PIECE)
+        if (piece?.kind === 'bytes') screen.feed(piece.offset, piece.bytes)
+        else if (piece) screen.feed(piece.offset - CANCEL.length, CANCEL)
+        else if (over || this.over) break
+        else await this.changes.after(seen, signal)
+        if (reader.offset === this.#drawn) continue
+        this.#drawn = reader.offset
+        const { title } = screen
+        if (title !== this.#title) this.tell({ type: 'title', title })
+        this.#title = title
+        this.#fedFurther()
+      }
+    } finally {
+      await reader.close()
+    }
+  }
+
+  #fed: (() => void)[] = []
+
+  #fedFurther(): void {
+    for (const tell of this.#fed.splice(0)) tell()
+  }
+
+  /** With everything that is stored now. */
+  async #view(): Promise<ScreenView> {
+    if (this.#last) return this.#last
+    const target = this.spool.total
+    while (this.#drawn < target && this.#screen && !this.#gone.signal.aborted)
+      await Promise.race([new Promise<void>((resolve) => this.#fed.push(resolve)), this.#pumping])
+    if (!this.#screen) throw new Failure('unavailable', 'the node lets go of the terminal')
+    return this.#screen.view()
+  }
+}

@@ -1,0 +1,114 @@
+// terminals.ts: the terminals of all sandboxes of the node, as a companion of each.
+
+import { join } from 'node:path'
+import { Failure, invariant, QuotaExceeded, type SandboxId, type TenantId, type TerminalSpec } from '@berth/contracts'
+import type { Logger } from '@berth/telemetry'
+import { within } from '../exec/waiting.js'
+import { accountsReader } from '../runtime/identity.js'
+import type { SpawnRequest } from '../runtime/init-wire.js'
+import type { NodeClock } from '../sandbox/clocks.plan.js'
+import type { Companion, LiveSandbox } from '../sandbox/live.js'
+import { Easel } from './live-screen.js'
+import { SandboxTerminals } from './sandbox-terminals.js'
+import { terminalRequest } from './terminal.plan.js'
+
+const EXPIRY_MS = 60_000
+/** How long a terminal waits for its sandbox to be up. */
+const START_MS = 30_000
+const LOOK_MS = 20
+
+export class Terminals implements Companion {
+  readonly name = 'terminals'
+  readonly #log: Logger
+  readonly #easel = new Easel()
+  readonly #sandboxes = new Map<SandboxId, { readonly tenantId: TenantId; readonly terminals: SandboxTerminals }>()
+  readonly #upkeep: NodeJS.Timeout
+
+  constructor(log: Logger) {
+    this.#log = log
+    this.#upkeep = setInterval(() => this.#expire(), EXPIRY_MS).unref()
+  }
+
+  async attach(live: LiveSandbox, adopted: boolean): Promise<void> {
+    const { processes } = live
+    invariant(processes, 'terminals are attached to a run that is up')
+    await this.of(live).attach({ processes, plan: planner(live) }, adopted)
+  }
+
+  async detach(live: LiveSandbox): Promise<void> {
+    await this.of(live).detach()
+  }
+
+  async remove(id: SandboxId): Promise<void> {
+    const known = this.#sandboxes.get(id)
+    this.#sandboxes.delete(id)
+    await known?.terminals.close()
+  }
+
+  warn(live: LiveSandbox, clock: NodeClock, endsAt: Date): void {
+    this.of(live).notice(`this sandbox is stopped at ${endsAt.toISOString()} (${clock})`)
+  }
+
+  /** The terminals of a sandbox in whatever state. @throws Fault when what is on disk is damaged */
+  of(live: LiveSandbox): SandboxTerminals {
+    const known = this.#sandboxes.get(live.id)
+    if (known) return known.terminals
+    const terminals = SandboxTerminals.open({
+      directory: join(live.directory, 'terminals'),
+      easel: this.#easel,
+      log: this.#log.child({ sandbox: live.id }),
+      touch: () => live.touch(),
+      admit: () => this.#admit(live),
+    })
+    this.#sandboxes.set(live.id, { tenantId: live.tenantId, terminals })
+    return terminals
+  }
+
+  /**
+   * Resolves when terminals can be opened in a sandbox: one that is being created or started is waited for.
+   * @throws Failure `wrong_state` when it does not come to that, or is paused
+   */
+  async up(live: LiveSandbox, signal: AbortSignal): Promise<SandboxTerminals> {
+    for (const until = Date.now() + START_MS; !this.of(live).attached; ) {
+      if (live.state !== 'creating' || signal.aborted || Date.now() > until) throw notUp(live)
+      await within(new Promise(() => undefined), signal, LOOK_MS)
+    }
+    if (live.state === 'paused') throw notUp(live)
+    await this.of(live).ready()
+    return this.of(live)
+  }
+
+  /** Leaves everything as it is, for another agent process. */
+  async close(): Promise<void> {
+    clearInterval(this.#upkeep)
+    const all = [...this.#sandboxes.values()]
+    this.#sandboxes.clear()
+    await Promise.all(all.map(({ terminals }) => terminals.close()))
+  }
+
+  #admit({ tenantId, tenantTerminals }: LiveSandbox): void {
+    const open = [...this.#sandboxes.values()]
+      .filter((one) => one.tenantId === tenantId)
+      .reduce((sum, { terminals }) => sum + terminals.open, 0)
+    if (open >= tenantTerminals) throw new QuotaExceeded('terminals', tenantTerminals, open, 1)
+  }
+
+  #expire(): void {
+    const now = new Date()
+    for (const { terminals } of this.#sandboxes.values()) terminals.expire(now)
+  }
+}
+
+const notUp = ({ id, state }: LiveSandbox) =>
+  new Failure('wrong_state', `sandbox ${id} is ${state}, and terminals need one that runs`, { state })
+
+/** Users and their shells are looked up in what the sandbox sees now. */
+function planner(live: LiveSandbox): (spec: TerminalSpec) => SpawnRequest {
+  const { image, hostname, upper } = live
+  invariant(image, 'a sandbox that runs has an image')
+  const accounts = accountsReader(upper, image.layers)
+  return (spec) => {
+    const place = { spec: live.spec, image: image.config, hostname, ids: live.ids.count }
+    return terminalRequest(spec, place, accounts())
+  }
+}

@@ -1,0 +1,165 @@
+// viewer.ts: one connection to a terminal. It reads the terminal's output from the spool at its own pace: what it has not
+// taken waits on disk and holds up nobody. One that is too far behind is not made to catch up: when it has room again it
+// gets the screen as it is then, and goes on from there.
+
+import { KiB, MiB, type TerminalMessage, type TerminalMode, type TerminalSize, ViewerMessage } from '@berth/contracts'
+import { closeCodes, closeSocket, type WebSocket } from '@berth/node-rpc'
+import type { TerminalSession } from './terminal-session.js'
+
+/** Output on its way to the viewer. */
+const OUTPUT_AHEAD = 512 * KiB
+const PIECE = 64 * KiB
+/** Further behind than this, a fresh screen is less than the rest. */
+const MAX_BEHIND = 1 * MiB
+/** Input that the program has not taken: beyond it the viewer is not read. */
+const INPUT_AHEAD = 128 * KiB
+
+const INPUT_CHANNEL = 0
+const OUTPUT_CHANNEL = Buffer.of(1)
+
+export interface ViewerOptions {
+  readonly mode: TerminalMode
+  /** Raw output from this offset on instead of the screen, where it is still kept. */
+  readonly since: number | undefined
+  /** Ends the view. */
+  readonly signal: AbortSignal
+}
+
+export class Viewer {
+  readonly mode: TerminalMode
+  readonly #session: TerminalSession
+  readonly #socket: WebSocket
+  readonly #options: ViewerOptions
+  #inputAhead = 0
+  /** What it asked for last. */
+  #size: TerminalSize | undefined
+  #position = 0
+
+  constructor(session: TerminalSession, socket: WebSocket, options: ViewerOptions) {
+    this.mode = options.mode
+    this.#session = session
+    this.#socket = socket
+    this.#options = options
+  }
+
+  /** Offset up to which it was given output. */
+  get position(): number {
+    return this.#position
+  }
+
+  tell(message: TerminalMessage): void {
+    if (this.#socket.readyState === this.#socket.OPEN) this.#socket.send(JSON.stringify(message))
+  }
+
+  /** Resolves when the view is over. */
+  async serve(): Promise<void> {
+    const { since, signal } = this.#options
+    const session = this.#session
+    const raw = since !== undefined && since >= session.spool.from && since <= session.spool.total
+    const { rows, columns } = session.record
+    const first = { type: 'ready', terminal: session.record.id, mode: this.mode, rows, columns } as const
+    this.tell({ ...first, offset: raw ? since : session.spool.total })
+    this.#socket.on('message', (data, binary) => this.#receive(data, binary))
+    this.#socket.resume()
+    if (session.title !== '') this.tell({ type: 'title', title: session.title })
+    const from = raw ? since : await this.#draw()
+    if (from !== undefined) await this.#follow(from, signal)
+    if (signal.aborted || this.#socket.readyState !== this.#socket.OPEN) return
+    const { end } = session.record
+    if (!end) return
+    this.tell({ type: 'exit', exitCode: end.exitCode, signal: end.signal, message: end.message })
+    this.close(closeCodes.ended, 'the terminal has ended')
+  }
+
+  close(code: number, reason: string): void {
+    closeSocket(this.#socket, code, reason)
+    // Paused, it would not see that the other end closes too.
+    this.#socket.resume()
+  }
+
+  /** Sends the screen as it is. @returns where output goes on after it; undefined when the viewer has gone */
+  async #draw(): Promise<number | undefined> {
+    const { offset, rows, columns, text } = await this.#session.view()
+    this.tell({ type: 'screen', rows, columns, offset })
+    return (await this.#send(text)) ? offset : undefined
+  }
+
+  async #follow(from: number, signal: AbortSignal): Promise<void> {
+    const { spool, changes } = this.#session
+    let reader = spool.reader(from)
+    this.#position = from
+    try {
+      while (!signal.aborted && this.#socket.readyState === this.#socket.OPEN) {
+        // Asked before reading: what was written until the end is then surely seen.
+        const { over } = this.#session
+        const seen = changes.version
+        const piece = spool.total - reader.offset > MAX_BEHIND ? 'behind' : await reader.read(PIECE)
+        if (piece === 'behind' || piece?.kind === 'gap') {
+          await reader.close()
+          const next = await this.#draw()
+          if (next === undefined) return
+          reader = spool.reader(next)
+        } else if (piece) await this.#send(piece.bytes)
+        else if (over) return
+        else await changes.after(seen, signal)
+        this.#position = reader.offset
+      }
+    } finally {
+      await reader.close()
+    }
+  }
+
+  /** Resolves when little enough waits to be sent. @returns false when the viewer has gone */
+  async #send(bytes: Buffer): Promise<boolean> {
+    const socket = this.#socket
+    const frame = Buffer.concat([OUTPUT_CHANNEL, bytes])
+    if (socket.readyState === socket.OPEN && socket.bufferedAmount + frame.length <= OUTPUT_AHEAD) socket.send(frame)
+    // Also called, with an error, when the connection ends.
+    else await new Promise<void>((resolve) => socket.send(frame, () => resolve()))
+    return socket.readyState === socket.OPEN
+  }
+
+  #receive(data: unknown, binary: boolean): void {
+    // Frames that were on their way when it was closed.
+    if (this.#socket.readyState !== this.#socket.OPEN) return
+    if (!Buffer.isBuffer(data)) this.close(closeCodes.badFrame, 'a frame that is not whole')
+    else if (!binary) this.#control(data)
+    else if (data[0] === INPUT_CHANNEL) void this.#input(data.subarray(1))
+    else this.close(closeCodes.badFrame, 'a binary frame begins with 0, for input')
+  }
+
+  #control(data: Buffer): void {
+    const message = ViewerMessage.safeParse(json(data))
+    if (!message.success) this.close(closeCodes.badFrame, 'a text frame is JSON of type resize, signal or ping')
+    else if (message.data.type === 'ping') this.tell({ type: 'pong', id: message.data.id })
+    else if (this.mode === 'read') this.#refuse('this viewer may only look')
+    else if (this.#session.over) this.#refuse('the terminal has ended')
+    else if (message.data.type === 'resize') {
+      this.#size = { rows: message.data.rows, columns: message.data.columns }
+      this.#session.resize(this.#size)
+    } else this.#session.signal(message.data.signal)
+  }
+
+  async #input(bytes: Buffer): Promise<void> {
+    if (this.mode === 'read') return this.#refuse('this viewer may only look')
+    // Whoever types sees it at the size of the window that is typed in.
+    if (this.#size) this.#session.resize(this.#size)
+    this.#inputAhead += bytes.length
+    if (this.#inputAhead > INPUT_AHEAD) this.#socket.pause()
+    if (!(await this.#session.write(bytes))) this.#refuse('the terminal takes no input')
+    this.#inputAhead -= bytes.length
+    if (this.#inputAhead <= INPUT_AHEAD && this.#socket.isPaused) this.#socket.resume()
+  }
+
+  #refuse(detail: string): void {
+    this.tell({ type: 'error', code: 'wrong_state', detail })
+  }
+}
+
+function json(data: Buffer): unknown {
+  try {
+    return JSON.parse(data.toString('utf8'))
+  } catch {
+    return undefined // as good as any other frame that is none
+  }
+}
