@@ -22,7 +22,7 @@ import { Recording } from './asciicast.js'
 import { type Easel, LiveScreen, type ScreenView } from './live-screen.js'
 import { sandboxEnded, type TerminalEnd, terminalEnd } from './terminal.plan.js'
 import type { TerminalRecord } from './terminal-record.js'
-import { Viewer } from './viewer.js'
+import { type Viewed, Viewer } from './viewer.js'
 
 /** What a session needs of the sandbox that it belongs to. */
 export interface TerminalHooks {
@@ -54,7 +54,7 @@ const SIGKILL = 9
 /** A program that does not go when its terminal is hung up is killed after this. */
 const HANG_UP_MS = 2_000
 
-export class TerminalSession {
+export class TerminalSession implements Viewed {
   readonly changes = new Changes()
   readonly spool: Spool
   /** Resolves once its end is told. */

@@ -4,7 +4,10 @@
 
 import { KiB, MiB, type TerminalMessage, type TerminalMode, type TerminalSize, ViewerMessage } from '@berth/contracts'
 import { closeCodes, closeSocket, type WebSocket } from '@berth/node-rpc'
-import type { TerminalSession } from './terminal-session.js'
+import type { Changes } from '../logs/changes.js'
+import type { Spool } from '../logs/spool.js'
+import type { ScreenView } from './live-screen.js'
+import type { TerminalRecord } from './terminal-record.js'
 
 /** Output on its way to the viewer. */
 const OUTPUT_AHEAD = 512 * KiB
@@ -17,6 +20,20 @@ const INPUT_AHEAD = 128 * KiB
 const INPUT_CHANNEL = 0
 const OUTPUT_CHANNEL = Buffer.of(1)
 
+/** The terminal, as a viewer needs it. */
+export interface Viewed {
+  readonly record: TerminalRecord
+  readonly spool: Spool
+  readonly changes: Changes
+  readonly title: string
+  readonly over: boolean
+  view(): Promise<ScreenView>
+  /** @returns false where it takes no input */
+  write(bytes: Buffer): Promise<boolean>
+  resize(size: TerminalSize): void
+  signal(signal: number): void
+}
+
 export interface ViewerOptions {
   readonly mode: TerminalMode
   /** Raw output from this offset on instead of the screen, where it is still kept. */
@@ -27,7 +44,7 @@ export interface ViewerOptions {
 
 export class Viewer {
   readonly mode: TerminalMode
-  readonly #session: TerminalSession
+  readonly #session: Viewed
   readonly #socket: WebSocket
   readonly #options: ViewerOptions
   #inputAhead = 0
@@ -35,7 +52,7 @@ export class Viewer {
   #size: TerminalSize | undefined
   #position = 0
 
-  constructor(session: TerminalSession, socket: WebSocket, options: ViewerOptions) {
+  constructor(session: Viewed, socket: WebSocket, options: ViewerOptions) {
     this.mode = options.mode
     this.#session = session
     this.#socket = socket
