@@ -15,7 +15,8 @@
  *   --chdir PATH                   enter a directory
  *   --seal                         execute PROGRAM from a sealed copy in memory
  *
- * Its own failures: one line `berth-enter: STEP: PATH: ERROR` on stderr, exit code 120. */
+ * Its own failures: one line `berth-enter: STEP: PATH: ERROR` on stderr, exit code 120; 121 where an overlay with an
+ * upper came up read-only, which it does without an error when nothing can be written there (a quota is full). */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -32,12 +33,13 @@
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { FAILED = 120, LISTEN_FD = 3, BACKLOG = 8, MAX_IDMAPS = 64, MAX_LOWERS = 500 /* overlayfs' own limit */ };
+enum { FAILED = 120, READ_ONLY = 121, LISTEN_FD = 3, BACKLOG = 8, MAX_IDMAPS = 64, MAX_LOWERS = 500 /* overlayfs' own limit */ };
 
 /* linux/mount.h and the system call numbers of the new mount API (the same on all architectures since 5.2). */
 enum {
@@ -59,8 +61,9 @@ static _Noreturn void fail(const char *step, const char *path) {
   const char *hint = "";
   if (strcmp(step, "idmap") == 0 && (errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP))
     hint = " (this kernel or filesystem has no idmapped mounts)";
+  int code = strcmp(step, "overlay") == 0 && errno == EROFS ? READ_ONLY : FAILED;
   fprintf(stderr, "berth-enter: %s: %s: %s%s\n", step, path, strerror(errno), hint);
-  exit(FAILED);
+  exit(code);
 }
 
 static _Noreturn void misuse(const char *what, const char *argument) {
@@ -222,6 +225,13 @@ static void mount_overlay(const char *at, const char *upper, const char *work) {
   nlowers = 0;
 }
 
+static void check_writable(const char *at) {
+  struct statvfs found;
+  if (statvfs(at, &found) < 0) fail("overlay", at);
+  errno = EROFS;
+  if (found.f_flag & ST_RDONLY) fail("overlay", at);
+}
+
 /* An overlay without upper needs two lowers; one is a bind mount already. */
 static void mount_read_only(const char *at) {
   if (nlowers != 1) {
@@ -302,7 +312,7 @@ static void carry_out(int option, char **a) {
       break;
     case IDMAP: add_idmap(a[0]); break;
     case LOWER: mount_lower(a[0], a[1]); break;
-    case OVERLAY: mount_overlay(a[0], a[1], a[2]); break;
+    case OVERLAY: mount_overlay(a[0], a[1], a[2]); check_writable(a[0]); break;
     case OVERLAY_RO: mount_read_only(a[0]); break;
     case LISTEN: listen_at(a[0]); break;
     case SEAL: sealed = true; break;

@@ -32,7 +32,8 @@ export interface OciRuntime {
   command(...args: readonly string[]): [string, ...string[]]
   /**
    * Starts a container and returns once its init has been executed.
-   * @throws CommandFailed with what the runtime or berth-enter said; something of the container may be left
+   * @throws CommandFailed with what the runtime or berth-enter said; something of the container may be left.
+   *   RootReadOnly, with nothing of it left, where the writable layer is too full to be mounted
    */
   start(container: ContainerStart): Promise<void>
   /** Removes what the runtime keeps of a container whose processes are dead; an unknown one is fine. */
@@ -59,6 +60,17 @@ const globalOptions: Readonly<Record<RuntimeName, readonly string[]>> = {
 const sealOptions: Readonly<Record<RuntimeName, readonly string[]>> = { crun: ['--seal'], runc: [] }
 
 const START_TIMEOUT_MS = 30_000
+
+/** Exit code of berth-enter when the overlay came up read-only (libs/init/README.md). */
+const READ_ONLY = 121
+
+/** An overlay writes to its upper when it is mounted, and on a layer whose limit is reached it cannot. */
+export class RootReadOnly extends Fault {
+  constructor(id: string, cause: unknown) {
+    super(`mount the root of ${id} for writing`, { cause })
+    this.name = 'RootReadOnly'
+  }
+}
 
 /**
  * Finds the runtime to use: the one asked for, or with `auto` the first of crun and runc that is installed.
@@ -102,7 +114,9 @@ class ArgvRuntime implements OciRuntime {
 
   async start({ id, bundle, enter, signal }: ContainerStart): Promise<void> {
     const argv = this.#argv(enter, ['run', '--detach', '--preserve-fds=1', '--bundle', bundle, id])
-    expectSuccess(await run(argv, { timeoutMs: START_TIMEOUT_MS, signal }))
+    const result = await run(argv, { timeoutMs: START_TIMEOUT_MS, signal })
+    if (result.exitCode === READ_ONLY) throw new RootReadOnly(id, new Error(result.stderr.trim()))
+    expectSuccess(result)
   }
 
   async forget(id: string): Promise<void> {

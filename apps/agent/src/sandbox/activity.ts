@@ -3,6 +3,7 @@
 export class Activity {
   #lastAt: number | undefined
   #occupants = 0
+  #over = false
   #timer: NodeJS.Timeout | undefined
   readonly #onChange: () => void
   readonly #save: () => void
@@ -28,7 +29,7 @@ export class Activity {
 
   touch(): void {
     this.#lastAt = Date.now()
-    this.#timer ??= setTimeout(() => this.flush(), SAVED_AFTER_MS).unref()
+    if (!this.#over) this.#timer ??= setTimeout(() => this.flush(), SAVED_AFTER_MS).unref()
   }
 
   /** There is activity until the returned function is called, or `until` aborts. */
@@ -48,6 +49,13 @@ export class Activity {
     until.addEventListener('abort', leave, { once: true })
     if (until.aborted) leave()
     return leave
+  }
+
+  /** There is nothing any more to write it down for. */
+  end(): void {
+    this.#over = true
+    clearTimeout(this.#timer)
+    this.#timer = undefined
   }
 
   /** Writes down what is not written yet. */

@@ -43,8 +43,9 @@ export function conclude(
     next: null,
     retryAt: 0,
   }
-  if (stop !== null || ending.kind === 'withdrawn')
-    return { end, change: { ...common, outcome: { state: neverRan(ending) ? 'failed' : 'stopped', reason } } }
+  const neverRan = ending.kind === 'notRun'
+  if (stop !== null || ending.kind === 'withdrawn' || (neverRan && ending.final))
+    return { end, change: { ...common, outcome: { state: neverRan ? 'failed' : 'stopped', reason } } }
   const ranMs = startedAt === null ? null : endedAt - startedAt
   const after = afterRun(spec.restart, { reason: reason.code, ranMs, inRow })
   if (after.kind === 'over') return { end, change: { ...common, outcome: { state: after.state, reason } } }
@@ -59,5 +60,3 @@ export function conclude(
     },
   }
 }
-
-const neverRan = (ending: Ending) => ending.kind === 'notRun'

@@ -171,7 +171,7 @@ export class ContainerRun {
     const { around, named, ids, spec, image, hostname, log } = this.#options
     const { shop } = around
     const why = impossible(spec, shop.abilities)
-    if (why !== undefined) return { kind: 'notRun', code: 'start_failed', message: why }
+    if (why !== undefined) return { kind: 'notRun', code: 'start_failed', message: why, final: true }
     const { signal } = this.#abort
     const wanted = { ...named, ids, shape: sandboxShape(spec, shop.abilities), image, hostname, signal }
     for (const step of runSteps) {

@@ -9,6 +9,8 @@ export type NotRun = {
   readonly kind: 'notRun'
   readonly code: Extract<ReasonCode, 'image_not_found' | 'user_not_found' | 'start_failed'>
   readonly message: string
+  /** Another start would come to the same, whatever the restart policy. */
+  readonly final?: boolean
 }
 
 /** Somebody ended it before there was anything to end. */

@@ -161,7 +161,7 @@ export class TestNode {
 
   /** Wants something else of a sandbox. @returns the command, to go on from */
   async want(before: ApplySandbox, change: Partial<ApplySandbox>): Promise<ApplySandbox> {
-    const command = ApplySandbox.parse({ ...before, ...change, generation: before.generation + 1 })
+    const command = ApplySandbox.parse({ ...before, known: true, ...change, generation: before.generation + 1 })
     await this.residents.apply(command)
     return command
   }
@@ -174,11 +174,10 @@ export class TestNode {
   ): Promise<ApplySandbox> {
     const since = this.reports.length
     const command = await this.want(before, { desired, ...change })
-    await this.reported(
-      before.sandboxId,
-      ({ state, generation }) => state === desired && generation >= command.generation,
-      since,
-    )
+    const { sandboxId, generation, run } = command
+    const isIt = (report: SandboxReport) =>
+      report.state === desired && report.generation >= generation && (desired === 'deleted' || report.run >= run)
+    await this.reported(sandboxId, isIt, since)
     return command
   }
 
@@ -191,10 +190,10 @@ export class TestNode {
   }
 
   /** Runs a command beside the main process, or in a stopped sandbox. @returns its exit code and output */
-  async inside(id: SandboxId, script: string): Promise<{ code: number | undefined; out: string }> {
+  async inside(id: SandboxId, script: string, uid = 0): Promise<{ code: number | undefined; out: string }> {
     const lease = await this.residents.lease(id)
     try {
-      return await runIn(lease, script)
+      return await runIn(lease, script, uid)
     } finally {
       await lease[Symbol.asyncDispose]()
     }
@@ -217,7 +216,11 @@ export class TestNode {
   }
 }
 
-async function runIn({ live, processes }: Lease, script: string): Promise<{ code: number | undefined; out: string }> {
+async function runIn(
+  { live, processes }: Lease,
+  script: string,
+  uid: number,
+): Promise<{ code: number | undefined; out: string }> {
   const out: Buffer[] = []
   let length = 0
   const sink: OutputSink = {
@@ -233,7 +236,7 @@ async function runIn({ live, processes }: Lease, script: string): Promise<{ code
     command: ['/bin/sh', '-c', script],
     env: ['PATH=/bin'],
     workingDir: '/',
-    who: { uid: 0, gid: 0, groups: [], home: '/' },
+    who: { uid, gid: uid, groups: [], home: '/' },
     confinement: sandboxConfinement(live.spec),
     flags: 0,
     timeoutMs: 0,
@@ -355,7 +358,7 @@ function makeBusyboxLayer(root: string): void {
   chmodSync(join(root, 'tmp'), 0o1777)
   copyFileSync('/usr/bin/busybox', join(root, 'bin/busybox'))
   const applets =
-    'sh true false cat echo sleep dd yes id ls env pwd head tail kill ps seq wc hostname touch mkdir rm mount'
+    'sh mkfifo chroot sort ps stty cp cut true false cat echo sleep dd yes id ls env pwd head tail kill ps seq wc hostname touch mkdir rm mount'
   for (const name of `${applets} date chmod ln grep tr printf sync df test find nc setsid`.split(' '))
     if (!existsSync(join(root, 'bin', name))) symlinkSync('busybox', join(root, 'bin', name))
   writeFileSync(join(root, 'etc/passwd'), 'root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n')

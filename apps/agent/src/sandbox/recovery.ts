@@ -34,7 +34,7 @@ export async function recover(options: RecoveryOptions): Promise<void> {
   const { shop, journal, log } = options
   await endStarters(shop.runtime.stateDirectory)
   const [attempts, sandboxes] = [await journal.load(), await options.records.load()]
-  const known = [...attempts, ...sandboxes].map(({ id }) => id)
+  const known = [...attempts, ...sandboxes.filter(({ accepted }) => accepted !== undefined)].map(({ id }) => id)
   await removeOrphans(shop, orphans(await holdings(shop), known))
   for (const record of attempts) {
     const fate = fateOf(await factsOf(record, journal))

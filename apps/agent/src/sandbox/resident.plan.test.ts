@@ -100,6 +100,18 @@ describe('the next step', () => {
       is('down', { retryAt: NOW + 5 }),
       { do: 'wait', until: NOW + 5 },
     ],
+    [
+      'down: its disk is resized before it starts',
+      want({ run: 2 }),
+      is('down', { diskDiffers: true }),
+      { do: 'resize' },
+    ],
+    [
+      'down: a resize that failed holds up no start',
+      want({ run: 2 }),
+      is('down', { diskDiffers: true, resizeAt: NOW + 1 }),
+      { ...start, run: 2 },
+    ],
     ['down: its disk is resized', want(), is('down', { diskDiffers: true, limitsDiffer: true }), { do: 'resize' }],
     ['down: its other limits are not', want(), is('down', { limitsDiffer: true }), { do: 'wait' }],
 

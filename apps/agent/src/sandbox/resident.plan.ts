@@ -149,10 +149,10 @@ function whileFresh(wanted: Desire, is: Observed): Step {
 
 function whileDown(wanted: Desire, is: Observed, now: number): Step {
   if (wanted.desired === 'deleted') return { do: 'remove' }
+  if (is.diskDiffers && is.resizeAt <= now) return { do: 'resize' }
   if (wantsRun(wanted, is)) return { do: 'start', run: wanted.run, restart: 0, hidden: false }
   // A start that was to stop before it came here: it is over, and not waited for.
   if (wanted.run > is.run) return { do: 'skip' }
-  if (is.diskDiffers && is.resizeAt <= now) return { do: 'resize' }
   if (wanted.leases > 0 && is.retryAt <= now) return { do: 'start', run: is.run, restart: 0, hidden: true }
   return until(is.diskDiffers ? is.resizeAt : undefined, wanted.leases > 0 ? is.retryAt : undefined)
 }

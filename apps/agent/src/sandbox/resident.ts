@@ -70,7 +70,6 @@ export class Resident {
   #activityToldAt = 0
   #unwanted = false
   #closed = false
-  #removed = false
 
   constructor(context: ResidentContext, accepted: AcceptedSandbox, state: ResidentState) {
     const { shop, log } = context.around
@@ -172,6 +171,8 @@ export class Resident {
     } else if (phase === 'clearing' || phase === 'removing') {
       this.memory.save({ retryAt: 0 })
     } else if (phase !== 'removed') {
+      // It may have had more room for its mount than it is to have: its layer is given its limit again.
+      if (phase === 'starting') this.memory.save({ diskBytes: 0 })
       const begun = phase !== 'starting' || spawned
       if (alive && begun && !hidden) await this.#adopt()
       else await this.#lose(begun)
@@ -197,9 +198,15 @@ export class Resident {
   async close(): Promise<void> {
     this.#closed = true
     this.#activity.flush()
+    this.#activity.end()
     this.#container?.abandon()
     this.#changes.tell()
     await Promise.allSettled(this.#operations)
+  }
+
+  #end(): 'removed' {
+    this.#activity.end()
+    return 'removed'
   }
 
   #desire(): Desire {
@@ -549,14 +556,7 @@ export class Resident {
     this.#context.onChange(this, true)
   }
 
-  #end(): 'removed' {
-    this.#removed = true
-    return 'removed'
-  }
-
-  /** Told a while after the activity: there may be nothing to write it to any more. */
   #saveActivity(): void {
-    if (this.#removed) return
     this.memory.save({ lastActivityAt: this.#activity.lastAt ?? null })
     if (Date.now() - this.#activityToldAt < ACTIVITY_TOLD_MS) return
     this.#activityToldAt = Date.now()

@@ -65,15 +65,11 @@ export class Residents {
       known.apply(command)
       return
     }
-    // Its files are lost: made anew it would look as if they had never been. The heartbeat leaves it out, and the API
-    // gives it up.
-    if (command.known && command.desired !== 'deleted') {
-      log.warn({ sandbox: id, generation }, 'sandbox.unknown')
-      return
-    }
-    const accepted = { command, acceptedAt: new Date().toISOString() }
+    // What this node has told of and does not know has lost its files: that it is gone is all there is to tell.
+    const wanted = command.known ? { ...command, desired: 'deleted' as const } : command
+    const accepted = { command: wanted, acceptedAt: new Date().toISOString() }
     records.accept(accepted)
-    log.info({ sandbox: id, generation, desired: command.desired, run: command.run }, 'sandbox.accepted')
+    log.info({ sandbox: id, generation, desired: wanted.desired, run: command.run }, 'sandbox.accepted')
     this.#begin(new Resident(this.#context, accepted, freshState))
   }
 

@@ -10,7 +10,7 @@ import { type Cgroups, removeTree } from '@berth/host'
 import { type Architecture, runtimeSpec, seccomp } from '@berth/oci'
 import type { Logger } from '@berth/telemetry'
 import { enterOptions, prepareWritable, rootfsTarget } from '../rootfs/overlay.js'
-import type { OciRuntime } from '../runtime/oci-runtime.js'
+import { type OciRuntime, RootReadOnly } from '../runtime/oci-runtime.js'
 import type { ReadyMadeSeccomp } from '../runtime/seccomp.js'
 import type { Pool } from '../storage/pool.js'
 import type { Abilities, Shape } from './shape.plan.js'
@@ -80,9 +80,11 @@ const bundle: Step = {
   async acquire(shop, wanted) {
     const { paths, ids, hostname, shape } = wanted
     const { diskBytes: _, seccompProfile, ...confines } = shape
+    const { ioWeight: __, ...limits } = confines.limits
     const ready = shop.seccomp[seccompProfile]
     const spec = runtimeSpec({
       ...confines,
+      limits,
       cgroupPath: `/${sandboxGroup(shop, wanted)}`,
       cgroupVersion: shop.cgroupVersion,
       architecture: shop.architecture,
@@ -111,17 +113,38 @@ const cgroup: Step = {
 /** The container with berth-init running and nothing else. */
 const container: Step = {
   name: 'container',
-  async acquire(shop, { id, ids, paths, image, signal }) {
+  async acquire(shop, { id, tenantId, ids, paths, image, shape, signal }) {
     const { directory } = shop.stage
     await shop.stage.prepare(image.layers)
     const mounts = enterOptions({ layers: image.layers, writable: shop.pool.path(id), directory, ids })
-    await shop.runtime.start({ id, bundle: paths.bundle, enter: [...mounts, '--listen', paths.socket], signal })
+    const start = { id, bundle: paths.bundle, enter: [...mounts, '--listen', paths.socket], signal }
+    await shop.runtime.start(start).catch((error: unknown) => {
+      if (!(error instanceof RootReadOnly)) throw error
+      return withRoom(shop, id, shape.diskBytes, () => shop.runtime.start(start))
+    })
+    // Where its file is depends on the scheduler of the disks, and runtimes know one of the places only.
+    const { ioWeight } = shape.limits
+    if (ioWeight !== undefined) shop.cgroups.setLimits(sandboxGroup(shop, { tenantId, id }), { ioWeight })
   },
   async release(shop, named) {
     await shop.cgroups.kill(sandboxGroup(shop, named))
     await shop.runtime.forget(named.id)
     await removeTree(named.paths.socket)
   },
+}
+
+/** Room that mounting an overlay may take. It holds no byte of the tenant's: the limit is back before anything runs. */
+const MOUNT_ROOM_BYTES = 4 * 1024 * 1024
+
+/** Lets a sandbox whose disk is full start, so that its owner can make room in it. */
+async function withRoom(shop: Workshop, id: Named['id'], diskBytes: number, work: () => Promise<void>): Promise<void> {
+  const { usedBytes = diskBytes } = (await shop.pool.fill()).get(id) ?? {}
+  await shop.pool.resize(id, Math.max(usedBytes, diskBytes) + MOUNT_ROOM_BYTES)
+  try {
+    await work()
+  } finally {
+    await shop.pool.resize(id, diskBytes)
+  }
 }
 
 export const steps: readonly Step[] = [layer, bundle, cgroup, container]

@@ -59,6 +59,18 @@ test('what is not there is removed without complaint, and a name is given once',
   await pool.remove('once')
 })
 
+test('a full layer can be given more, and less than it holds; how full all are is told at once', async () => {
+  const path = await pool.create('full', 8 * MiB)
+  expect((await fill(path)).errno).toBe(EDQUOT)
+  await pool.resize('full', 64 * MiB)
+  await writeFile(join(path, 'more'), Buffer.alloc(4 * MiB))
+  await pool.resize('full', 1 * MiB)
+  const { usedBytes = 0, limitBytes } = (await pool.fill()).get('full') ?? {}
+  expect(limitBytes).toBe(1 * MiB)
+  expect(usedBytes).toBeGreaterThan(1 * MiB)
+  await pool.remove('full')
+})
+
 test('a clone has the same content and its own limit', async () => {
   const from = await pool.create('origin', 64 * MiB)
   await writeFile(join(from, 'f'), 'same')

@@ -88,8 +88,10 @@ export class Pool {
     return path
   }
 
+  /** Also of a layer that is full: by its number, because by its path it would first have to be written to. */
   async resize(id: string, limitBytes: number): Promise<void> {
-    await setLimit(this.path(id), limitBytes)
+    const number = expectSuccess(await run(['btrfs', 'inspect-internal', 'rootid', this.path(id)])).stdout.trim()
+    expectSuccess(await run(['btrfs', 'qgroup', 'limit', String(limitBytes), `0/${number}`, this.root]))
   }
 
   /** A writable copy that shares all blocks with `from` until either changes. */
