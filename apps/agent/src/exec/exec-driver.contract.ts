@@ -48,7 +48,8 @@ const request = (argv: readonly string[], more: Partial<SpawnRequest> = {}): Spa
   gid: 0,
   groups: [],
   capabilities: { bounding: defaultCapabilityMask, effective: defaultCapabilityMask, inheritable: 0n, ambient: 0n },
-  limits: [{ resource: 7, soft: 77n, hard: 88n }],
+  // Equal: Go programs such as runc raise the soft limit to the hard one, and some hand that on.
+  limits: [{ resource: 7, soft: 77n, hard: 77n }],
   timeoutMs: 0,
   graceMs: 0,
   oomScoreAdj: 0,

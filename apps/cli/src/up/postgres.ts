@@ -93,8 +93,9 @@ function workingDirectory(pid: string): string | undefined {
   try {
     return readlinkSync(`/proc/${pid}/cwd`)
   } catch (error) {
-    // EACCES: it may do more than we, so it is no server that was started from here.
-    return ignore(error, 'ENOENT', 'ESRCH', 'EACCES')
+    // EACCES: it may do more than we, so it is no server that was started from here. ENAMETOOLONG: a process of a
+    // sandbox can be deeper than any path names.
+    return ignore(error, 'ENOENT', 'ESRCH', 'EACCES', 'ENAMETOOLONG')
   }
 }
 
