@@ -41,11 +41,11 @@ export class Execs implements Companion {
 
   async attach(live: LiveSandbox, adopted: boolean): Promise<void> {
     const driver = this.#options.openDriver(live)
-    this.of(live).attach({ driver, plan: planner(live) }, adopted)
+    this.#open(live).attach({ driver, plan: planner(live) }, adopted)
   }
 
   async detach(live: LiveSandbox): Promise<void> {
-    await this.of(live).detach()
+    await this.#open(live).detach()
   }
 
   async remove(id: SandboxId): Promise<void> {
@@ -54,21 +54,14 @@ export class Execs implements Companion {
     await execs?.close()
   }
 
-  /** The execs of a sandbox in whatever state. @throws Fault when what is on disk is damaged */
+  /**
+   * The execs of a sandbox in whatever state.
+   * @throws Failure `sandbox_not_found` once it is deleted: they went before it
+   * @throws Fault when what is on disk is damaged
+   */
   of(live: LiveSandbox): SandboxExecs {
-    const known = this.#sandboxes.get(live.id)
-    if (known) return known
-    const { log, oomKills, limits = {} } = this.#options
-    const execs = SandboxExecs.open({
-      directory: join(live.directory, 'execs'),
-      memoryBytes: live.spec.limits.memoryBytes,
-      log: log.child({ sandbox: live.id }),
-      occupy: () => live.occupy(),
-      oomKills: () => oomKills(live),
-      limits,
-    })
-    this.#sandboxes.set(live.id, execs)
-    return execs
+    if (live.state === 'deleted') throw new Failure('sandbox_not_found', `sandbox ${live.id} is deleted`)
+    return this.#open(live)
   }
 
   /**
@@ -93,6 +86,22 @@ export class Execs implements Companion {
     const all = [...this.#sandboxes.values()]
     this.#sandboxes.clear()
     await Promise.all(all.map((execs) => execs.close()))
+  }
+
+  #open(live: LiveSandbox): SandboxExecs {
+    const known = this.#sandboxes.get(live.id)
+    if (known) return known
+    const { log, oomKills, limits = {} } = this.#options
+    const execs = SandboxExecs.open({
+      directory: join(live.directory, 'execs'),
+      memoryBytes: live.spec.limits.memoryBytes,
+      log: log.child({ sandbox: live.id }),
+      occupy: () => live.occupy(),
+      oomKills: () => oomKills(live),
+      limits,
+    })
+    this.#sandboxes.set(live.id, execs)
+    return execs
   }
 
   #expire(): void {
