@@ -24,6 +24,7 @@ import { beginning, C1_LEAD, ESC, nextSpecial, type Piece, SI, Slice, SO, weight
 
 /** After ESC. */
 const OSC = 0x5d
+const CAN = 0x18
 const LF = 0x0a
 const CR = 0x0d
 
@@ -189,6 +190,13 @@ export class Reducer {
     this.#weight = 0
     this.#end = offset + this.#held.length
     this.#taken = offset
+    this.#run = this.#newRun(offset)
+  }
+
+  /** Output up to `offset` is lost: what it left open is broken off, and all goes on from there. */
+  jump(offset: number): void {
+    this.feed(Buffer.of(CAN))
+    this.#end = offset
     this.#run = this.#newRun(offset)
   }
 

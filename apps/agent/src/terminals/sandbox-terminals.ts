@@ -11,7 +11,7 @@ import { RecordLog } from '../exec/record-log.js'
 import { UserNotFound } from '../runtime/identity.js'
 import { type SpawnRequest, spawnFlags } from '../runtime/init-wire.js'
 import type { Processes } from '../runtime/processes.js'
-import type { Easel } from './live-screen.js'
+import type { Drawing } from './drawing.js'
 import { neverRan } from './terminal.plan.js'
 import { TerminalRecord } from './terminal-record.js'
 import { type TerminalHooks, TerminalSession } from './terminal-session.js'
@@ -26,7 +26,7 @@ const MAX_OPEN = 64
 export interface TerminalHome {
   /** Theirs alone. */
   readonly directory: string
-  readonly easel: Easel
+  readonly drawing: Drawing
   readonly log: Logger
   readonly touch: () => void
   /** @throws QuotaExceeded when the tenant has as many open on the node as it may */
@@ -52,7 +52,7 @@ export class SandboxTerminals {
     this.#records = records
     this.#hooks = {
       directory: home.directory,
-      easel: home.easel,
+      drawing: home.drawing,
       log: home.log,
       touch: home.touch,
       store: (record) => this.#records.set(record.id, record),

@@ -3,8 +3,7 @@ import type { TerminalSize } from '@berth/contracts'
 import { createLogger } from '@berth/telemetry'
 import { afterEach, beforeEach, expect, test } from '@jest/globals'
 import fc from 'fast-check'
-import { Drawing, type DrawingThread } from './drawing.js'
-import { DrawingBoard } from './drawing.thread.js'
+import { Threads } from './drawing.fixture.js'
 import { Emulator } from './emulator.js'
 import type { Cut } from './reduce.js'
 import { dump, flood, pieces, runs, size } from './screen.fixture.js'
@@ -13,52 +12,6 @@ import { type Base, type Event, Screen, type ScreenStore } from './screen.js'
 const log = createLogger({ name: 'agent', level: 'silent' })
 const KEEP = 65_536
 const limits = { drawAbove: 4096, full: 8192, cost: 1024, grain: { piece: 256, cut: 1024, mark: 256 } }
-
-/** A thread in this one, that can be killed. */
-class Threads {
-  #kill: (() => void) | undefined
-  started = 0
-  /** So many requests kill their thread. */
-  deadly = 0
-  readonly drawing = new Drawing({ start: () => this.#start(), log })
-
-  kill(): void {
-    this.#kill?.()
-  }
-
-  #start(): DrawingThread {
-    this.started += 1
-    const board = new DrawingBoard()
-    let alive = true
-    let answer: Parameters<DrawingThread['onAnswer']>[0] = () => undefined
-    let ended: Parameters<DrawingThread['onEnd']>[0] = () => undefined
-    const end = () => {
-      if (!alive) return
-      alive = false
-      setImmediate(() => ended(new Error('killed')))
-    }
-    this.#kill = end
-    return {
-      send: (request) =>
-        void setImmediate(() => {
-          if (!alive) return
-          // Its time does not count, so that no test waits for a share of the CPU.
-          if (this.deadly === 0) answer({ ...board.answer(request), ms: 0 })
-          else {
-            this.deadly -= 1
-            end()
-          }
-        }),
-      onAnswer: (listener) => {
-        answer = listener
-      },
-      onEnd: (listener) => {
-        ended = listener
-      },
-      end,
-    }
-  }
-}
 
 /** What would be on disk, and the output that a spool would hold. */
 class Store implements ScreenStore {

@@ -119,6 +119,16 @@ export class Screen {
     return this.#title
   }
 
+  /** Offset of the output that is to be fed next. */
+  get end(): number {
+    return this.#reducer.end
+  }
+
+  /** Nothing can be done for it any more; nothing has to wait for it. */
+  get broken(): boolean {
+    return this.#broken !== undefined
+  }
+
   /** Offset from which on the store must have the output. */
   get needs(): number {
     return this.#cut && this.#usable(this.#cut) ? this.#cut.to : this.#base.offset
@@ -148,6 +158,7 @@ export class Screen {
   }
 
   #take(offset: number, bytes: Buffer): void {
+    if (offset > this.#reducer.end) this.#reducer.jump(offset)
     const fresh = bytes.subarray(Math.max(0, this.#reducer.end - offset))
     if (fresh.length > 0) this.#reducer.feed(fresh)
   }
@@ -169,15 +180,6 @@ export class Screen {
       this.#wishes.push({ from, done, failed })
       this.#work()
     })
-  }
-
-  /** Keeps the screen as it is now, and lets go of it. */
-  async end(): Promise<void> {
-    try {
-      await this.view()
-    } finally {
-      this.close()
-    }
   }
 
   /** Lets go of it; what was kept of it last stays. */

@@ -19,7 +19,8 @@ import { Changes } from '../logs/changes.js'
 import { Spool } from '../logs/spool.js'
 import { discard, type OutputSinks, type SandboxProcess, UnknownProcess } from '../runtime/processes.js'
 import { Recording } from './asciicast.js'
-import { type Easel, LiveScreen, type ScreenView } from './live-screen.js'
+import type { Drawing } from './drawing.js'
+import { KeptScreen, type ScreenView } from './kept-screen.js'
 import { sandboxEnded, type TerminalEnd, terminalEnd } from './terminal.plan.js'
 import type { TerminalRecord } from './terminal-record.js'
 import { type Viewed, Viewer } from './viewer.js'
@@ -28,7 +29,7 @@ import { type Viewed, Viewer } from './viewer.js'
 export interface TerminalHooks {
   /** Directory of all terminals of the sandbox. */
   readonly directory: string
-  readonly easel: Easel
+  readonly drawing: Drawing
   readonly log: Logger
   readonly store: (record: TerminalRecord) => void
   /** Somebody typed, or it printed: activity of the sandbox. */
@@ -38,7 +39,7 @@ export interface TerminalHooks {
 }
 
 /** Output that is kept for viewers that come back. */
-const KEEP_BYTES = 2 * MiB
+const KEEP_BYTES = 4 * MiB
 /** Where even the fastest viewer is further behind, the program is slowed down, by little: it never stands still. */
 const PACE_ABOVE = 512 * KiB
 const PACE_MS = 10
@@ -46,9 +47,6 @@ const PACES = 5
 /** Viewers of one terminal. */
 const MAX_VIEWERS = 64
 const TOO_MANY_VIEWERS = 4429
-const PIECE = 64 * KiB
-/** Cancels a sequence that a gap has cut. */
-const CANCEL = Buffer.of(0x18)
 const SIGHUP = 1
 const SIGKILL = 9
 /** A program that does not go when its terminal is hung up is killed after this. */
@@ -65,19 +63,13 @@ export class TerminalSession implements Viewed {
   readonly #recording: Recording | undefined
   #record: TerminalRecord
   #process: SandboxProcess | undefined
-  #screen: LiveScreen | undefined
-  /** Up to where the screen was fed. */
-  #drawn = 0
-  #pumping: Promise<void> = Promise.resolve()
-  #last: ScreenView | undefined
-  #title: string
+  readonly #screen: KeptScreen
   #activeAt = new Date()
   #tellEnded: () => void = () => undefined
 
   private constructor(record: TerminalRecord, hooks: TerminalHooks, resumed: boolean) {
     this.#record = record
     this.#hooks = hooks
-    this.#title = record.end?.title ?? ''
     const directory = join(hooks.directory, record.directory)
     mkdirSync(directory, { recursive: true, mode: 0o700 })
     const options = { directory, name: 'output', keepBytes: KEEP_BYTES, changes: this.changes }
@@ -95,7 +87,16 @@ export class TerminalSession implements Viewed {
       this.#tellEnded = resolve
     })
     if (record.end) this.#tellEnded()
-    this.#pumping = this.#pump()
+    this.#screen = new KeptScreen({
+      directory,
+      spool: this.spool,
+      keepBytes: KEEP_BYTES,
+      size: { rows, columns },
+      over: record.end !== null,
+      drawing: hooks.drawing,
+      log: hooks.log.child({ terminal: record.id }),
+      onTitle: (title) => this.tell({ type: 'title', title }),
+    })
   }
 
   /** A terminal that has nothing on disk but its record. */
@@ -118,7 +119,7 @@ export class TerminalSession implements Viewed {
   }
 
   get title(): string {
-    return this.#screen?.title || this.#title
+    return this.#record.end?.title ?? this.#screen.title
   }
 
   get recordingPath(): string {
@@ -164,7 +165,7 @@ export class TerminalSession implements Viewed {
   }
 
   view(): Promise<ScreenView> {
-    return this.#view()
+    return this.#screen.view()
   }
 
   describe(): Terminal {
@@ -227,7 +228,7 @@ export class TerminalSession implements Viewed {
     if (this.over || (rows === size.rows && columns === size.columns)) return
     this.#store({ ...this.#record, ...size })
     this.#process?.resize(size.rows, size.columns)
-    this.#screen?.resize(size)
+    this.#screen.resize(size)
     this.#recording?.resize(size, new Date())
     this.tell({ type: 'resize', ...size })
   }
@@ -255,8 +256,7 @@ export class TerminalSession implements Viewed {
 
   /** Removes all of it; who looks at it is cut off. */
   async discard(): Promise<void> {
-    this.#letGo()
-    await this.#pumping
+    await this.#letGo()
     await this.spool.discard()
     await rm(join(this.#hooks.directory, this.#record.directory), { recursive: true, force: true })
   }
@@ -264,17 +264,15 @@ export class TerminalSession implements Viewed {
   /** Leaves the process to another agent. */
   async abandon(): Promise<void> {
     this.#process = undefined
-    this.#letGo()
-    await this.#pumping
+    await this.#letGo()
     await this.spool.close()
   }
 
-  #letGo(): void {
+  async #letGo(): Promise<void> {
     this.#gone.abort()
     this.changes.tell()
     for (const viewer of this.#viewers) viewer.close(closeCodes.goingAway, 'the node lets go of the terminal')
-    this.#screen?.close()
-    this.#screen = undefined
+    await this.#screen.close()
   }
 
   #note(): void {
@@ -294,7 +292,9 @@ export class TerminalSession implements Viewed {
   /** Acknowledges now, or a little later where nobody keeps up: berth-init then lets the program wait. */
   #pace(acknowledge: () => void, paces = PACES): void {
     const nearest = Math.max(...[...this.#viewers].map((viewer) => viewer.position))
-    if (paces === 0 || this.#viewers.size === 0 || this.spool.total - nearest <= PACE_ABOVE) acknowledge()
+    // It would wait for ever on a screen that nobody draws any more.
+    if (this.#screen.behind && !this.#gone.signal.aborted) setTimeout(() => this.#pace(acknowledge, paces), PACE_MS)
+    else if (paces === 0 || this.#viewers.size === 0 || this.spool.total - nearest <= PACE_ABOVE) acknowledge()
     else setTimeout(() => this.#pace(acknowledge, paces - 1), PACE_MS)
   }
 
@@ -312,13 +312,10 @@ export class TerminalSession implements Viewed {
 
   async #finish({ exitCode, signal, message }: TerminalEnd): Promise<void> {
     await this.spool.end()
-    this.#last = await this.#view()
+    await this.#screen.end()
     const endedAt = new Date().toISOString()
     const end = { exitCode, signal, message, bytes: this.spool.total, title: this.title, endedAt }
-    this.#title = end.title
     this.#store({ ...this.#record, end })
-    this.#screen?.close()
-    this.#screen = undefined
     this.#tellEnded()
     this.changes.tell()
     this.#hooks.onEnded(this)
@@ -331,50 +328,5 @@ export class TerminalSession implements Viewed {
     } catch (err) {
       this.#hooks.log.error({ terminal: record.id, err }, 'terminal.not_stored')
     }
-  }
-
-  /** Feeds the screen from the spool, also with what is there from before this agent. */
-  async #pump(): Promise<void> {
-    const { rows, columns } = this.#record
-    const signal = this.#gone.signal
-    const reader = this.spool.reader(this.spool.from)
-    this.#drawn = reader.offset
-    const screen = new LiveScreen(this.#hooks.easel, { rows, columns }, reader.offset)
-    this.#screen = screen
-    try {
-      while (!signal.aborted) {
-        const over = this.spool.ended
-        const seen = this.changes.version
-        const piece = await reader.read(PIECE)
-        if (piece?.kind === 'bytes') screen.feed(piece.offset, piece.bytes)
-        else if (piece) screen.feed(piece.offset - CANCEL.length, CANCEL)
-        else if (over || this.over) break
-        else await this.changes.after(seen, signal)
-        if (reader.offset === this.#drawn) continue
-        this.#drawn = reader.offset
-        const { title } = screen
-        if (title !== this.#title) this.tell({ type: 'title', title })
-        this.#title = title
-        this.#fedFurther()
-      }
-    } finally {
-      await reader.close()
-    }
-  }
-
-  #fed: (() => void)[] = []
-
-  #fedFurther(): void {
-    for (const tell of this.#fed.splice(0)) tell()
-  }
-
-  /** With everything that is stored now. */
-  async #view(): Promise<ScreenView> {
-    if (this.#last) return this.#last
-    const target = this.spool.total
-    while (this.#drawn < target && this.#screen && !this.#gone.signal.aborted)
-      await Promise.race([new Promise<void>((resolve) => this.#fed.push(resolve)), this.#pumping])
-    if (!this.#screen) throw new Failure('unavailable', 'the node lets go of the terminal')
-    return this.#screen.view()
   }
 }

@@ -8,7 +8,8 @@ import { accountsReader } from '../runtime/identity.js'
 import type { SpawnRequest } from '../runtime/init-wire.js'
 import type { NodeClock } from '../sandbox/clocks.plan.js'
 import type { Companion, LiveSandbox } from '../sandbox/live.js'
-import { Easel } from './live-screen.js'
+import { Drawing } from './drawing.js'
+import { startThread } from './drawing.thread.js'
 import { SandboxTerminals } from './sandbox-terminals.js'
 import { terminalRequest } from './terminal.plan.js'
 
@@ -20,12 +21,13 @@ const LOOK_MS = 20
 export class Terminals implements Companion {
   readonly name = 'terminals'
   readonly #log: Logger
-  readonly #easel = new Easel()
+  readonly #drawing: Drawing
   readonly #sandboxes = new Map<SandboxId, { readonly tenantId: TenantId; readonly terminals: SandboxTerminals }>()
   readonly #upkeep: NodeJS.Timeout
 
   constructor(log: Logger) {
     this.#log = log
+    this.#drawing = new Drawing({ start: startThread, log })
     this.#upkeep = setInterval(() => this.#expire(), EXPIRY_MS).unref()
   }
 
@@ -55,7 +57,7 @@ export class Terminals implements Companion {
     if (known) return known.terminals
     const terminals = SandboxTerminals.open({
       directory: join(live.directory, 'terminals'),
-      easel: this.#easel,
+      drawing: this.#drawing,
       log: this.#log.child({ sandbox: live.id }),
       touch: () => live.touch(),
       admit: () => this.#admit(live),
@@ -84,6 +86,7 @@ export class Terminals implements Companion {
     const all = [...this.#sandboxes.values()]
     this.#sandboxes.clear()
     await Promise.all(all.map(({ terminals }) => terminals.close()))
+    this.#drawing.close()
   }
 
   #admit({ tenantId, tenantTerminals }: LiveSandbox): void {

@@ -6,7 +6,8 @@ import { KiB, MiB, type TerminalMessage, type TerminalMode, type TerminalSize, V
 import { closeCodes, closeSocket, type WebSocket } from '@berth/node-rpc'
 import type { Changes } from '../logs/changes.js'
 import type { Spool } from '../logs/spool.js'
-import type { ScreenView } from './live-screen.js'
+import type { ScreenView } from './kept-screen.js'
+import { unfinished } from './sequence.js'
 import type { TerminalRecord } from './terminal-record.js'
 
 /** Output on its way to the viewer. */
@@ -19,6 +20,7 @@ const INPUT_AHEAD = 128 * KiB
 
 const INPUT_CHANNEL = 0
 const OUTPUT_CHANNEL = Buffer.of(1)
+const NOTHING = Buffer.alloc(0)
 
 /** The terminal, as a viewer needs it. */
 export interface Viewed {
@@ -104,6 +106,8 @@ export class Viewer {
   async #follow(from: number, signal: AbortSignal): Promise<void> {
     const { spool, changes } = this.#session
     let reader = spool.reader(from)
+    // xterm.js loses a character whose bytes come in two frames: a beginning waits for its end.
+    let held = NOTHING
     this.#position = from
     try {
       while (!signal.aborted && this.#socket.readyState === this.#socket.OPEN) {
@@ -116,9 +120,16 @@ export class Viewer {
           const next = await this.#draw()
           if (next === undefined) return
           reader = spool.reader(next)
-        } else if (piece) await this.#send(piece.bytes)
-        else if (over) return
-        else await changes.after(seen, signal)
+          held = NOTHING
+        } else if (piece) {
+          const bytes = held.length > 0 ? Buffer.concat([held, piece.bytes]) : piece.bytes
+          const whole = bytes.length - unfinished(bytes)
+          held = Buffer.from(bytes.subarray(whole))
+          if (whole > 0) await this.#send(bytes.subarray(0, whole))
+        } else if (over) {
+          if (held.length > 0) await this.#send(held)
+          return
+        } else await changes.after(seen, signal)
         this.#position = reader.offset
       }
     } finally {
