@@ -67,7 +67,7 @@ export async function openFloor(layout: string, reference: string, seccompBpf: s
       cgroupVersion: cgroups.kind === 'v2' ? 'v2' : 'v1',
       architecture: process.arch === 'arm64' ? 'arm64' : 'x64',
       rootfs: join(bundle, 'rootfs'),
-      init: resolve('libs/init/build/berth-init'),
+      programs: resolve('libs/init/build'),
       files: {},
       hostname: 'bench',
       ids,

@@ -41,6 +41,7 @@ export const problems = {
   path_not_file: { status: 409, title: 'The path is no regular file' },
   directory_not_empty: { status: 409, title: 'The directory is not empty' },
   path_loop: { status: 409, title: 'The path leads through too many links' },
+  watch_limit: { status: 409, title: 'More directories than may be watched' },
   id_taken: { status: 409, title: 'The id is taken by something else' },
   input_gap: { status: 409, title: 'Input does not continue where the last of it ended' },
   idempotency_mismatch: { status: 409, title: 'The idempotency key was used with another request' },

@@ -23,15 +23,24 @@ export const FileStat = z.object({
   links: z.number().int(),
   modifiedAt: Time,
   target: z.string().nullable().describe('Of a symbolic link'),
+  nameBase64: z
+    .string()
+    .nullable()
+    .describe(
+      'The exact bytes of `name`, where they are no UTF-8. `path`, `name` and `target` hold U+FFFD for what is none: such ' +
+        'an entry is reached by a command, in an archive, or with the directory above it',
+    ),
 })
 export type FileStat = z.infer<typeof FileStat>
 
-/**
- * Something that happened below a watched directory. `overflow`: events were lost, read the directory again.
- * `gone`: the watched directory itself was removed or renamed, and the stream ends.
- */
+/** Something that happened below a watched directory. */
 export const FileEvent = z.object({
-  type: z.enum(['ready', 'created', 'modified', 'attributes', 'removed', 'renamed', 'overflow', 'gone']),
+  type: z
+    .enum(['ready', 'created', 'modified', 'attributes', 'removed', 'renamed', 'overflow', 'gone'])
+    .describe(
+      '`ready`: from now on. `overflow`: events were lost below the path, read it again. `gone`: the watched directory ' +
+        'itself was removed or renamed, and the stream ends',
+    ),
   path: z.string(),
   from: z.string().nullable().describe('Of `renamed`: the path before, where it is known'),
   directory: z.boolean(),
@@ -147,7 +156,7 @@ export const watchFiles = route({
   description: 'The first event is `ready`: what happens after it is told.',
   query: z.strictObject({ path, ...as, recursive: Flag.default(false) }),
   reply: { 200: { kind: 'ndjson', item: FileEvent } },
-  errors: reaching,
+  errors: [...reaching, 'watch_limit'],
 })
 export const downloadTree = route({
   ...reading,

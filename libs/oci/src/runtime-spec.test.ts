@@ -14,7 +14,7 @@ const input: RuntimeInput = {
   cgroupVersion: 'v1',
   architecture: 'x64',
   rootfs: '/data/attempts/att_b/rootfs',
-  init: '/opt/berth-init',
+  programs: '/opt/berth',
   files: { '/etc/hosts': '/data/attempts/att_b/hosts' },
   hostname: 'job-1',
   ids: { base: 1_065_536, count: 65_536 },
@@ -141,7 +141,7 @@ test('init keeps what it needs to start processes, whatever they are left with',
 test('nothing of the host is mounted but init and the given files, and sysfs is read-only', () => {
   const { mounts } = runtimeSpec(input)
   expect(mounts.filter((m) => m.type === 'bind').map((m) => [m.source, m.destination])).toEqual([
-    ['/opt/berth-init', '/dev/.berth/init'],
+    ['/opt/berth', '/dev/.berth'],
     ['/data/attempts/att_b/hosts', '/etc/hosts'],
   ])
   expect(mounts.find((m) => m.destination === '/sys')?.options).toContain('ro')

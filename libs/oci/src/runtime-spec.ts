@@ -29,8 +29,8 @@ export interface RuntimeInput {
   readonly architecture: Architecture
   /** Root file system, mounted before the runtime starts. */
   readonly rootfs: string
-  /** berth-init's static binary; readable by everybody. */
-  readonly init: string
+  /** Directory of `init` (berth-init) and `files` (berth-files), static binaries; readable by everybody. */
+  readonly programs: string
   /** Host files bound read-write at these places of the sandbox (`/etc/hosts` and the like), owned by its root. */
   readonly files: Readonly<Record<string, string>>
   readonly hostname: string
@@ -97,8 +97,11 @@ interface IdMapping {
   readonly size: number
 }
 
-/** Where berth-init is seen in a sandbox: on the private /dev, so that no image and no writable layer is touched. */
-export const INIT_PATH = '/dev/.berth/init'
+/** Where our programs are seen in a sandbox: on the private /dev, so that no image and no writable layer is touched. */
+const PROGRAMS_PATH = '/dev/.berth'
+export const INIT_PATH = `${PROGRAMS_PATH}/init`
+/** The program of its file operations; of an agent that was renewed, also in sandboxes that run since before. */
+export const FILES_PATH = `${PROGRAMS_PATH}/files`
 
 /** Period of the CPU quota in microseconds: the kernel's and Docker's default. */
 const CPU_PERIOD_US = 100_000
@@ -154,7 +157,7 @@ const mounts = (input: RuntimeInput): OciMount[] => [
   ...(input.cgroupVersion === 'v2'
     ? [{ destination: '/sys/fs/cgroup', type: 'cgroup', source: 'cgroup', options: [...hardened, 'ro'] }]
     : []),
-  { destination: INIT_PATH, type: 'bind', source: input.init, options: ['bind', 'ro', 'nosuid', 'nodev'] },
+  { destination: PROGRAMS_PATH, type: 'bind', source: input.programs, options: ['bind', 'ro', 'nosuid', 'nodev'] },
   ...Object.entries(input.files).map(([destination, source]) => ({
     destination,
     type: 'bind',

@@ -30,7 +30,11 @@ export interface TestContainer extends AsyncDisposable {
   readonly log: Logger
 }
 
-export async function startContainer(runtime: RuntimeName | 'auto', spec: SandboxSpec): Promise<TestContainer> {
+export async function startContainer(
+  runtime: RuntimeName | 'auto',
+  spec: SandboxSpec,
+  poolBytes = GiB,
+): Promise<TestContainer> {
   const { directory, cgroupParent } = newNodeDirectory()
   const log = createLogger({ name: 'test', level: 'silent' })
   const shop = await openWorkshop({
@@ -38,7 +42,7 @@ export async function startContainer(runtime: RuntimeName | 'auto', spec: Sandbo
     cgroupParent,
     runtime,
     initDirectory: join(import.meta.dirname, '../../../../libs/init/build'),
-    poolBytes: 1024 ** 3,
+    poolBytes,
     ready: { count: 0, limitBytes: 1024 ** 3 },
     log,
   })

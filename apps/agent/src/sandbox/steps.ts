@@ -89,7 +89,7 @@ const bundle: Step = {
       cgroupVersion: shop.cgroupVersion,
       architecture: shop.architecture,
       rootfs: rootfsTarget(shop.stage.directory),
-      init: shop.stage.init,
+      programs: shop.stage.programs,
       files: {},
       hostname,
       ids,

@@ -18,7 +18,7 @@ export interface WorkshopOptions {
   readonly dataDirectory: string
   readonly cgroupParent: string
   readonly runtime: RuntimeName | 'auto'
-  /** Directory of berth-init and berth-enter. */
+  /** Directory of berth-init, berth-enter and berth-files. */
   readonly initDirectory: string
   /** Size of the pool where it is a loop file of its own. */
   readonly poolBytes: number
@@ -41,7 +41,7 @@ export async function openWorkshop(options: WorkshopOptions): Promise<OpenWorksh
   const { dataDirectory, cgroupParent, initDirectory } = options
   const architecture = supported(arch())
   mkdirSync(dataDirectory, { recursive: true, mode: 0o711 })
-  const stage = openStage(dataDirectory, join(initDirectory, 'berth-init'))
+  const stage = openStage(dataDirectory, initDirectory)
   const layout = cgroupLayout()
   const runtime = await openRuntime(options.runtime, {
     stateDirectory: join(dataDirectory, 'runtime'),
@@ -51,7 +51,7 @@ export async function openWorkshop(options: WorkshopOptions): Promise<OpenWorksh
   const cgroups = openCgroups(layout)
   cgroups.create(cgroupParent)
   const cgroupPath = `/${cgroupParent}/seccomp`
-  const filter = { runtime, architecture, directory: dataDirectory, cgroupPath, program: stage.init }
+  const filter = { runtime, architecture, directory: dataDirectory, cgroupPath, program: join(stage.programs, 'init') }
   const [pool, filters] = await Promise.all([
     Pool.open({ dataDir: dataDirectory, sizeBytes: options.poolBytes, ready: options.ready }),
     readyMadeSeccomp(filter),

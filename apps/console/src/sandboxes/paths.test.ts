@@ -16,6 +16,7 @@ test('paths are joined and taken apart', () => {
 const entry = (name: string, kind: FileStat['kind'] = 'file'): FileStat => ({
   ...{ path: `/${name}`, name, kind, sizeBytes: 0, mode: '0644', uid: 0, gid: 0, links: 1, target: null },
   modifiedAt: '2026-01-01T00:00:00Z',
+  nameBase64: null,
 })
 
 test('directories come first, and numbers in their order', () => {
