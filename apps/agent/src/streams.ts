@@ -5,6 +5,8 @@ import type { OutputRequest, ServeOptions } from '@berth/node-rpc'
 import type { Logger } from '@berth/telemetry'
 import { execHandler } from './exec/exec-handler.js'
 import type { Execs } from './exec/execs.js'
+import { Files } from './files/files.js'
+import { filesHandler } from './files/files-handler.js'
 import type { Journal } from './journal.js'
 import { readOutput } from './logs/store.js'
 import type { Residents } from './sandbox/residents.js'
@@ -39,6 +41,7 @@ export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' 
         of: (id) => terminals.of(residents.find(id)),
         up: async (id, signal) => terminals.up(residents.find(id), signal),
       }),
+      files: filesHandler(new Files({ lease: (id) => residents.lease(id), log })),
       signal: signalHandler(residents),
     },
   }

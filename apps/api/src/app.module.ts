@@ -32,6 +32,8 @@ import { Drain } from './operations/drain.js'
 import { HealthController } from './operations/health.controller.js'
 import { ExecsController } from './sandboxes/execs.controller.js'
 import { ExecsService } from './sandboxes/execs.service.js'
+import { FilesController } from './sandboxes/files.controller.js'
+import { FilesService } from './sandboxes/files.service.js'
 import { SandboxSignals } from './sandboxes/sandbox-signals.js'
 import { SandboxWaits } from './sandboxes/sandbox-waits.js'
 import { SandboxesController } from './sandboxes/sandboxes.controller.js'
@@ -92,6 +94,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       SandboxesController,
       ExecsController,
       TerminalsController,
+      FilesController,
       EventsController,
       TenantsController,
       NodesController,
@@ -114,7 +117,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ...[Auth, SessionsService, Idempotency, Drain],
       ...[JobsService, BatchesService, Waiters, Follow, NodeOutput, NodeDoors],
       ...[Watch, SandboxCalls],
-      ...[SandboxesService, SandboxWaits, SandboxSignals, ExecsService, EventsService],
+      ...[SandboxesService, SandboxWaits, SandboxSignals, ExecsService, FilesService, EventsService],
       ...[TerminalsService, TerminalDoors],
       ...[ImagesService, TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],

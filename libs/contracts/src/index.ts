@@ -1,5 +1,6 @@
 import * as event from './event.js'
 import * as exec from './exec.js'
+import * as file from './file.js'
 import * as image from './image.js'
 import * as job from './job.js'
 import * as node from './node.js'
@@ -34,6 +35,15 @@ const isRoute = (value: unknown): value is Route =>
   typeof value === 'object' && value !== null && 'scope' in value && 'path' in value && 'method' in value
 
 /** Every route of the API, in the order of the document. */
-export const routes: readonly Route[] = [job, sandbox, exec, terminal, event, image, tenant, session, node].flatMap(
-  (resource) => Object.values(resource).filter(isRoute),
-)
+export const routes: readonly Route[] = [
+  job,
+  sandbox,
+  exec,
+  terminal,
+  file,
+  event,
+  image,
+  tenant,
+  session,
+  node,
+].flatMap((resource) => Object.values(resource).filter(isRoute))

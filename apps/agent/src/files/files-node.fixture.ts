@@ -122,6 +122,17 @@ export class FilesNode implements AsyncDisposable {
     return Buffer.concat(await out.stream.toArray()).toString()
   }
 
+  /** Starts processes until the sandbox can have no more; `signalAll` ends them. */
+  async fill(): Promise<void> {
+    await this.processes.known()
+    for (;;) {
+      const proc = this.processes.allocate()
+      const process = this.processes.run(proc, this.#shell('exec sleep 600'), { stdout: discard, stderr: discard })
+      void process.ended.then(() => process.forget())
+      if ((await process.started).kind !== 'started') return
+    }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#streams.close()
     await this.#server.close()
@@ -137,7 +148,7 @@ export class FilesNode implements AsyncDisposable {
       who: { uid: 0, gid: 0, groups: [], home: '/' },
       confinement: sandboxConfinement(this.container.spec),
       flags: spawnFlags.stderrToStdout,
-      timeoutMs: 60_000,
+      timeoutMs: 600_000,
       graceMs: 0,
     })
   }
