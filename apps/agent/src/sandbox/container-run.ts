@@ -17,6 +17,7 @@ import type { RunnableImage, Surroundings } from './sandbox.js'
 import { impossible, sandboxShape } from './shape.plan.js'
 import { ignoresSignal } from './signals.js'
 import { type Named, releaseAll, runSteps, sandboxGroup } from './steps.js'
+import type { Turns } from './turns.js'
 
 export interface RunOptions {
   readonly around: Pick<Surroundings, 'shop' | 'starts'>
@@ -29,8 +30,11 @@ export interface RunOptions {
   readonly image: RunnableImage
   readonly hostname: string
   readonly upper: string
-  /** Only for leases: no main process, no companions. */
+  /** Only for leases: no main process, no companions, and only so many of them at once. */
   readonly hidden: boolean
+  readonly hiddenPlaces: Turns
+  /** Says that it is frozen, and cannot answer. */
+  readonly frozen: () => boolean
   /** Called right before the main process, if there is one, may begin to run. */
   readonly onSpawn: () => void
 }
@@ -58,6 +62,7 @@ export class ContainerRun {
   #end: (ending: Ending) => void = () => undefined
   #overdue: NodeJS.Timeout | undefined
   #abandoned = false
+  #placed = false
   #over = false
   #startedAt: number | undefined
   /** Resolves once: it ended, never came up, or was withdrawn. Never once it was abandoned. */
@@ -97,8 +102,9 @@ export class ContainerRun {
 
   /** @returns undefined where it did not come up: `ended` says why */
   async start(): Promise<Up | undefined> {
-    const began = performance.now()
     try {
+      if (this.hidden) await this.#takePlace()
+      const began = performance.now()
       const notRun = await this.#options.around.starts.run(() => this.#climb())
       if (notRun) return this.#failed(notRun)
       return (await this.#begin(false)) ? { startMs: performance.now() - began } : undefined
@@ -110,10 +116,10 @@ export class ContainerRun {
     }
   }
 
-  /** Goes on with the container of an agent before this one. @param frozen it cannot answer, and is not waited for */
-  async adopt(frozen: () => boolean): Promise<void> {
+  /** Goes on with the container of an agent before this one; one that is frozen is not waited for. */
+  async adopt(): Promise<void> {
     try {
-      await this.#begin(true, frozen)
+      await this.#begin(true)
     } catch (error) {
       this.#end({ kind: 'gone', error: error instanceof Error ? error : new Error(String(error)) })
     }
@@ -146,6 +152,11 @@ export class ContainerRun {
     return this.#options.around.shop.cgroups.usage(this.group)
   }
 
+  async #takePlace(): Promise<void> {
+    await this.#options.hiddenPlaces.take(this.#abort.signal)
+    this.#placed = true
+  }
+
   /** Lets go of everything it held. Repeatable. @throws AggregateError of what could not be released */
   async release(): Promise<void> {
     const { around, named, log } = this.#options
@@ -154,11 +165,15 @@ export class ContainerRun {
     await this.#detach()
     this.#processes?.close()
     await releaseAll(around.shop, named, log, runSteps)
+    if (this.#placed) this.#options.hiddenPlaces.release()
+    this.#placed = false
   }
 
   /** Leaves it to another agent process. */
   abandon(): void {
     this.#abandoned = true
+    // A start is let come to its end; a hidden one may be waiting for its place yet.
+    if (this.hidden) this.#abort.abort()
     clearTimeout(this.#overdue)
     this.#processes?.close()
   }
@@ -184,17 +199,17 @@ export class ContainerRun {
   }
 
   /** @returns false where it has ended already, which `ended` tells */
-  async #begin(adopted: boolean, frozen?: () => boolean): Promise<boolean> {
-    const { named, log, live, hidden } = this.#options
+  async #begin(adopted: boolean): Promise<boolean> {
+    const { named, log, live, hidden, frozen } = this.#options
     const processes = Processes.open({
       socket: named.paths.socket,
       log,
       timeoutMs: CONNECT_TIMEOUT_MS,
-      ...(frozen ? { frozen } : {}),
+      frozen,
     })
     this.#processes = processes
     void processes.closed.then((error) => this.#gone(error))
-    if (!frozen?.()) await processes.known()
+    if (!frozen()) await processes.known()
     if (this.#abandoned) return false
     for (const companion of hidden ? [] : this.#options.companions) {
       try {
@@ -204,7 +219,7 @@ export class ContainerRun {
         log.error({ companion: companion.name, err }, 'companion.attach_failed')
       }
     }
-    const main = await this.#mainProcess(processes, adopted, frozen?.() ?? false)
+    const main = await this.#mainProcess(processes, adopted)
     processes.endOthers()
     if (!main) this.#startedAt = Date.now()
     if (main && !adopted) await main.started
@@ -212,7 +227,7 @@ export class ContainerRun {
   }
 
   /** Starts the main process, or goes on with it; undefined of a sandbox that has none. */
-  async #mainProcess(processes: Processes, adopted: boolean, frozen: boolean): Promise<SandboxProcess | undefined> {
+  async #mainProcess(processes: Processes, adopted: boolean): Promise<SandboxProcess | undefined> {
     const { spec, image, hidden, live, companions } = this.#options
     const command = hidden ? [] : mainCommand(spec, image.config)
     if (command.length === 0) {
@@ -221,7 +236,7 @@ export class ContainerRun {
     }
     const sinks = companions.map((companion) => companion.mainOutput?.(live)).find((found) => found !== undefined)
     const output = sinks ?? { stdout: discard, stderr: discard }
-    const known = adopted && (frozen || (await processes.known()).some(({ proc }) => proc === MAIN))
+    const known = adopted && (this.#options.frozen() || (await processes.known()).some(({ proc }) => proc === MAIN))
     if (known) return this.#follow(processes.resume(MAIN, spec.tty ? spawnFlags.tty : 0, output))
     const request = this.#request(command)
     if ('kind' in request) {

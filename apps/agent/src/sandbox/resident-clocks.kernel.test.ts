@@ -110,6 +110,21 @@ describe('a stopped sandbox', () => {
     await on.until('given back', async () => (await holdings(node.shop)).containers.length === 0)
   })
 
+  test('many lend at once no more than there are places for; the others wait for one', async () => {
+    const commands = Array.from({ length: 40 }, () =>
+      applySandbox({ limits: { memoryBytes: '16m' } }, { desired: 'stopped', run: 0 }),
+    )
+    await Promise.all(commands.map((command) => node.residents.apply(command)))
+    let most = 0
+    const looking = setInterval(() => {
+      most = Math.max(most, node.shop.runtime.list().length)
+    }, 5)
+    const all = await Promise.all(commands.map(({ sandboxId }) => node.inside(sandboxId, 'echo here')))
+    clearInterval(looking)
+    expect(new Set(all.map(({ out }) => out))).toEqual(new Set(['here\n']))
+    expect(most).toBeLessThanOrEqual(32)
+  }, 120_000)
+
   test('can be started while it lends: who holds a lease loses its processes', async () => {
     const command = await off()
     const lease = await node.residents.lease(command.sandboxId)

@@ -9,7 +9,7 @@ import { ApplySandbox, type SandboxState } from '@berth/contracts'
 import { openCgroups, takeInventory } from '@berth/host'
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
 import { applySandbox, newNodeDirectory, newTenant, type SandboxInput, TestNode } from './node.fixture.js'
-import { holdings } from './recovery.js'
+import { clean, holdings } from './recovery.js'
 import { loop, sh } from './residents.fixture.js'
 
 const repository = join(import.meta.dirname, '../../../..')
@@ -306,6 +306,22 @@ describe('while the agent is dead', () => {
     await until('it is gone', async () => (await holdings((node ?? first).shop)).containers.length === 0)
     expect(node.told(command.sandboxId)).toMatchObject({ state: 'stopped', ends: [] })
   })
+})
+
+test('a node that is cleaned keeps the files of sandboxes, which then are lost or start again', async () => {
+  const command = applySandbox({
+    ...sh(`test -e /file && echo again; touch /file; echo up; ${loop}`),
+    restart: { policy: 'always' },
+  })
+  const first = await TestNode.open(place)
+  await first.residents.apply(command)
+  await until('up', async () => (await first.taped(command.sandboxId)).stdout.includes('up'))
+  await Promise.all([first.residents.close(), first.supervisor.close()])
+  await clean(first.shop, [command.sandboxId])
+  expect(await holdings(first.shop)).toEqual({ containers: [], layers: [command.sandboxId], groups: [] })
+  node = await TestNode.open(place)
+  const there = node
+  await until('again', async () => (await there.taped(command.sandboxId, 1, 1)).stdout.startsWith('again\n'))
 })
 
 test('what is on nobody’s record is removed, and a sandbox whose command was not whole is not there', async () => {

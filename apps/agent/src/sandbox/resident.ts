@@ -3,9 +3,7 @@
 // that nobody knows of, and after. Work that takes its time (a start, a freeze, a release) goes on beside the loop, which
 // meanwhile listens on and is told the end of it.
 
-import { type ApplySandbox, Failure, type SandboxId, type SandboxSpec } from '@berth/contracts'
-import type { CgroupUsage } from '@berth/host'
-import { groupLimits } from '@berth/oci'
+import { type ApplySandbox, Failure, type SandboxId } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
 import { Changes } from '../logs/changes.js'
 import { Activity } from './activity.js'
@@ -13,40 +11,35 @@ import { clockReasons, type Deadline } from './clocks.plan.js'
 import { conclude } from './conclusion.plan.js'
 import { ContainerRun } from './container-run.js'
 import type { Ending } from './ending.plan.js'
+import { makeFiles, whyNoFiles } from './files-step.js'
 import { Leases } from './leases.js'
+import { type LayerFill, LimitKeeper } from './limit-keeper.js'
 import type { Companion } from './live.js'
 import { LiveView } from './live-view.js'
 import { stopSignal } from './main.plan.js'
+import { Operations } from './operations.js'
 import { type Desire, nextStep, type Observed, type Step } from './resident.plan.js'
 import { ResidentMemory } from './resident-memory.js'
-import { type AcceptedSandbox, noPhases, pin, type ResidentRecords, type ResidentState } from './resident-record.js'
+import { type AcceptedSandbox, noPhases, type ResidentRecords, type ResidentState } from './resident-record.js'
 import type { RunnableImage, Surroundings } from './sandbox.js'
 import type { StopReason } from './sandbox-end.plan.js'
-import { sandboxShape } from './shape.plan.js'
 import { layerStep, type Named } from './steps.js'
+import type { Turns } from './turns.js'
 
 export interface ResidentContext {
   readonly around: Surroundings
   readonly records: ResidentRecords
   readonly companions: readonly Companion[]
+  /** For containers that are only there for leases. */
+  readonly hiddenPlaces: Turns
   /** There is something new to tell. @param urgent somebody may be waiting for it */
   readonly onChange: (resident: Resident, urgent: boolean) => void
 }
-
-/** What an operation has changed; undefined where something else tells that. */
-type Outcome = Partial<ResidentState> | undefined
-
-type Happening =
-  | { readonly kind: 'done'; readonly serial: number; readonly change: Outcome }
-  | { readonly kind: 'failed'; readonly serial: number; readonly err: unknown }
-  | { readonly kind: 'ended'; readonly container: ContainerRun; readonly ending: Ending }
 
 /** What failed is tried again after so long. */
 const RETRY_MS = 5_000
 /** No timer is longer: clocks are, and setTimeout is not (2^31 ms). */
 const LONGEST_SLEEP_MS = 3_600_000
-/** Held back by its CPU limit for this long in one run: worth to be told. */
-const THROTTLED_US = 10_000_000
 /** Of activity alone the API is told this often. */
 const ACTIVITY_TOLD_MS = 30_000
 
@@ -58,14 +51,11 @@ export class Resident {
   readonly #activity: Activity
   readonly #log: Logger
   readonly #changes = new Changes()
-  readonly #happenings: Happening[] = []
-  readonly #operations = new Set<Promise<void>>()
-  #serial = 0
+  readonly #operations = new Operations<Partial<ResidentState>>(() => this.#changes.tell())
+  readonly #limits: LimitKeeper
   #container: ContainerRun | undefined
   #runEnded = new AbortController()
-  /** Limits that the group has; undefined while there is none. */
-  #applied: string | undefined
-  #resizeAt = 0
+  #ending: Ending | undefined
   #killed = false
   #activityToldAt = 0
   #unwanted = false
@@ -85,6 +75,7 @@ export class Resident {
     this.leases = new Leases(this.live, this.memory, this.#changes, () =>
       this.#state.phase === 'up' ? this.#container?.processes : undefined,
     )
+    this.#limits = new LimitKeeper(shop, this.memory, this.live, this.#log)
     this.#runEnded.abort()
   }
 
@@ -147,11 +138,9 @@ export class Resident {
   }
 
   /** Looks at what its control group has counted: a limit that is hit for the first time in a run is told. */
-  watch(disk: { readonly usedBytes: number; readonly limitBytes: number } | undefined): void {
+  watch(fill: LayerFill | undefined): void {
     if (this.#state.phase !== 'up' || this.#state.hidden) return
-    this.#watchGroup(this.#container?.usage())
-    // The kernel refuses what does not fit, so a full layer is a little less than full.
-    if (disk && disk.usedBytes >= disk.limitBytes - Math.max(65_536, disk.limitBytes / 200)) this.#hit('disk')
+    if (this.#limits.watch(this.#container?.usage(), fill)) this.#context.onChange(this, false)
   }
 
   /**
@@ -184,7 +173,7 @@ export class Resident {
   async run(): Promise<'removed' | 'left'> {
     while (!this.#closed) {
       const seen = this.#changes.version
-      for (const happening of this.#happenings.splice(0)) this.#take(happening)
+      this.#take()
       const now = Date.now()
       const step = nextStep(this.#desire(), this.#observed(), now)
       if (step.do === 'end') return this.#end()
@@ -201,7 +190,7 @@ export class Resident {
     this.#activity.end()
     this.#container?.abandon()
     this.#changes.tell()
-    await Promise.allSettled(this.#operations)
+    await this.#operations.settled()
   }
 
   #end(): 'removed' {
@@ -222,8 +211,8 @@ export class Resident {
   }
 
   #observed(): Observed {
-    const { phase, hidden, run, failedRun, next, retryAt, stop, diskBytes, warnedOf } = this.#state
-    const underWay = (phase === 'clearing' || phase === 'removing') && this.#operations.size > 0
+    const { phase, hidden, run, failedRun, next, retryAt, stop, warnedOf } = this.#state
+    const underWay = (phase === 'clearing' || phase === 'removing') && this.#operations.underWay
     return {
       ...{ phase, hidden, run },
       aborted: phase === 'starting' && stop !== null,
@@ -233,9 +222,7 @@ export class Resident {
       killAt: stop?.killAt ?? 0,
       killed: this.#killed,
       stopGeneration: stop?.generation ?? 0,
-      limitsDiffer: this.#applied !== undefined && this.#applied !== limitsOf(this.#command.spec),
-      diskDiffers: diskBytes !== this.#command.spec.limits.diskBytes,
-      resizeAt: this.#resizeAt,
+      ...this.#limits.observed,
       deadline: this.#deadline(),
       warnedOf: warnedOf ?? undefined,
     }
@@ -282,7 +269,7 @@ export class Resident {
       case 'remove':
         return this.#remove()
       case 'resize':
-        return this.#resize(now)
+        return this.#limits.apply(now)
       case 'warn':
         return this.#warn(step.deadline)
     }
@@ -291,33 +278,7 @@ export class Resident {
   #prepare(): void {
     this.memory.save(this.memory.to('prepare'))
     this.#context.onChange(this, false)
-    const { around } = this.#context
-    const { spec, ids, hostname } = this.live
-    this.#operate(async () => {
-      const began = performance.now()
-      const image = await around.resolveImage(spec.image)
-      if (!image) throw new NoImage(spec.image)
-      const resolved = performance.now()
-      const shape = sandboxShape(spec, around.shop.abilities)
-      const { signal } = new AbortController()
-      // What an attempt before this one, or an agent, left half-made.
-      await layerStep.release(around.shop, this.#named)
-      this.#log.debug({ step: 'layer' }, 'step.acquire')
-      await layerStep.acquire(around.shop, { ...this.#named, ids, shape, image, hostname, signal })
-      this.#log.debug({ step: 'layer' }, 'step.acquired')
-      const phases = { ...noPhases, imageMs: round(resolved - began), rootfsMs: round(performance.now() - resolved) }
-      return { image: pin(image), diskBytes: spec.limits.diskBytes, phases }
-    })
-  }
-
-  /** The sandbox has failed before it had files; another start tries again. */
-  #unprepared(err: unknown): Partial<ResidentState> {
-    if (!(err instanceof NoImage)) this.#log.error({ err }, 'sandbox.prepare_failed')
-    const { run } = this.#command
-    const code = err instanceof NoImage ? 'image_not_found' : 'start_failed'
-    const message = err instanceof NoImage ? err.message : 'its files could not be made; the node has logged why'
-    const reason = { code, message, by: 'agent', at: new Date().toISOString() } as const
-    return { ...this.memory.to('failed'), run, failedRun: run, outcome: { state: 'failed', reason } }
+    this.#operations.begin(() => makeFiles(this.#context.around, this.live, this.#named, this.#log))
   }
 
   #start(run: number, restart: number, hidden: boolean): void {
@@ -330,9 +291,9 @@ export class Resident {
     this.memory.save({ ...this.memory.to('start'), ...(hidden ? {} : begun), hidden, spawned: false, stop: null })
     const container = this.#newContainer(hidden)
     this.#follow(container)
-    this.#applied = limitsOf(this.#command.spec)
+    this.#limits.begin()
     if (!hidden) this.#context.onChange(this, false)
-    this.#operate(async () => {
+    this.#operations.begin(async () => {
       const up = await container.start()
       if (!up) return undefined
       if (hidden) return {}
@@ -354,14 +315,15 @@ export class Resident {
   }
 
   #newContainer(hidden: boolean): ContainerRun {
-    const { around, companions } = this.#context
+    const { around, companions, hiddenPlaces } = this.#context
     const { spec, ids, hostname, upper, image } = this.live
     return new ContainerRun({
-      ...{ around, companions, spec, ids, hostname, upper, hidden },
+      ...{ around, companions, spec, ids, hostname, upper, hidden, hiddenPlaces },
       log: this.#log,
       live: this.live,
       named: this.#named,
       image: image ?? noImage,
+      frozen: () => this.#state.phase === 'frozen' || this.#state.phase === 'freezing',
       onSpawn: () => {
         this.memory.save({ spawned: true })
         this.#log.debug({}, 'sandbox.spawn')
@@ -372,7 +334,10 @@ export class Resident {
   #follow(container: ContainerRun): void {
     this.#container = container
     if (!container.hidden) this.#runEnded = new AbortController()
-    void container.ended.then((ending) => this.#happen({ kind: 'ended', container, ending }))
+    void container.ended.then((ending) => {
+      if (container === this.#container) this.#ending = ending
+      this.#changes.tell()
+    })
   }
 
   async #adopt(): Promise<void> {
@@ -382,9 +347,9 @@ export class Resident {
     if (!frozen) cgroups.thaw(this.live.group)
     const container = this.#newContainer(false)
     this.#follow(container)
-    this.#applied = '' // nobody knows whether the last change of limits came through: they are given again
+    this.#limits.adopt()
     this.memory.save({ phase: frozen || this.#state.phase === 'stopping' ? this.#state.phase : 'up' })
-    await container.adopt(() => this.#state.phase === 'frozen')
+    await container.adopt()
     const startedAt = this.#state.startedAt ?? container.startedAt ?? Date.now()
     this.memory.save({ startedAt, begunAt: this.#state.begunAt ?? startedAt, spawned: true })
     const { stop } = this.#state
@@ -400,13 +365,12 @@ export class Resident {
       this.memory.save({ phase: 'clearing', next: { run, restart }, retryAt: 0 })
       return
     }
-    const error = new Error('it ended while the agent was away')
-    this.#happen({ kind: 'ended', container, ending: { kind: 'gone', error } })
+    this.#ending = { kind: 'gone', error: new Error('it ended while the agent was away') }
   }
 
   #freeze(): void {
     this.memory.save(this.memory.to('freeze'))
-    this.#operate(async () => {
+    this.#operations.begin(async () => {
       await this.#context.around.shop.cgroups.freeze(this.live.group)
       return { pausedAt: Date.now() }
     })
@@ -441,7 +405,6 @@ export class Resident {
   }
 
   #ended(container: ContainerRun, ending: Ending): void {
-    if (container !== this.#container) return
     const usage = container.usage()
     if (container.hidden) {
       const failed = ending.kind === 'notRun'
@@ -450,7 +413,7 @@ export class Resident {
       this.#clear()
       return
     }
-    this.#watchGroup(usage)
+    this.#limits.watch(usage)
     const startedAt = this.#state.startedAt ?? container.startedAt ?? null
     const { end, change } = conclude(this.#state, this.#command.spec, {
       ...{ ending, usage, startedAt, endedAt: Date.now() },
@@ -464,7 +427,7 @@ export class Resident {
 
   #clear(): void {
     const container = this.#container ?? this.#newContainer(this.#state.hidden)
-    this.#operate(async () => {
+    this.#operations.begin(async () => {
       await container.release()
       return { hidden: false, stop: null }
     })
@@ -474,30 +437,13 @@ export class Resident {
     if (this.#state.phase !== 'removing') this.memory.save(this.memory.to('remove'))
     this.#context.onChange(this, false)
     const { around, companions } = this.#context
-    this.#operate(async () => {
+    this.#operations.begin(async () => {
       await this.#newContainer(false).release()
       for (const companion of companions) await companion.remove(this.id)
       this.#log.debug({ step: 'layer' }, 'step.release')
       await layerStep.release(around.shop, this.#named)
       return {}
     })
-  }
-
-  async #resize(now: number): Promise<void> {
-    const { pool, cgroups } = this.#context.around.shop
-    const { spec } = this.#command
-    try {
-      if (this.#state.diskBytes !== spec.limits.diskBytes) await pool.resize(this.id, spec.limits.diskBytes)
-      this.memory.save({ diskBytes: spec.limits.diskBytes })
-      if (this.#applied === undefined) return
-      cgroups.setLimits(this.live.group, groupLimits(spec.limits))
-      this.#applied = limitsOf(spec)
-      this.#log.info({}, 'sandbox.resized')
-    } catch (err) {
-      // E.g. less memory than it holds just now, which cgroup v1 refuses.
-      this.#log.warn({ err }, 'sandbox.resize_failed')
-      this.#resizeAt = now + RETRY_MS
-    }
   }
 
   #warn({ clock, at }: Deadline): void {
@@ -508,24 +454,14 @@ export class Resident {
     for (const companion of this.#context.companions) companion.warn?.(this.live, clock, endsAt)
   }
 
-  #watchGroup(usage: CgroupUsage | undefined): void {
-    if (!usage) return
-    if (usage.oomKills > 0) this.#hit('memory')
-    if (usage.pidsRefused > 0) this.#hit('pids')
-    if (usage.cpuThrottledUs > THROTTLED_US) this.#hit('cpu')
-  }
-
-  #hit(limit: 'memory' | 'pids' | 'cpu' | 'disk'): void {
-    if (!this.memory.hit(limit)) return
-    this.#log.info({ limit }, 'sandbox.limit_hit')
-    this.#context.onChange(this, false)
-  }
-
-  #take(happening: Happening): void {
-    if (happening.kind === 'ended') this.#ended(happening.container, happening.ending)
-    else if (happening.serial !== this.#serial) return
-    else if (happening.kind === 'failed') this.#failed(happening.err)
-    else if (happening.change !== undefined) this.#done(happening.change)
+  /** What has happened since the last round. */
+  #take(): void {
+    const [container, ending] = [this.#container, this.#ending]
+    this.#ending = undefined
+    if (container && ending) this.#ended(container, ending)
+    const finished = this.#operations.take()
+    if (finished?.ok === false) this.#failed(finished.err)
+    else if (finished?.change !== undefined) this.#done(finished.change)
   }
 
   /** The operation that was under way has done its work. */
@@ -533,7 +469,7 @@ export class Resident {
     const { phase, next } = this.#state
     if (phase === 'clearing') {
       this.#container = undefined
-      this.#applied = undefined
+      this.#limits.end()
     }
     this.#settle({ ...this.memory.to(phase === 'clearing' && next ? 'wait' : 'done'), ...change })
     this.#log.debug({ phase: this.#state.phase }, 'sandbox.reached')
@@ -542,7 +478,10 @@ export class Resident {
   #failed(err: unknown): void {
     const { phase } = this.#state
     if (phase === 'preparing') {
-      this.#settle(this.#unprepared(err))
+      // The sandbox has failed before it had files; another start tries again.
+      const { run } = this.#command
+      const outcome = { state: 'failed', reason: whyNoFiles(err, this.#log) } as const
+      this.#settle({ ...this.memory.to('failed'), run, failedRun: run, outcome })
       return
     }
     this.#log.error({ phase, err }, 'sandbox.operation_failed')
@@ -562,39 +501,10 @@ export class Resident {
     this.#activityToldAt = Date.now()
     this.#context.onChange(this, false)
   }
-
-  /** Begins work beside the loop, which is told its end. One at a time: a later one makes an earlier one's end void. */
-  #operate(work: () => Promise<Outcome>): void {
-    this.#serial += 1
-    const serial = this.#serial
-    const operation = work().then(
-      (change) => this.#happen({ kind: 'done', serial, change }),
-      (err: unknown) => this.#happen({ kind: 'failed', serial, err }),
-    )
-    this.#operations.add(operation)
-    void operation.finally(() => {
-      this.#operations.delete(operation)
-      this.#changes.tell()
-    })
-  }
-
-  #happen(happening: Happening): void {
-    this.#happenings.push(happening)
-    this.#changes.tell()
-  }
-}
-
-class NoImage extends Error {
-  constructor(reference: string) {
-    super(`the node has no image ${reference}`)
-    this.name = 'NoImage'
-  }
 }
 
 /** Of a sandbox that never had files: nothing is made from it. */
 const noImage: RunnableImage = { reference: '', digest: '', layers: [], config: {} }
-
-const limitsOf = (spec: SandboxSpec): string => JSON.stringify(groupLimits(spec.limits))
 
 const stoppedBy = (reason: StopReason, now: number): ResidentState['outcome'] => ({
   state: 'stopped',

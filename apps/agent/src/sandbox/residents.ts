@@ -8,6 +8,7 @@ import type { Companion, Lease, LiveSandbox } from './live.js'
 import { Resident, type ResidentContext } from './resident.js'
 import { freshState, type ResidentRecord, type ResidentRecords } from './resident-record.js'
 import type { Surroundings } from './sandbox.js'
+import { Turns } from './turns.js'
 
 /** Where residents tell what became of sandboxes. */
 export interface SandboxReporting {
@@ -24,6 +25,8 @@ export interface ResidentsOptions extends Surroundings {
 
 /** Deleted sandboxes whose generation is remembered: a command that was overtaken must not make them anew. */
 const MAX_REMEMBERED = 10_000
+/** Hidden containers at once: nobody's quota counts them. */
+const MAX_HIDDEN = 32
 /** Counters of control groups are looked at this often, and how full the layers are every third time. */
 const WATCH_MS = 5_000
 const DISK_EVERY = 3
@@ -44,6 +47,7 @@ export class Residents {
       around: options,
       records: options.records,
       companions: options.companions,
+      hiddenPlaces: new Turns(MAX_HIDDEN),
       onChange: (resident, urgent) => {
         if (!resident.unwanted && !this.#closed) options.reports.sandbox(resident.id, urgent)
       },
