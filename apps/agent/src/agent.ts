@@ -26,6 +26,7 @@ import { Execs } from './exec/execs.js'
 import { OciDriver } from './exec/oci-driver.js'
 import { Images } from './images/images.js'
 import { Journal } from './journal.js'
+import { SandboxLogs } from './logs/sandbox-logs.js'
 import { readHead } from './logs/store.js'
 import { Membership } from './membership.js'
 import { Reports } from './reports.js'
@@ -88,14 +89,16 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
     oomKills: ({ group }) => shop.cgroups.usage(group)?.oomKills ?? 0,
   })
   const terminals = new Terminals(log)
+  const logs = new SandboxLogs(log)
   const records = new ResidentRecords(config.BERTH_AGENT_DATA)
-  const residents = new Residents({ ...around, records, reports, companions: [execs, terminals] })
+  const residents = new Residents({ ...around, records, reports, companions: [logs, execs, terminals] })
   await recover({ shop, journal, supervisor, records, residents, log })
 
   const capacity = capacityOf(config)
   const certificate = await nodeCertificate(config.BERTH_AGENT_DATA)
   let membership: Membership | undefined
-  const handlers = streamHandlers({ journal, supervisor, residents, execs, terminals, log })
+  const observation = { logs, shop, diff: join(config.BERTH_INIT_DIR, 'berth-diff') }
+  const handlers = streamHandlers({ journal, supervisor, residents, execs, terminals, observation, log })
   const streams = await serve(config, { ...certificate, log, handlers, joined: () => membership?.joined })
   membership = new Membership({
     api,

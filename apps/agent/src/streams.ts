@@ -9,6 +9,7 @@ import { Files } from './files/files.js'
 import { filesHandler } from './files/files-handler.js'
 import type { Journal } from './journal.js'
 import { readOutput } from './logs/store.js'
+import { type ObservationParts, observationHandler } from './observation/observation-handler.js'
 import type { Residents } from './sandbox/residents.js'
 import { signalHandler } from './sandbox/signal-handler.js'
 import type { Supervisor } from './sandbox/supervisor.js'
@@ -21,12 +22,13 @@ export interface StreamParts {
   readonly residents: Residents
   readonly execs: Execs
   readonly terminals: Terminals
+  readonly observation: Omit<ObservationParts, 'find'>
   readonly log: Logger
 }
 
 /** The handlers of `serveStreams`. */
 export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' | 'sandbox'> {
-  const { residents, execs, terminals, log } = parts
+  const { residents, execs, terminals, observation, log } = parts
   return {
     output: (call) => call.bytes(attemptOutput(parts, call.wanted, call.signal)),
     sandbox: {
@@ -43,6 +45,7 @@ export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' 
       }),
       files: filesHandler(new Files({ lease: (id) => residents.lease(id), log })),
       signal: signalHandler(residents),
+      observation: observationHandler({ find: (id) => residents.find(id), ...observation }),
     },
   }
 }

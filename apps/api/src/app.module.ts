@@ -34,6 +34,8 @@ import { ExecsController } from './sandboxes/execs.controller.js'
 import { ExecsService } from './sandboxes/execs.service.js'
 import { FilesController } from './sandboxes/files.controller.js'
 import { FilesService } from './sandboxes/files.service.js'
+import { ObservationController } from './sandboxes/observation.controller.js'
+import { ObservationService } from './sandboxes/observation.service.js'
 import { SandboxSignals } from './sandboxes/sandbox-signals.js'
 import { SandboxWaits } from './sandboxes/sandbox-waits.js'
 import { SandboxesController } from './sandboxes/sandboxes.controller.js'
@@ -92,6 +94,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
     controllers: [
       JobsController,
       SandboxesController,
+      ObservationController,
       ExecsController,
       TerminalsController,
       FilesController,
@@ -117,7 +120,15 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ...[Auth, SessionsService, Idempotency, Drain],
       ...[JobsService, BatchesService, Waiters, Follow, NodeOutput, NodeDoors],
       ...[Watch, SandboxCalls],
-      ...[SandboxesService, SandboxWaits, SandboxSignals, ExecsService, FilesService, EventsService],
+      ...[
+        SandboxesService,
+        SandboxWaits,
+        SandboxSignals,
+        ExecsService,
+        FilesService,
+        ObservationService,
+        EventsService,
+      ],
       ...[TerminalsService, TerminalDoors],
       ...[ImagesService, TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],

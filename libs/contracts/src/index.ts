@@ -4,6 +4,7 @@ import * as file from './file.js'
 import * as image from './image.js'
 import * as job from './job.js'
 import * as node from './node.js'
+import * as observation from './observation.js'
 import type { Route } from './route.js'
 import * as sandbox from './sandbox.js'
 import * as session from './session.js'
@@ -41,6 +42,7 @@ export const routes: readonly Route[] = [
   exec,
   terminal,
   file,
+  observation,
   event,
   image,
   tenant,

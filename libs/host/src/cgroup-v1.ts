@@ -4,9 +4,11 @@ import {
   ancestry,
   type CgroupLimits,
   type Cgroups,
+  type CgroupTraffic,
   type CgroupUsage,
   checkGroup,
   cpuQuota,
+  disks,
   freezeBy,
   persist,
   processesBelow,
@@ -15,6 +17,7 @@ import {
   readNumber,
   removeDirectories,
   subgroups,
+  sumOf,
   uniquePids,
   writeControl,
   writeUnlessGone,
@@ -73,6 +76,26 @@ export class CgroupsV1 implements Cgroups {
       oomKills: readKeyed(`${memory}/memory.oom_control`, 'oom_kill'),
       pids: readNumber(`${pids}/pids.current`),
       pidsRefused: readKeyed(`${pids}/pids.events`, 'max'),
+    }
+  }
+
+  countDisks(group: string): void {
+    const directory = this.paths(group).get('blkio')
+    const file = `${directory}/blkio.throttle.read_bps_device`
+    if (directory === undefined || readControl(file) === undefined) return
+    // 0: no limit. A disk may be gone by now.
+    for (const disk of disks()) writeUnlessGone(file, `${disk} 0`)
+  }
+
+  traffic(group: string): CgroupTraffic | undefined {
+    const stat = `${this.#path(group, 'memory')}/memory.stat`
+    if (readControl(stat) === undefined) return undefined
+    // Lines such as `8:0 Read 4096`, a device and a kind each.
+    const served = this.#served(group)
+    return {
+      cacheBytes: readKeyed(stat, 'total_inactive_file'),
+      readBytes: sumOf(served, /^\S+ Read (\d+)$/gm),
+      writtenBytes: sumOf(served, /^\S+ Write (\d+)$/gm),
     }
   }
 
@@ -179,6 +202,11 @@ export class CgroupsV1 implements Cgroups {
 
   #freezer(group: string): string {
     return `${this.#path(group, 'freezer')}/freezer.state`
+  }
+
+  #served(group: string): string {
+    const directory = this.paths(group).get('blkio')
+    return (directory && readControl(`${directory}/blkio.throttle.io_service_bytes_recursive`)) ?? ''
   }
 
   /** Its name depends on the scheduler; with none of them there is no weight. */

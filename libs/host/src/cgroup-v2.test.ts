@@ -135,3 +135,16 @@ test('a limit whose controller is missing is a fault, not silently no limit', ()
   mkdirSync(join(root, 'bare'))
   expect(() => new CgroupsV2(root).setLimits('bare', { pids: 10 })).toThrow('write "10" to')
 })
+
+test('traffic: page cache that goes first, and bytes of all disks', () => {
+  group('box')
+  const cgroups = new CgroupsV2(root)
+  expect(cgroups.traffic('box')).toEqual({ cacheBytes: 0, readBytes: 0, writtenBytes: 0 })
+  writeFileSync(join(root, 'box/memory.stat'), 'anon 5\ninactive_anon 7\ninactive_file 4096\nactive_file 9\n')
+  writeFileSync(
+    join(root, 'box/io.stat'),
+    '8:0 rbytes=100 wbytes=20 rios=1 wios=1 dbytes=0\n7:1 rbytes=1 wbytes=2\n8:16\n',
+  )
+  expect(cgroups.traffic('box')).toEqual({ cacheBytes: 4096, readBytes: 101, writtenBytes: 22 })
+  expect(cgroups.traffic('gone')).toBeUndefined()
+})

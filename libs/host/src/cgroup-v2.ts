@@ -4,6 +4,7 @@ import {
   ancestry,
   type CgroupLimits,
   type Cgroups,
+  type CgroupTraffic,
   type CgroupUsage,
   checkGroup,
   cpuQuota,
@@ -15,6 +16,7 @@ import {
   readNumber,
   removeDirectories,
   subgroups,
+  sumOf,
   uniquePids,
   writeControl,
   writeUnlessGone,
@@ -85,6 +87,22 @@ export class CgroupsV2 implements Cgroups {
       oomKills: readKeyed(`${directory}/memory.events`, 'oom_kill'),
       pids: readNumber(`${directory}/pids.current`),
       pidsRefused: readKeyed(`${directory}/pids.events`, 'max'),
+    }
+  }
+
+  countDisks(_group: string): void {
+    // `io.stat` counts wherever the controller is passed down.
+  }
+
+  traffic(group: string): CgroupTraffic | undefined {
+    const directory = this.#directory(group)
+    if (readControl(`${directory}/cgroup.procs`) === undefined) return undefined
+    // A line for each device: `8:0 rbytes=4096 wbytes=0 rios=…`.
+    const served = readControl(`${directory}/io.stat`) ?? ''
+    return {
+      cacheBytes: readKeyed(`${directory}/memory.stat`, 'inactive_file'),
+      readBytes: sumOf(served, /\brbytes=(\d+)/g),
+      writtenBytes: sumOf(served, /\bwbytes=(\d+)/g),
     }
   }
 

@@ -52,6 +52,7 @@ export function cgroupContract(open: () => Cgroups, directories: Directories, pa
 
   test('a group that is not there: nothing in it, nothing to do', async () => {
     const none = `${parent}/none`
+    expect(cgroups.traffic(none)).toBeUndefined()
     expect(cgroups.usage(none)).toBeUndefined()
     expect(cgroups.children(none)).toEqual([])
     expect(cgroups.processes(none)).toEqual([])

@@ -1,6 +1,7 @@
 import { once } from 'node:events'
-import { readFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals'
 import { cgroupContract, startIn, until } from './cgroup.contract.js'
 import { cgroupLayout, openCgroups } from './cgroup-layout.js'
@@ -44,6 +45,24 @@ describe('limits on this machine', () => {
     expect(usage?.oomKills).toBe(1)
     expect(usage?.memoryPeakBytes).toBeGreaterThan(16 << 20)
     expect(usage?.memoryPeakBytes).toBeLessThanOrEqual(32 << 20)
+  })
+
+  test('traffic: what is read from a disk, and the page cache that it leaves', async () => {
+    cgroups.countDisks(parent)
+    const directory = mkdtempSync('/var/tmp/berth-cg-')
+    try {
+      const file = join(directory, 'file')
+      writeFileSync(file, Buffer.alloc(8 << 20, 1))
+      expect(cgroups.traffic(group)).toEqual({ cacheBytes: 0, readBytes: 0, writtenBytes: 0 })
+      // Out of the cache first, where it is on nobody's account but the writer's.
+      await start(`sync "${file}"; dd if="${file}" iflag=nocache count=0; cat "${file}" >/dev/null; sleep 100`)
+      await until('it was read', () => {
+        const { cacheBytes = 0, readBytes = 0 } = cgroups.traffic(group) ?? {}
+        return readBytes > 4 << 20 && cacheBytes > 4 << 20
+      })
+    } finally {
+      rmSync(directory, { recursive: true })
+    }
   })
 
   test('memory limits grow, shrink and are lifted', () => {

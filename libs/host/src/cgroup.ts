@@ -36,6 +36,15 @@ export interface CgroupUsage {
   readonly pidsRefused: number
 }
 
+/** What is told of a group besides its usage, to those who look at it closely. */
+export interface CgroupTraffic {
+  /** Page cache that the kernel would give back before anything else; part of `memoryBytes`. */
+  readonly cacheBytes: number
+  /** Of requests to disks that its processes made. */
+  readonly readBytes: number
+  readonly writtenBytes: number
+}
+
 /**
  * The control groups of this machine, whichever version. A group is named by its path below the root of every
  * hierarchy, without a leading slash: `berth/ten_…/att_…`. The berth agent makes the parents (instance and tenant);
@@ -50,6 +59,13 @@ export interface Cgroups {
   setLimits(group: string, limits: CgroupLimits): void
   /** @returns undefined when there is no such group (any more) */
   usage(group: string): CgroupUsage | undefined
+  /**
+   * Lets the kernel count what groups below `group` read from and write to disks, those that there are now. On v1 kernels
+   * since 6.10 do so only for disks that somebody throttles; throttling one by nothing is enough.
+   */
+  countDisks(group: string): void
+  /** As `usage`. Without a controller for disks nothing was read or written. */
+  traffic(group: string): CgroupTraffic | undefined
   /** Names of the direct sub-groups, sorted; none when the group is not there. */
   children(group: string): readonly string[]
   /** Processes (host pids) in the group and below, sorted; none when the group is not there. */
@@ -123,6 +139,19 @@ export const readNumber = (path: string) => Number(readControl(path) ?? 0)
 export function readKeyed(path: string, key: string): number {
   const line = (readControl(path) ?? '').split('\n').find((text) => text.startsWith(`${key} `))
   return line === undefined ? 0 : Number(line.slice(key.length + 1))
+}
+
+/** `major:minor` of every disk and loop device that holds something. */
+export function disks(): readonly string[] {
+  return readdirSync('/sys/block').flatMap((name) => {
+    const [size, numbers] = [readControl(`/sys/block/${name}/size`), readControl(`/sys/block/${name}/dev`)]
+    return numbers !== undefined && Number(size) > 0 && !name.startsWith('ram') ? [numbers] : []
+  })
+}
+
+/** Sum of the numbers behind `form` in a control file, whose first group is the number. */
+export function sumOf(text: string, form: RegExp): number {
+  return [...text.matchAll(form)].reduce((sum, [, number]) => sum + Number(number), 0)
 }
 
 /** The direct sub-groups of a directory, unsorted. */

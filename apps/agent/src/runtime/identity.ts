@@ -66,6 +66,13 @@ export function shellOf(user: string | undefined, { passwd }: Pick<Accounts, 'pa
   return shell.startsWith('/') && !/\/(nologin|false)$/.test(shell) ? shell : '/bin/sh'
 }
 
+/** Names of users by number; of several that share one, the first. @param passwd text of /etc/passwd */
+export function userNames(passwd: string): ReadonlyMap<number, string> {
+  const names = new Map<number, string>()
+  for (const [name, , uid] of records(passwd, 7)) if (name && !names.has(Number(uid))) names.set(Number(uid), name)
+  return names
+}
+
 function groupOf(name: string, group: string, ids: number): number {
   const found = records(group, 4).find((parts) => parts[0] === name || parts[2] === name)
   return numberOf(found?.[2] ?? name, `group ${JSON.stringify(name)}`, ids)

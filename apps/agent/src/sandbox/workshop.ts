@@ -56,6 +56,8 @@ export async function openWorkshop(options: WorkshopOptions): Promise<OpenWorksh
     Pool.open({ dataDir: dataDirectory, sizeBytes: options.poolBytes, ready: options.ready }),
     readyMadeSeccomp(filter),
   ])
+  // Now that the disk of the pool is there.
+  cgroups.countDisks(cgroupParent)
   const cgroupVersion = layout.kind === 'v2' ? 'v2' : 'v1'
   const tenants = new TenantGroups(cgroups, cgroupParent, options.log)
   const abilities = abilitiesOf(cgroups.weighsIo(cgroupParent))
