@@ -70,6 +70,10 @@ const output = (id: ExecId) => execs.use(id, async (session) => (await session.v
 const ended = (id: ExecId) => execs.use(id, (session) => session.ended)
 const onDisk = () => readFileSync(join(directory(), 'records'), 'utf8')
 const settled = () => new Promise((resolve) => setTimeout(resolve, 5))
+async function until(what: string, holds: () => boolean | Promise<boolean>): Promise<void> {
+  for (const end = Date.now() + 20_000; !(await holds()); await settled())
+    if (Date.now() > end) throw new Error(`not in time: ${what}`)
+}
 /** Directories of output. */
 const files = () => readdirSync(directory()).filter((name) => name !== 'records')
 
@@ -226,8 +230,7 @@ describe('the end', () => {
     expect(await output(id)).toMatchObject({ stdout: { data: 'before ' } })
     driver.newest.write('stdout', 'after')
     driver.newest.release()
-    await settled()
-    expect(driver.newest.forgotten).toBe(true)
+    await until('it is forgotten', () => driver.newest.forgotten)
     expect(await output(id)).toMatchObject({ stdout: { data: 'before after' } })
     expect(await view(id)).toMatchObject({ state: 'exited', stdout: { bytes: 12 } })
   })
@@ -280,7 +283,7 @@ describe('another agent', () => {
     expect(() => execs.start(spec({ id: 'never', command: ['never'] }))).toThrow('killed')
     driver.onStart = () => undefined
     await restart()
-    await settled()
+    await until('it is unknown', () => execs.list().length === 0)
     await expect(view(exec('never'))).rejects.toMatchObject({ code: 'exec_not_found' })
     execs.start(spec({ id: 'never', command: ['something else'] }))
   })
@@ -305,16 +308,14 @@ describe('another agent', () => {
     const process = driver.newest
     process.inputEnd = undefined // was not told any more
     await restart()
-    await settled()
-    expect(process.inputEnd).toBe(2)
+    await until('the end of input is told again', () => process.inputEnd === 2)
     process.exit()
     await ended(id)
     await restart()
     process.write('stdout', 'late')
     process.release()
-    await settled()
+    await until('it is forgotten', () => process.forgotten)
     expect(await view(id)).toMatchObject({ state: 'exited', stdout: { bytes: 4 } })
-    expect(process.forgotten).toBe(true)
   })
 
   test('removes files that nobody knows of', async () => {
@@ -390,6 +391,9 @@ describe('keeping', () => {
     if (text) driver.newest.write('stdout', text)
     driver.newest.exit()
     await ended(exec(id))
+    // Until it is let go of it counts as used.
+    const { newest } = driver
+    await until('it is let go of', () => newest.forgotten)
     await settled()
   }
   const ids = () => execs.list().map(({ id }) => id)
@@ -441,10 +445,11 @@ describe('keeping', () => {
     driver.newest.write('stdout', 's'.repeat(30 * KiB))
     const large = ExecSpec.parse({ id: 'large', command: ['yes'], outputBytes: '64k' })
     execs.start(large)
-    for (let i = 0; i < 8; i++) {
+    for (let i = 1; i <= 8; i++) {
       driver.newest.write('stdout', 'y'.repeat(12 * KiB))
-      await settled()
+      await until('it is stored', async () => (await view(exec('large'))).stdout.bytes === i * 12 * KiB)
     }
+    await until('the oldest output is gone', async () => (await view(exec('large'))).stdout.from > 0)
     expect(ids()).toEqual(['large', 'small', 'b'])
     const { stdout } = await view(exec('large'))
     expect(stdout.bytes).toBe(96 * KiB)

@@ -2,7 +2,7 @@
 // records and some files, opened when somebody asks for it. Everything that could grow is bounded: how many run and what
 // they take in memory, how many ended ones are kept and for how long (ended-execs.ts), and what all take on disk.
 
-import { randomBytes } from 'node:crypto'
+import { randomBytes, randomUUID } from 'node:crypto'
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import {
@@ -391,7 +391,8 @@ function newRecord(
 ): ExecRecord {
   return {
     ...{ id, number, driver, digest, spec },
-    directory: randomBytes(8).toString('hex'),
+    // Its source of randomness is filled ahead, unlike that of randomBytes: 0.2 us instead of 15.
+    directory: randomUUID().replaceAll('-', '').slice(-16),
     hasInput: input !== undefined,
     inputEnd: null,
     createdAt: new Date().toISOString(),
