@@ -37,6 +37,7 @@ export function admitBody(route: Route, request: FastifyRequest, reply: FastifyR
   }
   if (request.headers['content-length'] === undefined && request.headers['transfer-encoding'] === undefined) return
   continueNow(request, reply)
+  lingerAfter(request.raw, reply.raw)
   const { raw } = request
   const late = setTimeout(() => raw.complete || raw.socket.destroy(), BODY_WITHIN_MS)
   raw.once('close', () => clearTimeout(late))

@@ -84,6 +84,8 @@ export class ProblemFilter implements ExceptionFilter {
   answer(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
     const { status, headers, body } = this.documentOf(error, request)
     if (closeForError(request, error) || reply.sent) return
+    // Fastify would close at once, and the reset may overtake the answer; see lingerAfter for how long it goes on.
+    if (status === 413) reply.removeHeader('connection')
     void reply.code(status).headers(headers).type('application/problem+json').send(JSON.stringify(body))
   }
 
