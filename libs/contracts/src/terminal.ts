@@ -267,7 +267,7 @@ export const connectShare = route({
   rate: 'none',
   tag: 'terminals',
   summary: 'Connect to a shared terminal by WebSocket',
-  description: socketText,
+  description: `${socketText} A page (\`Origin\`) whose token is none is let in, and told so by the close code 4404.`,
   params: z.object({ token: z.string().max(200) }),
   query: z.strictObject(socketQuery),
   reply: { 101: 'socket' },

@@ -58,9 +58,13 @@ export class TerminalDoors {
   }
 
   /** @throws share_not_found, terminal_not_found */
-  async connectShare({ params, query, signal, socket }: Call<typeof connectShare>): Promise<void> {
+  async connectShare({ params, query, asking, signal, socket }: Call<typeof connectShare>): Promise<void> {
     const passed = await this.share(params.token)
-    if (!passed) throw new Failure('share_not_found', 'the link was revoked, has expired, or is none')
+    if (!passed) {
+      // Pages are not told why a handshake was refused, but they are told a close code.
+      if (asking.headers.origin !== undefined) await socket()
+      throw new Failure('share_not_found', 'the link was revoked, has expired, or is none')
+    }
     const { tenantId, sandboxId, terminalId, mode } = passed
     const ended = new AbortController()
     const end = () => ended.abort(signal.reason)

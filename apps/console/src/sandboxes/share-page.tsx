@@ -37,10 +37,5 @@ export default function SharePage() {
 
 function Shared({ token }: { readonly token: string }) {
   const url = (since: number | undefined) => socketUrl(connectShare, { params: { token }, query: { since } })
-  // A request that is no WebSocket is refused for that only where the link is good.
-  const whyRefused = async () => {
-    const { status } = await fetch(url(undefined).replace(/^ws/, 'http')).catch(() => ({ status: 0 }))
-    return status === 404 ? 'The link has expired, was revoked, or never was one.' : undefined
-  }
-  return <TerminalView url={url} whyRefused={whyRefused} shown label="Shared terminal" />
+  return <TerminalView url={url} shown label="Shared terminal" />
 }

@@ -77,11 +77,17 @@ test('a connection that answers no ping is dead', () => {
   expect(dead.effects).toEqual([{ do: 'disconnect' }, { do: 'retryIn', ms: 500 }])
 })
 
-test.each([4400, 4401, 4404, 4429, 1008])('close code %d is final', (code) => {
+test.each([4400, 4401, 4404, 4409, 4429, 1008])('close code %d is final, until somebody asks again', (code) => {
   const { link, effects } = run(open(), { type: 'closed', code, reason: '' })
   expect(link.phase.name).toBe('refused')
   expect(effects).toEqual([])
   expect(run(link, { type: 'retry' }).effects).toEqual([])
+  expect(run(link, { type: 'again' }).effects).toEqual([{ do: 'connect', since: undefined }])
+})
+
+test('why it was refused is told without the code for programs', () => {
+  const { link } = run(open(), { type: 'closed', code: 4404, reason: 'share_not_found: the link was revoked' })
+  expect(link.phase).toEqual({ name: 'refused', message: 'The link was revoked.' })
 })
 
 test.each([1000, 1001, 1006, 1011, 1012])('close code %d without an exit is a loss, and mended', (code) => {

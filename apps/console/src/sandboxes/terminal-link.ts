@@ -44,6 +44,8 @@ export type Happening =
   | { readonly type: 'closed'; readonly code: number; readonly reason: string }
   /** The wait is over; or the network came back, or somebody pressed the button. */
   | { readonly type: 'retry' }
+  /** Somebody wants to try again what was refused. */
+  | { readonly type: 'again' }
   /** Every few seconds while it is open. */
   | { readonly type: 'beat' }
   /** The browser knows that there is no network. */
@@ -80,7 +82,7 @@ export const firstStep: Step = {
   effects: [{ do: 'connect', since: undefined }],
 }
 
-// Close codes of the route (see connectTerminal); 1008: the upgrade was refused by policy.
+// Close codes of the route (see connectTerminal): 4000 and the status of the error; 1008: the upgrade was refused.
 const refusals: Readonly<Record<number, string>> = {
   1008: 'The connection was refused.',
   4400: 'The terminal and this page do not understand each other.',
@@ -88,6 +90,7 @@ const refusals: Readonly<Record<number, string>> = {
   4404: 'The terminal is gone.',
   4429: 'Too many viewers have this terminal open.',
 }
+const isRefusal = (code: number): boolean => code in refusals || (code >= 4400 && code < 4500)
 
 /** @param random in [0, 1), for the wait before the next try */
 export function step(link: Link, happening: Happening, random: number): Step {
@@ -101,6 +104,8 @@ export function step(link: Link, happening: Happening, random: number): Step {
     case 'retry':
       if (link.phase.name !== 'waiting') return { link, effects: [] }
       return { link: { ...link, phase: { name: 'connecting' } }, effects: [{ do: 'connect', since: link.offset }] }
+    case 'again':
+      return link.phase.name === 'refused' ? firstStep : { link, effects: [] }
     case 'beat':
       return onBeat(link, random)
     case 'offline':
@@ -156,10 +161,11 @@ function onOutput(link: Link, bytes: number): Step {
 
 function onClosed(link: Link, code: number, reason: string, random: number): Step {
   if (!isConnected(link)) return { link, effects: [] }
-  const refusal = refusals[code]
-  if (refusal !== undefined)
-    return { link: { ...link, phase: { name: 'refused', message: reason || refusal } }, effects: [] }
-  return lose(link, random, [])
+  if (!isRefusal(code)) return lose(link, random, [])
+  // The reason begins with the code of the error, which is for programs.
+  const text = reason.replace(/^[a-z_]+: /, '')
+  const message = text ? `${text.charAt(0).toUpperCase()}${text.slice(1)}.` : (refusals[code] ?? 'It was refused.')
+  return { link: { ...link, phase: { name: 'refused', message } }, effects: [] }
 }
 
 /** A ping that was not answered until the next beat: the connection is dead, though nothing says so. */

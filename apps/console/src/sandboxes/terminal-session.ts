@@ -18,7 +18,7 @@ export interface TerminalOptions {
    * Asks why a connection could not be opened, which a browser does not tell.
    * @returns what to say when trying again makes no sense
    */
-  readonly whyRefused: () => Promise<string | undefined>
+  readonly whyRefused?: () => Promise<string | undefined>
 }
 
 const BEAT_MS = 10_000
@@ -108,6 +108,10 @@ export class TerminalSession {
 
   retry(): void {
     this.#happened({ type: 'retry' })
+  }
+
+  again(): void {
+    this.#happened({ type: 'again' })
   }
 
   setDark(dark: boolean): void {
@@ -217,7 +221,7 @@ export class TerminalSession {
     socket.onclose = async ({ code, reason }) => {
       if (this.#socket !== socket) return
       this.#socket = undefined
-      const why = opened || code !== 1006 ? undefined : await this.#options.whyRefused()
+      const why = opened || code !== 1006 ? undefined : await this.#options.whyRefused?.()
       if (this.#socket === undefined) this.#happened({ type: 'closed', code: why ? 1008 : code, reason: why ?? reason })
     }
   }

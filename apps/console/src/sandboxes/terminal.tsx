@@ -30,7 +30,7 @@ export function TerminalView({ url, whyRefused, label, shown, onEnded }: Termina
     const made = new TerminalSession(place.current, {
       dark: current.dark,
       url: (since) => options.current.url(since),
-      whyRefused: () => options.current.whyRefused(),
+      whyRefused: async () => options.current.whyRefused?.(),
     })
     made.onSearch = () => setSearching(true)
     made.onLeave = () => bar.current?.focus()
@@ -97,6 +97,11 @@ function Bar({
       {phase.name === 'waiting' && (
         <button type="button" className="small" onClick={() => session.retry()}>
           Now
+        </button>
+      )}
+      {phase.name === 'refused' && (
+        <button type="button" className="small" onClick={() => session.again()}>
+          Try again
         </button>
       )}
       <span className="title clip">{title || label}</span>
@@ -180,9 +185,9 @@ function Keys({ session }: { readonly session: TerminalSession }) {
   )
   return (
     <div className="touch-keys" role="toolbar" aria-label="Keys">
-      {key('Esc', 'Escape', () => session.type('\x1b'))}
+      {key('Esc', 'Esc', () => session.type('\x1b'))}
       {key('Tab', 'Tab', () => session.type('\t'))}
-      {key('Ctrl', 'Control, for the next key', () => session.setControl(!control), control)}
+      {key('Ctrl', 'Ctrl for the next key', () => session.setControl(!control), control)}
       {key('←', 'Left', () => session.arrow('D'))}
       {key('↓', 'Down', () => session.arrow('B'))}
       {key('↑', 'Up', () => session.arrow('A'))}
