@@ -138,13 +138,20 @@ export class SandboxCalls {
   ): Promise<T> {
     const { id, nodeId, state } = await this.locate(caller, ref)
     const { path, query, whenDeleted = 'sandbox_not_found' } = target
-    if (state === 'deleted') throw new Failure(whenDeleted, `sandbox ${ref} is deleted`)
+    if (state === 'deleted') throw deleted(ref, whenDeleted)
     const door = nodeId && (await this.doors.of(nodeId, id, path[0]))
     if (!door) throw new Failure('node_unreachable', `the node that held sandbox ${ref} is no more`)
-    return open(door, sandboxPath(id, path, query)).catch((error: unknown) => {
+    return open(door, sandboxPath(id, path, query)).catch(async (error: unknown) => {
       this.forget(nodeId, error)
+      // Its node knows of the deletion before we do, who believe for a moment that it is there.
+      if (isUnknown(error) && (await this.locateAnew(caller, ref)).state === 'deleted') throw deleted(ref, whenDeleted)
       throw error
     })
+  }
+
+  private locateAnew(caller: Caller, ref: string): Promise<LocatedSandbox> {
+    this.located.drop(`${caller.tenantId} ${ref}`)
+    return this.locate(caller, ref)
   }
 
   /** A node that did not answer may have moved: the next call asks where it is. */
@@ -152,6 +159,10 @@ export class SandboxCalls {
     if (error instanceof Failure && error.code === 'node_unreachable') this.doors.forget(nodeId)
   }
 }
+
+const deleted = (ref: string, code: ErrorCode): Failure => new Failure(code, `sandbox ${ref} is deleted`)
+
+const isUnknown = (error: unknown): boolean => error instanceof Failure && error.code === 'sandbox_not_found'
 
 /** Headers of a node's answer that are the client's business. */
 const passed = ['content-length', 'content-range', 'accept-ranges', 'etag', 'last-modified', 'berth-offset'] as const
