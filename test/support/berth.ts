@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
 import type { Job, Quota } from '@berth/contracts'
+import { afterAll } from '@jest/globals'
 
 /** What test/support/setup.ts wrote about the product that all system tests share. */
 export interface Stack {
@@ -71,13 +72,37 @@ export interface TestTenant extends Api {
   readonly id: string
 }
 
-/** A tenant of its own for one test, with a key that holds every scope. */
+const tenants: TestTenant[] = []
+
+// The node that all test files share has room for so many sandboxes: a file gives back what its tenants hold.
+afterAll(async () => {
+  await Promise.all(tenants.splice(0).map(emptied))
+}, 120_000)
+
+async function emptied(api: TestTenant): Promise<void> {
+  // A tenant that the test ended or suspended may not list.
+  const { items = [] } = await until('sandboxes are listed', async () => {
+    const answer = await api.get('/v1/sandboxes?limit=200')
+    return answer.status < 500 ? answer.body : undefined
+  })
+  await Promise.all(
+    items.map(async ({ id }: { id: string }) => {
+      await api.delete(`/v1/sandboxes/${id}?force=true`)
+      // No longer than that: the node of a test may be one that obeys nothing.
+      await api.get(`/v1/sandboxes/${id}?wait=deleted&timeoutMs=20s`)
+    }),
+  )
+}
+
+/** A tenant of its own for one test, with a key that holds every scope; its sandboxes end with the test's file. */
 export async function tenant(quota: Partial<Quota> = {}): Promise<TestTenant> {
   const made = await operator().post('/v1/tenants', { name: unique(), quota })
   if (made.status !== 201) throw new Error(`tenant: ${JSON.stringify(made.body)}`)
   const key = await operator().post(`/v1/tenants/${made.body.id}/keys`, { name: 'test' })
   if (key.status !== 201) throw new Error(`key: ${JSON.stringify(key.body)}`)
-  return { ...client(key.body.secret), id: made.body.id }
+  const api = { ...client(key.body.secret), id: made.body.id }
+  tenants.push(api)
+  return api
 }
 
 /** Waits for a job's end, however long its own timeout lets it run. */

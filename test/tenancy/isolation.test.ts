@@ -34,9 +34,14 @@ beforeAll(async () => {
   mine = await tenant()
   other = await tenant()
   const job = await run(mine, sh('echo mine'))
-  const batch = await mine.post('/v1/batches', { jobs: [{ command: ['true'] }] })
-  const key = await mine.post('/v1/keys', { name: 'mine' })
-  const sandbox = await mine.post('/v1/sandboxes', { name: 'mine' })
+  const made = async (path: string, body: object) => {
+    const answer = await mine.post(path, body)
+    if (answer.status !== 201) throw new Error(`${path}: ${JSON.stringify(answer.body)}`)
+    return answer
+  }
+  const batch = await made('/v1/batches', { jobs: [{ command: ['true'] }] })
+  const key = await made('/v1/keys', { name: 'mine' })
+  const sandbox = await made('/v1/sandboxes', { name: 'mine' })
   Object.assign(ids, { jobId: job.id, batchId: batch.body.id, keyId: key.body.id, sandbox: sandbox.body.id })
   Object.assign(ids, { terminal: 'none', share: 'shr_01jabcdefghjkmnpqrstvwxyz0', exec: 'none' })
 })
