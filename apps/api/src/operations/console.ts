@@ -15,6 +15,8 @@ const publicPage = {
   scope: 'public',
   rate: 'none',
   tag: 'console',
+  // The page's own, such as the directory that its files page shows: nothing here reads it, and none is refused.
+  query: z.object({}),
   errors: ['route_not_found'],
 } as const
 
