@@ -102,6 +102,9 @@ const poolOf = ({ url, poolSize }: StoreOptions): pg.Pool => {
   // An idle connection that breaks is taken out by the pool itself; without a listener it would end the process. The
   // next query tells whether Postgres is gone.
   pool.on('error', () => undefined)
+  // One that is in use breaks between two statements of a transaction: the pool does not listen then, the next statement
+  // tells.
+  pool.on('connect', (client) => client.on('error', () => undefined))
   return pool
 }
 
