@@ -1,6 +1,9 @@
 // Real sandboxes, from request to process: what the node does with what is asked.
+import { readFileSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { cgroupLayout, openCgroups } from '@berth/host'
 import { beforeAll, describe, expect, test } from '@jest/globals'
-import { type Answer, type TestTenant, tenant, until } from '../support/berth.js'
+import { type Answer, stack, type TestTenant, tenant, until } from '../support/berth.js'
 
 let t: TestTenant
 beforeAll(async () => {
@@ -123,6 +126,46 @@ test('limits change while it runs', async () => {
   expect(body.spec.limits).toMatchObject({ memoryBytes: 128 * 2 ** 20, cpus: 0.5 })
   expect((await t.get('/v1/usage')).body.now.memoryBytes).toBe(128 * 2 ** 20)
   await gone(id)
+})
+
+test('a limit is unset by null, and the kernel has its default again', async () => {
+  const { id } = await made()
+  const { id: plain } = await made()
+  const cgroups = openCgroups(cgroupLayout())
+  const v2 = cgroupLayout().kind === 'v2'
+  const files = [
+    ['cpu', v2 ? 'cpu.weight' : 'cpu.shares'],
+    ['cpu', v2 ? 'cpu.max' : 'cpu.cfs_period_us'],
+    ['memory', v2 ? 'memory.low' : 'memory.soft_limit_in_bytes'],
+    // On a machine with one CPU there is no other set.
+    ...(availableParallelism() > 1 ? [['cpuset', v2 ? 'cpuset.cpus.effective' : 'cpuset.cpus'] as const] : []),
+  ] as const
+  const kernel = (box: string) => {
+    const paths = cgroups.paths(`${stack().cgroupParent}/${t.id}/${box}`)
+    return files.map(([controller, file]) => readFileSync(`${paths.get(controller)}/${file}`, 'utf8').trim())
+  }
+  const cpus = async () =>
+    (await t.post(path(id, '/execs?wait=ended&output=true'), { command: ['nproc'] })).body.output.stdout.data
+  const [before, all] = [kernel(plain), await cpus()]
+  const limits = { cpuShares: 77, cpuPeriodUs: 50_000, memoryReservationBytes: '16m', cpuset: '0' }
+  expect((await t.patch(path(id), { limits })).body.spec.limits).toMatchObject({ cpuShares: 77, cpuset: '0' })
+  await until('the kernel has them all', async () =>
+    kernel(id).every((value, i) => value !== before[i]) ? true : undefined,
+  )
+  expect(await cpus()).toBe('1\n')
+  const unset = Object.fromEntries(Object.keys(limits).map((name) => [name, null]))
+  const { body } = await t.patch(path(id), { limits: unset })
+  for (const name of Object.keys(limits)) expect(body.spec.limits).not.toHaveProperty(name)
+  await until('the kernel has the defaults', async () => {
+    const now = kernel(id)
+    if (now.join() !== before.join()) throw new Error(now.join())
+    return true
+  })
+  expect(await cpus()).toBe(all)
+  const refused = await t.patch(path(id), { limits: { ...unset, memoryBytes: null } })
+  expect(refused).toMatchObject({ status: 400, body: { code: 'invalid_request' } })
+  expect(refused.body.errors).toEqual([{ field: 'limits.memoryBytes', message: 'must not be null' }])
+  for (const box of [id, plain]) await gone(box)
 })
 
 test('twenty at once come to run, and go', async () => {

@@ -53,11 +53,19 @@ export const SandboxLimits = Limits.omit({ outputBytes: true, openFiles: true })
 })
 export type SandboxLimits = z.infer<typeof SandboxLimits>
 
-const { memoryBytes, cpus, pids, diskBytes, shmBytes, swapBytes, ulimits, ...othersOfLimits } = SandboxLimits.shape
-/** Some of the limits. Without the defaults, which would otherwise be taken for what is not given. */
+const { memoryBytes, cpus, pids, diskBytes, shmBytes, swapBytes, ulimits, ...unsettable } = SandboxLimits.shape
+const unsets = '`null` unsets it'
+/**
+ * Some of the limits; `null` unsets one that a sandbox need not have. Without the defaults, which would otherwise be
+ * taken for what is not given.
+ */
 export const SandboxLimitsChange = z
   .strictObject({
-    ...othersOfLimits,
+    memoryReservationBytes: unsettable.memoryReservationBytes.nullable().describe(`Soft limit; ${unsets}`),
+    cpuShares: unsettable.cpuShares.nullable().describe(`Weight under contention; ${unsets}: 1024 a CPU`),
+    cpuset: unsettable.cpuset.nullable().describe(`CPUs that it may run on; ${unsets}: all of its node`),
+    cpuPeriodUs: unsettable.cpuPeriodUs.nullable().describe(`Period of the CPU limit; ${unsets}: 100 ms`),
+    ioWeight: unsettable.ioWeight.nullable().describe(`Weight of disk access; ${unsets}: the kernel's default`),
     memoryBytes: memoryBytes.unwrap(),
     cpus: cpus.unwrap(),
     pids: pids.unwrap(),
@@ -409,7 +417,7 @@ export const updateSandbox = route({
   path: '/v1/sandboxes/:sandbox',
   summary: 'Rename, relabel, change limits, restart policy or clocks',
   description:
-    'Limits change while it runs. A clock that is given begins anew. With `If-Match` only the version named by the ETag ' +
+    'Limits change while it runs; `null` unsets one that need not be there. A clock that is given begins anew. With `If-Match` only the version named by the ETag ' +
     'is changed.',
   headers: { 'If-Match': 'The ETag of the version to change' },
   body: z.strictObject({

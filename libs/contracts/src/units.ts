@@ -26,8 +26,14 @@ export function parseDuration(text: string): number | undefined {
   return Math.round(total)
 }
 
+/** What is missing or null is told as of any field. */
+const neither = (what: string) => ({
+  error: ({ input }: { readonly input: unknown }) =>
+    input === undefined || input === null ? undefined : `must be ${what}`,
+})
+
 const quantity = (what: string, parse: (text: string) => number | undefined, min: number, max: number) =>
-  z.union([z.number(), z.string().max(32)]).transform((value, context) => {
+  z.union([z.number(), z.string().max(32)], neither(what)).transform((value, context) => {
     const parsed = typeof value === 'number' ? value : parse(value)
     if (parsed === undefined || !Number.isSafeInteger(parsed)) {
       context.addIssue({ code: 'custom', message: `must be ${what}` })

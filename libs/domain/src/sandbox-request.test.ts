@@ -131,6 +131,17 @@ describe('an update', () => {
       'limits.memoryReservationBytes',
     ))
 
+  test('of limits unsets by null what need not be there, and leaves what is not given', () => {
+    const record = running({}, { limits: { cpuset: '0', cpuShares: 100, memoryReservationBytes: 2 ** 20 } })
+    const limits = { cpuset: null, memoryReservationBytes: null, ioWeight: null, pids: 9 }
+    const after = ask(record, { kind: 'update', limits })
+    const { memoryReservationBytes: _, cpuset: __, ...kept } = record.spec.limits
+    expect(JSON.parse(JSON.stringify(after.spec.limits))).toEqual({ ...kept, cpuShares: 100, pids: 9 })
+    expect(ask(after, { kind: 'update', limits: { cpuset: null } })).toBe(after)
+    // Nothing is left that could be above the memory.
+    expect(() => ask(after, { kind: 'update', limits: { memoryBytes: 2 ** 19 } })).not.toThrow()
+  })
+
   test('of a clock lets it begin anew, even with the value that it has', () => {
     const record = running({}, { clocks: { idleTimeoutMs: 1000 } })
     const again = ask(record, { kind: 'update', clocks: { idleTimeoutMs: 1000 } })

@@ -115,6 +115,14 @@ function over<T extends object>(base: T, change: { readonly [K in keyof T]?: T[K
   return given.length === 0 ? base : { ...base, ...Object.fromEntries(given) }
 }
 
+/** As `over`; `null` unsets a limit that need not be there. */
+function limitsAfter(limits: SandboxLimits, change: SandboxLimitsChange): SandboxLimits {
+  const { memoryReservationBytes, cpuShares, cpuset, cpuPeriodUs, ioWeight, ...needed } = change
+  const optional = Object.entries({ memoryReservationBytes, cpuShares, cpuset, cpuPeriodUs, ioWeight })
+  const given = optional.filter(([, value]) => value !== undefined)
+  return { ...over(limits, needed), ...Object.fromEntries(given.map(([name, value]) => [name, value ?? undefined])) }
+}
+
 function checked(limits: SandboxLimits): SandboxLimits {
   if ((limits.memoryReservationBytes ?? 0) <= limits.memoryBytes) return limits
   throw new InvalidRequest([{ field: 'limits.memoryReservationBytes', message: 'must not be above memoryBytes' }])
@@ -122,7 +130,7 @@ function checked(limits: SandboxLimits): SandboxLimits {
 
 /** The spec after an update. @throws InvalidRequest where limits do not go together */
 export function updatedSpec(spec: StoredSandboxSpec, update: SandboxUpdate): StoredSandboxSpec {
-  const limits = update.limits ? checked(over(spec.limits, update.limits)) : spec.limits
+  const limits = update.limits ? checked(limitsAfter(spec.limits, update.limits)) : spec.limits
   const clocks = update.clocks ? over(spec.clocks, update.clocks) : spec.clocks
   const restart = update.restart ?? spec.restart
   const unchanged =

@@ -60,7 +60,7 @@ export class CgroupsV1 implements Cgroups {
     if (cpuShares !== undefined) writeControl(`${this.#path(group, 'cpu')}/cpu.shares`, cpuShares)
     if (cpuset !== undefined) this.#limitCpuset(group, cpuset)
     if (pids !== undefined) writeControl(`${this.#path(group, 'pids')}/pids.max`, pids)
-    if (ioWeight !== undefined) writeControl(this.#weightFile(group) ?? this.#noWeight(group), ioWeight)
+    if (ioWeight !== undefined) this.#weigh(group, ioWeight)
   }
 
   usage(group: string): CgroupUsage | undefined {
@@ -216,8 +216,14 @@ export class CgroupsV1 implements Cgroups {
     return files.find((file) => readControl(file) !== undefined)
   }
 
-  #noWeight(group: string): never {
-    throw new Fault(`weigh disk access of ${group}`, { cause: new Error('this kernel has no blkio.weight') })
+  #weigh(group: string, weight: number | 'default'): void {
+    const file = this.#weightFile(group)
+    if (weight === 'default' && file === undefined) return
+    if (file === undefined)
+      throw new Fault(`weigh disk access of ${group}`, { cause: new Error('this kernel has no blkio.weight') })
+    // CFQ's (before Linux 5.0) and BFQ's: block/cfq-iosched.c, block/bfq-iosched.h.
+    const usual = file.endsWith('bfq.weight') ? 100 : 500
+    writeControl(file, weight === 'default' ? usual : weight)
   }
 }
 

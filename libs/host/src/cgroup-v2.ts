@@ -179,8 +179,9 @@ const scaled = (value: number, [least, most]: readonly [number, number]) =>
   Math.round(1 + ((value - least) * 9999) / (most - least))
 
 /** BFQ has a file and a scale of its own: v1's. @throws Fault where the kernel has neither */
-function weigh(directory: string, weight: number): void {
-  const bfq = `${directory}/io.bfq.weight`
-  if (readControl(bfq) === undefined) writeControl(`${directory}/io.weight`, scaled(weight, [10, 1000]))
-  else writeControl(bfq, weight)
+function weigh(directory: string, weight: number | 'default'): void {
+  const [bfq, usual] = [`${directory}/io.bfq.weight`, `${directory}/io.weight`]
+  if (readControl(bfq) !== undefined) writeControl(bfq, weight === 'default' ? 100 : weight)
+  else if (weight !== 'default') writeControl(usual, scaled(weight, [10, 1000]))
+  else if (readControl(usual) !== undefined) writeControl(usual, 100)
 }

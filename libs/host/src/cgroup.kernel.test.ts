@@ -109,6 +109,7 @@ describe('limits on this machine', () => {
     const weigh = () => cgroups.setLimits(group, { ioWeight: 200 })
     if (cgroups.weighsIo(group)) expect(weigh).not.toThrow()
     else expect(weigh).toThrow(/weigh disk access|io.weight/)
+    expect(() => cgroups.setLimits(group, { ioWeight: 'default' })).not.toThrow()
   })
 
   test('pids: forks beyond the limit are refused and counted', async () => {

@@ -18,8 +18,8 @@ export interface CgroupLimits {
   /** CPUs such as `0-3,6`; `all` are those of the parent. */
   readonly cpuset?: string
   readonly pids?: number | 'max'
-  /** Weight of disk access under contention, 10 … 1,000; 100 is the kernel's default. */
-  readonly ioWeight?: number
+  /** Weight of disk access under contention, 10 … 1,000; `default` is the kernel's, and fine where it has no weights. */
+  readonly ioWeight?: number | 'default'
 }
 
 export interface CgroupUsage {

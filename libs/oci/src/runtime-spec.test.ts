@@ -79,6 +79,7 @@ test('limits of a group while it runs are those that it was started with', () =>
     cpuShares: 512,
     cpuset: 'all',
     pids: 65,
+    ioWeight: 'default',
   })
   expect(groupLimits({ ...input.limits, cpuset: '1', ioWeight: 10 })).toMatchObject({ cpuset: '1', ioWeight: 10 })
 })

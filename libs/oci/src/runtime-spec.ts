@@ -125,7 +125,7 @@ export function groupLimits(limits: GroupLimitsInput) {
     cpuset: limits.cpuset ?? 'all',
     // One more than asked for: berth-init is ours, not the tenant's.
     pids: limits.pids + 1,
-    ...(limits.ioWeight === undefined ? {} : { ioWeight: limits.ioWeight }),
+    ioWeight: limits.ioWeight ?? ('default' as const),
   }
 }
 
@@ -195,7 +195,7 @@ function resources(input: RuntimeInput) {
       ...(limits.cpuset === 'all' ? {} : { cpus: limits.cpuset }),
     },
     pids: { limit: limits.pids },
-    ...(limits.ioWeight === undefined ? {} : { blockIO: { weight: limits.ioWeight } }),
+    ...(limits.ioWeight === 'default' ? {} : { blockIO: { weight: limits.ioWeight } }),
   }
 }
 

@@ -1,19 +1,35 @@
-import { createBatch, createJob, InvalidRequest, JobId, JobSpec, listJobs } from '@berth/contracts'
+import {
+  createBatch,
+  createJob,
+  InvalidRequest,
+  JobId,
+  JobSpec,
+  listJobs,
+  updateSandbox,
+  type Violation,
+} from '@berth/contracts'
 import { describe, expect, test } from '@jest/globals'
 import fc from 'fast-check'
 import type { z } from 'zod'
 import { pageAnswer, pageRequest } from './paging.js'
 import { fieldOf, parseWith } from './violations.js'
 
-function fields(schema: z.ZodType, value: unknown): string[] {
+function violations(schema: z.ZodType, value: unknown): readonly Violation[] {
   try {
     parseWith(schema, value, 'body')
     return []
   } catch (error) {
-    if (error instanceof InvalidRequest) return error.violations.map(({ field }) => field).sort()
+    if (error instanceof InvalidRequest) return error.violations
     throw error
   }
 }
+
+const fields = (schema: z.ZodType, value: unknown) =>
+  violations(schema, value)
+    .map(({ field }) => field)
+    .sort()
+const lines = (schema: z.ZodType, value: unknown) =>
+  violations(schema, value).map(({ field, message }) => `${field}: ${message}`)
 
 describe('parseWith', () => {
   test.each<[unknown, string[]]>([
@@ -29,6 +45,17 @@ describe('parseWith', () => {
     [{ command: ['a'], env: { A: '\udc00' } }, ['env.A']],
     [{ command: ['a'], retry: { on: ['rain'] } }, ['retry.on[0]']],
   ])('%j is wrong in %j', (value, wrong) => expect(fields(JobSpec, value)).toEqual(wrong))
+
+  test.each<[unknown, string]>([
+    [{ memoryBytes: null }, 'limits.memoryBytes: must not be null'],
+    [{ cpus: null }, 'limits.cpus: must not be null'],
+    [{ ulimits: null }, 'limits.ulimits: must not be null'],
+    [{ memoryBytes: true }, 'limits.memoryBytes: must be a whole number of bytes or a size such as "256m"'],
+    [{ cpuset: '' }, 'limits.cpuset: must be a list of CPUs such as "0-3,6"'],
+    [{ cpuset: null, cpuShares: null, cpuPeriodUs: null, ioWeight: null, memoryReservationBytes: null }, ''],
+  ])('of a change of limits to %j is said %j', (limits, said) =>
+    expect(lines(updateSandbox.body, { limits }).join()).toBe(said),
+  )
 
   test('a batch names the job', () => {
     const jobs = [{ command: ['a'] }, { command: ['a'], limits: { cpus: -1 } }, {}]

@@ -30,6 +30,9 @@ function linesOf(issue: z.core.$ZodIssue, root: string): Violation[] {
   return [{ field: fieldOf(issue.path, root), message: plain((nested ?? issue).message) }]
 }
 
+/** Whatever else is expected: what need not be given is left out, and null only where that means something. */
+const ofNull: z.core.$ZodErrorMap = ({ input }) => (input === null ? 'must not be null' : undefined)
+
 const plain = (message: string): string =>
   /received undefined$/.test(message) ? 'is needed' : message.replace(/^Invalid input: /, '')
 
@@ -39,7 +42,7 @@ const plain = (message: string): string =>
  * @throws InvalidRequest
  */
 export function parseWith<S extends z.ZodType>(schema: S, value: unknown, root: string): z.output<S> {
-  const parsed = schema.safeParse(value)
+  const parsed = schema.safeParse(value, { error: ofNull })
   if (!parsed.success) throw new InvalidRequest(violationsOf(parsed.error, root))
   const odd = illFormed(parsed.data, [])
   if (odd) throw new InvalidRequest([{ field: fieldOf(odd, root), message: 'must be Unicode text without NUL' }])
