@@ -1,6 +1,6 @@
-import { afterAll, beforeAll, expect, test } from '@jest/globals'
+import { afterAll, beforeAll, beforeEach, expect, test } from '@jest/globals'
 import { finished, python, run, sh, stdout, submit, type TestTenant, tenant, until } from '../support/berth.js'
-import { crash, inventory, redisCli, restart } from '../support/crash.js'
+import { crash, inventory, redisCli, restart, restored } from '../support/crash.js'
 
 let t: TestTenant
 /** Of sandboxes that other tests have left running: they see their root for as long as they live. */
@@ -9,10 +9,11 @@ beforeAll(async () => {
   mountsBefore = (await inventory()).mounts
   t = await tenant({ concurrentJobs: 40 })
 })
+// Also before each try of a test whose last one failed in the middle.
+beforeEach(restored, 120_000)
 afterAll(async () => {
-  await restart('api')
-  await restart('agent')
-})
+  await restored()
+}, 120_000)
 
 const counted = 'import sys,time\nfor i in range(40):\n  print(i, flush=True); time.sleep(0.05)\nsys.exit(5)'
 const lines = Array.from({ length: 40 }, (_, i) => `${i}\n`).join('')

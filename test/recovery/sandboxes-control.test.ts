@@ -1,8 +1,8 @@
 // What the control plane promises about sandboxes when parts of it are killed: against a node that obeys and runs
 // nothing. What becomes of real ones is shown elsewhere.
-import { afterAll, beforeAll, expect, test } from '@jest/globals'
+import { afterAll, beforeAll, beforeEach, expect, test } from '@jest/globals'
 import { type TestTenant, tenant, until } from '../support/berth.js'
-import { crash, redisCli, restart } from '../support/crash.js'
+import { crash, redisCli, restart, restored } from '../support/crash.js'
 import { FakeNode } from '../support/fake-node.js'
 
 let node: FakeNode
@@ -11,10 +11,12 @@ beforeAll(async () => {
   node = await FakeNode.start()
   t = await tenant({ sandboxes: 500, cpus: 500, memoryBytes: 2 ** 44 })
 })
+// Also before each try of a test whose last one failed in the middle.
+beforeEach(restored, 120_000)
 afterAll(async () => {
-  await restart('api')
+  await restored()
   await node?.[Symbol.asyncDispose]()
-})
+}, 120_000)
 
 const body = () => ({ image: node.image, limits: { memoryBytes: '16m', diskBytes: '16m', cpus: 0.1 } })
 

@@ -5,7 +5,7 @@ import { ignore } from '@berth/contracts'
 import { cgroupLayout, openCgroups, takeInventory } from '@berth/host'
 import { ensureDaemon, readDaemon, systemUser } from '../../apps/cli/src/up/daemon.js'
 import { awaitRelease } from '../../apps/cli/src/up/postgres.js'
-import { stack, until } from './berth.js'
+import { operator, stack, until } from './berth.js'
 
 export type Part = 'api' | 'agent' | 'postgres' | 'redis'
 
@@ -51,6 +51,19 @@ export async function restart(part: Part): Promise<void> {
     stopWithinMs: record.stopWithinMs,
     ...(name ? { user: systemUser(name, name) } : {}),
   })
+}
+
+/** Starts whatever a test left dead, and waits until the next one finds a whole Berth. */
+export async function restored(): Promise<void> {
+  for (const part of ['postgres', 'redis', 'api', 'agent'] as const) await restart(part)
+  await until(
+    'the API is back, and its node',
+    async () => {
+      const { items } = (await operator().get('/v1/nodes')).body
+      return items.some(({ state }: { state: string }) => state === 'ready') ? true : undefined
+    },
+    60_000,
+  )
 }
 
 export interface NodeInventory {
