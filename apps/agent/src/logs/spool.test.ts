@@ -224,6 +224,8 @@ test('who waits is woken by bytes and by the end, and not by what was there befo
 class Source {
   acknowledged = 0
   sent = 0
+  /** An acknowledgement up to here did arrive: what it acknowledged is no longer held. */
+  #arrived = 0
   constructor(readonly ring: number) {}
 
   send(spool: Spool, bytes: number): void {
@@ -234,8 +236,15 @@ class Source {
     this.sent = end
   }
 
-  reconnect(spool: Spool, lost: number, ackedBefore: number): void {
-    this.acknowledged = Math.max(ackedBefore, this.acknowledged - lost) // the last acknowledgements did not arrive
+  /** All acknowledgements so far did arrive. */
+  arrived(): void {
+    this.#arrived = this.acknowledged
+  }
+
+  /** The last acknowledgements did not arrive. */
+  reconnect(spool: Spool, lost: number): void {
+    this.acknowledged = Math.max(this.#arrived, this.acknowledged - lost)
+    this.arrived()
     this.sent = this.acknowledged
     spool.resume(this.acknowledged)
   }
@@ -300,7 +309,6 @@ test('whatever is written, read and killed in whatever order: no byte is lost, d
         let spool = Spool.begin(options(sizes))
         let readers = [spool.reader(0), spool.reader(since)]
         const positions = [0, since]
-        let toldBefore = 0
         let furthest = 0 // what was written counts, even if a kill then tore it
 
         const check = (piece: Piece, reader: number) => {
@@ -324,7 +332,7 @@ test('whatever is written, read and killed in whatever order: no byte is lost, d
               break
             case 'settle':
               await spool.settled()
-              toldBefore = source.acknowledged
+              source.arrived()
               break
             case 'read': {
               const piece = await readers[s.reader]?.read(s.limit)
@@ -338,7 +346,7 @@ test('whatever is written, read and killed in whatever order: no byte is lost, d
               for (const reader of readers) await reader.close()
               tear(s.torn, source.acknowledged)
               spool = Spool.resume(options(sizes))
-              source.reconnect(spool, s.lost, toldBefore)
+              source.reconnect(spool, s.lost)
               // Readers are ahead of a torn file by at most what comes again.
               readers = positions.map((position) => spool.reader(position))
           }
