@@ -10,7 +10,9 @@ export class Threads {
   started = 0
   /** So many requests kill their thread. */
   deadly = 0
-  readonly drawing = new Drawing({ start: () => this.#start(), log })
+  /** So many threads cannot be started: the half of them says so at once, the others end. */
+  unstartable = 0
+  readonly drawing = new Drawing({ start: () => this.#start(), log, retryMs: 1 })
 
   kill(): void {
     this.#kill?.()
@@ -18,6 +20,9 @@ export class Threads {
 
   #start(): DrawingThread {
     this.started += 1
+    const starts = this.unstartable === 0
+    if (!starts) this.unstartable -= 1
+    if (!starts && this.started % 2 === 0) throw new Error('no thread')
     const board = new DrawingBoard()
     let alive = true
     let answer: Parameters<DrawingThread['onAnswer']>[0] = () => undefined
@@ -25,9 +30,10 @@ export class Threads {
     const end = () => {
       if (!alive) return
       alive = false
-      setImmediate(() => ended(new Error('killed')))
+      setImmediate(() => ended(new Error('killed'), starts))
     }
     this.#kill = end
+    if (!starts) end()
     return {
       send: (request) =>
         void setImmediate(() => {

@@ -49,6 +49,10 @@ export function startThread(): DrawingThread {
     resourceLimits: { maxOldGenerationSizeMb: 384 },
   })
   let failure: Error | undefined
+  let started = false
+  worker.once('online', () => {
+    started = true
+  })
   worker.on('error', (error) => {
     failure = error
   })
@@ -59,7 +63,7 @@ export function startThread(): DrawingThread {
   return {
     send: (request) => worker.postMessage({ ...request, steps: request.steps.map(compact) }),
     onAnswer: (listener) => void worker.on('message', listener),
-    onEnd: (listener) => void worker.on('exit', () => listener(failure)),
+    onEnd: (listener) => void worker.on('exit', () => listener(failure, started)),
     end: () => void worker.terminate(),
   }
 }

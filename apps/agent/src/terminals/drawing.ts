@@ -31,14 +31,17 @@ export interface DrawAnswer {
 export interface DrawingThread {
   send(request: DrawRequest): void
   onAnswer(listener: (answer: DrawAnswer) => void): void
-  /** Called once, when it is no more. */
-  onEnd(listener: (error: Error | undefined) => void): void
+  /** Called once, when it is no more. `started`: it had come so far as to run. */
+  onEnd(listener: (error: Error | undefined, started: boolean) => void): void
   end(): void
 }
 
 export interface DrawingOptions {
+  /** May throw where there can be no thread now. */
   readonly start: () => DrawingThread
   readonly log: Logger
+  /** After a thread that did not start: the first wait of several. Default: 250 */
+  readonly retryMs?: number
 }
 
 /** Of one CPU, in the long run. */
@@ -50,6 +53,8 @@ const HANGS_AFTER_MS = 15_000
 /** What all sheets may hold: 48 MiB, and some thousand small terminals. */
 const MAX_CELLS = 4_000_000
 const MAX_SHEETS = 256
+/** Where threads do not start, each wait is twice the one before, up to so many times the first. */
+const MAX_RETRY_FACTOR = 32
 
 interface Call {
   readonly request: DrawRequest
@@ -70,6 +75,8 @@ export class Drawing {
   #creditAt = performance.now()
   #pause: NodeJS.Timeout | undefined
   #closed = false
+  /** Threads in a row that did not start. */
+  #stillborn = 0
 
   constructor(options: DrawingOptions) {
     this.#options = options
@@ -81,6 +88,11 @@ export class Drawing {
     const sheet = new Sheet(this.#calls, size, onCrowded, (request) => this.#ask(sheet, request))
     this.#sheets.set(sheet.id, sheet)
     return sheet
+  }
+
+  /** Nothing will be drawn any more. */
+  get closed(): boolean {
+    return this.#closed
   }
 
   close(): void {
@@ -105,16 +117,20 @@ export class Drawing {
     if (!call || this.#current || this.#pause) return
     this.#earn()
     if (this.#credit < 0) {
-      this.#pause = setTimeout(() => {
-        this.#pause = undefined
-        this.#next()
-      }, -this.#credit / SHARE)
+      this.#wait(-this.#credit / SHARE)
       return
     }
     this.#waiting.shift()
     const watchdog = setTimeout(() => this.#hangs(), HANGS_AFTER_MS)
     this.#current = { call, watchdog }
-    this.#running().send(call.request)
+    this.#running()?.send(call.request)
+  }
+
+  #wait(ms: number): void {
+    this.#pause ??= setTimeout(() => {
+      this.#pause = undefined
+      this.#next()
+    }, ms)
   }
 
   #earn(): void {
@@ -123,19 +139,33 @@ export class Drawing {
     this.#creditAt = now
   }
 
-  #running(): DrawingThread {
+  /** @returns undefined where none can be started: who asked for it is told, and the next one waits */
+  #running(): DrawingThread | undefined {
     if (this.#thread) return this.#thread
-    const thread = this.#options.start()
-    this.#thread = thread
-    thread.onAnswer((answer) => this.#answered(answer))
-    thread.onEnd((error) => {
-      if (this.#thread !== thread) return
-      this.#thread = undefined
-      if (this.#closed) return
-      this.#options.log.error({ err: error, terminal: this.#current?.call.sheet.id }, 'drawing.ended')
-      this.#fail(error ?? new Error('the drawing thread ended'))
-    })
-    return thread
+    try {
+      const thread = this.#options.start()
+      this.#thread = thread
+      thread.onAnswer((answer) => this.#answered(answer))
+      thread.onEnd((error, started) => {
+        if (this.#thread === thread) this.#ended(error, started)
+      })
+    } catch (error) {
+      this.#ended(error, false)
+    }
+    return this.#thread
+  }
+
+  #ended(error: unknown, started: boolean): void {
+    this.#thread = undefined
+    if (this.#closed) return
+    this.#options.log.error({ err: error, terminal: this.#current?.call.sheet.id, started }, 'drawing.ended')
+    if (!started) {
+      const { retryMs = 250 } = this.#options
+      this.#wait(retryMs * Math.min(MAX_RETRY_FACTOR, 2 ** this.#stillborn))
+      this.#stillborn += 1
+    }
+    // What one that never ran was to draw is not to blame.
+    this.#fail(error ?? new Error('the drawing thread ended'), started ? this.#current?.call.sheet : undefined)
   }
 
   #answered(answer: DrawAnswer): void {
@@ -143,6 +173,7 @@ export class Drawing {
     if (!current || current.call.request.call !== answer.call) return
     clearTimeout(current.watchdog)
     this.#current = undefined
+    this.#stillborn = 0
     this.#earn()
     this.#credit -= answer.ms
     current.call.sheet.cells = answer.cells
@@ -156,12 +187,11 @@ export class Drawing {
   }
 
   /** All that was on the thread is lost: who waits for it, or comes back to it, makes it anew. */
-  #fail(cause: Error): void {
+  #fail(cause: unknown, culprit?: Sheet): void {
     const error = new Fault('draw a screen', { cause })
     const current = this.#current
     this.#current = undefined
     if (current) clearTimeout(current.watchdog)
-    const culprit = current?.call.sheet
     for (const sheet of this.#sheets.values()) sheet.lose(error, sheet === culprit)
     this.#sheets.clear()
     current?.call.failed(error)

@@ -118,3 +118,23 @@ test('the last screen of a terminal that has ended is there without drawing it',
   expect(threads.started).toBe(started)
   await second.leave()
 })
+
+test('a second kill while the screen is restored loses nothing that a third agent needs', async () => {
+  const flood = Array.from({ length: 1000 }, (_, i) => `\x1b[3${i % 8}mline ${i} of many\r\n`).join('')
+  const first = new Agent(directory, threads)
+  await first.output('\x1b[?2004h\x1b[?25l')
+  await first.screen.view()
+  await first.leave()
+  // What the first agent stored, and did not come to feed to the screen.
+  const stored = Spool.resume({ directory, name: 'output', keepBytes })
+  stored.append(stored.total, Buffer.from(flood.repeat(30)), () => undefined)
+  await stored.close()
+
+  const second = new Agent(directory, threads)
+  for (let i = 0; i < 30; i++) await second.output(flood)
+  await second.leave()
+  const third = new Agent(directory, threads)
+  expect(third.spool.total).toBeGreaterThan(keepBytes)
+  expect(await third.seen()).toEqual(whole('\x1b[?2004h\x1b[?25l', ...Array.from({ length: 60 }, () => flood)))
+  await third.leave()
+})

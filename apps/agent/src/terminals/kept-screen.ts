@@ -66,7 +66,9 @@ export class KeptScreen {
   get behind(): boolean {
     const { spool, keepBytes } = this.#options
     if (!this.#pumps || this.#screen.broken) return false
-    return this.#screen.full || spool.total - this.#screen.end > keepBytes / 4
+    const { full, end, needs } = this.#screen
+    // The last: of a screen that is being restored, which is told of nothing meanwhile.
+    return full || spool.total - end > keepBytes / 4 || spool.total - needs > (keepBytes * 3) / 4
   }
 
   resize(size: TerminalSize): void {

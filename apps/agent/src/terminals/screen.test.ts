@@ -18,6 +18,7 @@ class Store implements ScreenStore {
   base: Base
   cut: Cut | undefined
   saved = 0
+  unreadable = false
   readonly events: { readonly at: number; readonly event: Event }[] = []
   end = 0
   #text: Buffer = Buffer.from('\x1bc')
@@ -46,6 +47,7 @@ class Store implements ScreenStore {
   }
 
   async *since(offset: number): AsyncIterable<Event> {
+    if (this.unreadable) throw new Error('no such file')
     for (let i = 0; i < this.events.length; i++) {
       const { at, event } = this.events[i] ?? {}
       if (at === undefined || event === undefined) return
@@ -69,8 +71,9 @@ class Terminal {
     readonly threads: Threads,
     size: TerminalSize,
     readonly keepBytes = KEEP,
+    store = new Store(size),
   ) {
-    this.store = new Store(size)
+    this.store = store
     this.screen = this.#open()
   }
 
@@ -91,6 +94,11 @@ class Terminal {
     })
   }
 
+  /** Output that is in the spool when the agent is killed, before the screen has it. */
+  unseen(bytes: Buffer): void {
+    this.store.add({ kind: 'output', offset: this.store.end, bytes })
+  }
+
   /** As the agent does: output goes to the spool, then to the screen, and waits while that is full. */
   async output(bytes: Buffer): Promise<void> {
     const offset = this.store.end
@@ -107,10 +115,10 @@ class Terminal {
   }
 
   /** The agent is killed, and another goes on. */
-  async restart(): Promise<void> {
+  restart(): Promise<void> {
     this.screen.close()
     this.screen = this.#open()
-    await this.screen.restore()
+    return this.screen.restore()
   }
 }
 
@@ -221,4 +229,83 @@ test('of a flood the place to go on from moves along, though nothing is drawn', 
   expect(terminal.store.end - terminal.screen.needs).toBeLessThan(8 * 65_536)
   await terminal.restart()
   expect(dump(await seen(terminal)).normal.lines.slice(-3)).toEqual(['y', 'y', ''])
+})
+
+/** Of this nothing can be cut: each line shows, or is in the scrollback. */
+const lines = (count: number) =>
+  Buffer.from(Array.from({ length: count }, (_, i) => `\x1b[3${i % 8}m${i}\r\n`).join(''))
+
+test('while a screen is restored, output waits that would push out of the spool what another restart needs', async () => {
+  const terminal = new Terminal(threads, { rows: 3, columns: 20 })
+  terminal.unseen(lines(4000))
+  expect(terminal.store.end).toBeGreaterThan(KEEP / 2)
+  const restored = terminal.restart()
+  for (let i = 0; i < 60; i++) await terminal.output(lines(100))
+  await restored
+  for (let i = 0; i < 60; i++) await terminal.output(lines(100))
+})
+
+test('a screen that was restored is saved where another restart would have much to read', async () => {
+  const terminal = new Terminal(threads, { rows: 3, columns: 20 })
+  terminal.unseen(lines(4000))
+  await terminal.restart()
+  for (let i = 0; i < 1000 && terminal.store.saved === 0; i++) await pause(1)
+  expect(terminal.store.end - terminal.screen.needs).toBeLessThan(KEEP / 4)
+})
+
+test('where drawing was closed a screen says so once, and stays as it was kept', async () => {
+  const terminal = new Terminal(threads, { rows: 3, columns: 20 })
+  await terminal.output(Buffer.from('kept'))
+  await terminal.screen.view()
+  const { saved } = terminal.store
+  threads.drawing.close()
+  await terminal.output(Buffer.from(' and seen'))
+  await expect(terminal.screen.view()).rejects.toThrow('draw a screen')
+  await expect(terminal.screen.view()).rejects.toThrow('draw a screen')
+  expect(terminal.store.saved).toBe(saved)
+  terminal.screen.close()
+  threads = new Threads()
+  const next = new Terminal(threads, { rows: 3, columns: 20 }, KEEP, terminal.store)
+  await next.screen.restore()
+  expect(dump(await seen(next)).normal.lines[0]).toBe('kept and seen')
+})
+
+test('where the thread cannot start for a moment, nothing is lost', async () => {
+  const terminal = new Terminal(threads, { rows: 3, columns: 20 })
+  await terminal.output(Buffer.from('before'))
+  threads.unstartable = 4
+  expect(dump(await seen(terminal)).normal.lines[0]).toBe('before')
+  expect(threads.started).toBe(5)
+})
+
+test('where the thread cannot start, whoever looks is told, and nothing is lost when it can', async () => {
+  const terminal = new Terminal(threads, { rows: 3, columns: 20 })
+  await terminal.output(Buffer.from('before'))
+  threads.unstartable = Number.POSITIVE_INFINITY
+  await expect(terminal.screen.view()).rejects.toThrow('draw a screen')
+  await expect(terminal.screen.view()).rejects.toThrow('draw a screen')
+  terminal.resize({ rows: 4, columns: 20 })
+  await terminal.output(Buffer.from(' and after'))
+  threads.unstartable = 0
+  expect(dump(await seen(terminal)).normal.lines).toEqual(['before and after', '', '', ''])
+})
+
+test('where nothing can be drawn output goes on, and the screen with what comes when it can', async () => {
+  const terminal = new Terminal(threads, { rows: 3, columns: 20 })
+  threads.unstartable = Number.POSITIVE_INFINITY
+  for (let i = 0; i < 100; i++) await terminal.output(lines(200))
+  await expect(terminal.screen.view()).rejects.toThrow('draw a screen')
+  threads.unstartable = 0
+  await terminal.output(Buffer.from('the last'))
+  expect(dump(await seen(terminal)).normal.lines).toContain('the last')
+  expect(terminal.screen.broken).toBe(false)
+})
+
+test('a store that cannot be read ends in a screen that says so, and that nothing waits for', async () => {
+  const terminal = new Terminal(threads, { rows: 3, columns: 20 })
+  await terminal.output(Buffer.from('before'))
+  terminal.store.unreadable = true
+  threads.unstartable = 1
+  await expect(terminal.screen.view()).rejects.toThrow('keep a screen')
+  expect([terminal.screen.broken, terminal.screen.full]).toEqual([true, false])
 })

@@ -5,6 +5,9 @@
 //
 // The output since the base must therefore still be in the spool. `lag` says how much of it that is. Of a flood, a cut
 // moves the place to go on from along with it; else the screen is read again, and whoever feeds waits while it is `full`.
+//
+// Where drawing fails again and again whoever looks is told, and output goes on without being drawn until it can be again:
+// the screen begins blank after what ended the thread, or after more than can wait.
 
 import { Fault, KiB, MiB, type TerminalSize } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
@@ -97,8 +100,12 @@ export class Screen {
   #lost = false
   #restored: { readonly done: () => void; readonly failed: (error: Error) => void }[] = []
   #saving = false
+  /** End of what was fed, with what was not taken because it comes again from the store. */
+  #told = 0
   #crashes = 0
   #failures = 0
+  /** Drawing has failed too often, and did not succeed since. */
+  #givenUp = false
   /** It can neither be drawn nor given up: the disk is full, or gone. */
   #broken: Fault | undefined
   #wasFull = false
@@ -138,7 +145,12 @@ export class Screen {
   get full(): boolean {
     const { keepBytes } = this.#options
     if (this.#broken) return false
-    return this.#reducer.weight > this.#limits.full || this.#reducer.offset - this.needs > (keepBytes * 3) / 4
+    const end = Math.max(this.#told, this.#reducer.offset)
+    return this.#reducer.weight > this.#limits.full || end - this.needs > (keepBytes * 3) / 4
+  }
+
+  get #lag(): number {
+    return this.#reducer.offset - this.needs
   }
 
   /** Of a screen that was kept: takes what came since from the store. @throws Fault when it cannot be read */
@@ -152,7 +164,12 @@ export class Screen {
 
   /** Takes output that goes on at `offset`; what it has already, from the store, is a repeat. */
   feed(offset: number, bytes: Buffer): void {
-    if (this.#lost || this.#broken) return
+    if (this.#broken) return
+    this.#told = Math.max(this.#told, offset + bytes.length)
+    if (this.#lost) {
+      this.#wasFull ||= this.full
+      return
+    }
     this.#take(offset, bytes)
     this.#look()
   }
@@ -219,15 +236,16 @@ export class Screen {
   /** What came since the base, once more. */
   async #replay(): Promise<void> {
     this.#dropSheet()
-    const reducer = this.#begin()
-    this.#reducer = reducer
+    this.#reducer = this.#begin()
     for await (const event of this.#options.store.since(this.needs)) {
-      if (event.kind === 'resize') reducer.resize(event.size)
+      if (event.kind === 'resize') this.#reducer.resize(event.size)
       else this.#take(event.offset, event.bytes)
-      while (reducer.weight > this.#limits.drawAbove && !this.#closed) await this.#drawPart()
+      if (this.#givenUp) this.#giveUp()
+      else while (this.#reducer.weight > this.#limits.drawAbove && !this.#closed) await this.#drawPart()
     }
     this.#lost = false
     this.#settle()
+    this.#look()
   }
 
   /** The reducer is where the output is. */
@@ -240,7 +258,7 @@ export class Screen {
   /** Something came: is there anything to be done about it? */
   #look(): void {
     const { keepBytes, store } = this.#options
-    const lag = this.#reducer.offset - this.needs
+    const lag = this.#lag
     if (lag > keepBytes / 8) {
       const { cut } = this.#reducer
       if (cut && this.#usable(cut) && cut.to > this.needs + keepBytes / 64) {
@@ -293,12 +311,11 @@ export class Screen {
     // Not a promise: between the end of the loop and its own it would look as if somebody still worked.
     this.#working = true
     while (!this.#closed && (this.#lost || this.#wishes.length > 0 || this.#reducer.weight > this.#limits.drawAbove)) {
+      const replays = this.#lost
       try {
-        if (this.#lost) await this.#replay()
-        else await this.#drawPart()
-        this.#failures = 0
+        await (replays ? this.#replay() : this.#drawPart())
       } catch (error) {
-        if (this.#closed || !this.#survives(error)) break
+        if (this.#closed || !this.#survives(error, replays)) break
       }
       if (!this.#wasFull || this.full) continue
       this.#wasFull = false
@@ -317,10 +334,12 @@ export class Screen {
     for (const step of steps) if (step.kind === 'resize') this.#sheetSize = step.size
     const offset = reducer.drained ? reducer.offset : reducer.taken
     const introducer = Buffer.from(reducer.drained ? reducer.introducer : '')
-    if (!this.#wishes.some(({ from }) => from <= offset)) return sheet.draw([...before, ...steps])
+    const wanted = this.#wishes.some(({ from }) => from <= offset)
     const base = { offset, size: this.#sheetSize, title: this.#title }
-    const text = Buffer.concat([await sheet.read([...before, ...steps]), introducer])
-    if (!this.#closed) this.#keep(base, text)
+    const text = await (wanted ? sheet.read([...before, ...steps]) : sheet.draw([...before, ...steps]))
+    this.#failures = 0
+    this.#givenUp = false
+    if (text && !this.#closed) this.#keep(base, Buffer.concat([text, introducer]))
   }
 
   /** @returns what makes a blank sheet the base */
@@ -343,38 +362,57 @@ export class Screen {
   }
 
   /** What was drawn comes again, unless it is what ended the thread again and again. @returns whether to try again */
-  #survives(error: unknown): boolean {
+  #survives(error: unknown, replays: boolean): boolean {
+    const { drawing, log } = this.#options
+    const guilty = this.#sheet?.guilty === true
     this.#lost = true
-    this.#failures += 1
-    if (this.#sheet?.guilty) this.#crashes += 1
     this.#dropSheet()
-    this.#options.log.warn({ err: error, crashes: this.#crashes }, 'screen.lost')
-    if (this.#crashes <= MAX_CRASHES && this.#failures <= MAX_FAILURES) return true
-    try {
-      this.#giveUp()
-      return true
-    } catch (cause) {
-      this.#broken = new Fault('keep a screen', { cause })
-      this.#refuse(this.#broken)
-      this.#options.onRoom()
+    if (drawing.closed) {
+      // It is the agent that ends: the next one goes on from what is kept.
+      this.#refuse(undrawn(error))
       return false
     }
+    this.#failures += 1
+    if (guilty) this.#crashes += 1
+    log.warn({ err: error, crashes: this.#crashes }, 'screen.lost')
+    if (!this.#givenUp && this.#crashes <= MAX_CRASHES && this.#failures <= MAX_FAILURES) return true
+    // Once it is given up nothing is drawn to replay it: it is the store that failed.
+    if (this.#givenUp && replays) return this.#break(error)
+    if (this.#givenUp) for (const { failed } of this.#wishes.splice(0)) failed(undrawn(error))
+    this.#givenUp = true
+    this.#crashes = 0
+    this.#failures = 0
+    try {
+      if (guilty) this.#blank()
+      return true
+    } catch (cause) {
+      return this.#break(cause)
+    }
+  }
+
+  /** @returns that there is nothing to try again */
+  #break(cause: unknown): false {
+    this.#broken = new Fault('keep a screen', { cause })
+    this.#refuse(this.#broken)
+    this.#options.onRoom()
+    return false
   }
 
   #refuse(error: Error): void {
     for (const { failed } of [...this.#wishes.splice(0), ...this.#restored.splice(0)]) failed(error)
   }
 
-  /** Begins with a blank screen at the present end of the output, so that it can go on. */
+  /** Nothing is drawn of it now: what is too much to wait is not kept. */
   #giveUp(): void {
+    if (this.#reducer.weight > this.#limits.drawAbove || this.#lag > this.#options.keepBytes / 8) this.#blank()
+  }
+
+  /** Begins with a blank screen where what came from the store or was fed ends. */
+  #blank(): void {
     const base = { offset: this.#reducer.offset, size: this.#reducer.size, title: this.#title }
     this.#options.store.save(base, BLANK)
     this.#base = base
     this.#reducer = this.#begin()
-    this.#lost = false
-    this.#crashes = 0
-    this.#failures = 0
-    this.#settle()
   }
 }
 
@@ -382,3 +420,4 @@ export class Screen {
 export const BLANK = Buffer.from('\x1bc')
 
 const closed = () => new Fault('read a screen', { cause: new Error('the terminal is closed') })
+const undrawn = (cause: unknown) => (cause instanceof Fault ? cause : new Fault('draw a screen', { cause }))
