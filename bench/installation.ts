@@ -1,7 +1,7 @@
 // installation.ts: the running Berth that is measured, as `./berth up` left it.
 import { readdirSync, readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
-import { createTenant, createTenantKey, type Quota } from '@berth/contracts'
+import { type Capacity, createTenant, createTenantKey, listNodes, type Quota } from '@berth/contracts'
 import { Client } from '@berth/sdk'
 import { z } from 'zod'
 
@@ -12,6 +12,8 @@ export interface Installation {
   readonly imagesDir: string
   /** A tenant of its own, so that nothing else counts against its quota. @returns the secret of a key for everything */
   tenant(quota: Partial<Quota>): Promise<string>
+  /** What is free of its node. @throws unless it has exactly one */
+  room(): Promise<Capacity>
   /** Resident memory of API and agent, MiB. */
   memory(): Memory
   /** The filter that the agent had compiled for it, base64; undefined where its runtime takes none. */
@@ -41,6 +43,18 @@ export function installation(dataDir: string): Installation {
       const body = { name, quota: { requestsPerMinute: 10_000_000, ...quota } }
       const { id } = await operator.call(createTenant, { body })
       return (await operator.call(createTenantKey, { params: { tenantId: id }, body: { name } })).secret
+    },
+    async room() {
+      await using operator = new Client({ url, apiKey: operatorKey })
+      const [node, ...others] = (await operator.call(listNodes, { query: {} })).items
+      if (!node || others.length > 0) throw new Error('a benchmark is of one node')
+      const { capacity, used } = node
+      return {
+        cpus: capacity.cpus - used.cpus,
+        memoryBytes: capacity.memoryBytes - used.memoryBytes,
+        diskBytes: capacity.diskBytes - used.diskBytes,
+        sandboxes: capacity.sandboxes - used.sandboxes,
+      }
     },
     memory: () => ({ api: residentMiB(read('run/api.json')), agent: residentMiB(read('run/agent.json')) }),
     seccompBpf() {

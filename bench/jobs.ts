@@ -3,7 +3,8 @@ import { Pool } from 'undici'
 import { z } from 'zod'
 import { limits, openFloor } from './floor.js'
 import type { Installation } from './installation.js'
-import { type Measured, measure, percentiles, timed } from './load.js'
+import { type Measured, measure, timed } from './load.js'
+import { phasesTable, type Sample } from './phases.js'
 import { one, type Section, say, table } from './section.js'
 
 const commands = [
@@ -79,27 +80,17 @@ function rowOf({ name }: Command, inFlight: number, ours: Measured, peers: reado
   ]
 }
 
-/** Medians of what the job itself says of its phases; the rest is HTTP, database, queue and report. */
 async function whereItGoes(submit: () => Promise<Answer>): Promise<string> {
-  const totals: number[] = []
-  const phases = new Map<string, number[]>()
+  const samples: Sample[] = []
   for (let i = 0; i < 100; i++) {
     const started = performance.now()
     const { attempts } = await submit()
-    totals.push(performance.now() - started)
-    for (const [name, ms] of Object.entries(attempts[0]?.phases ?? {}))
-      phases.set(name, [...(phases.get(name) ?? []), ms ?? 0])
+    samples.push({ totalMs: performance.now() - started, phases: attempts[0]?.phases ?? {} })
   }
-  const medians = [...phases].map(([name, times]) => [name, percentiles(times).p50] as const)
-  const total = percentiles(totals).p50
-  const rest = total - medians.reduce((sum, [, ms]) => sum + ms, 0)
-  const rows = [...medians, ['everything else', rest] as const, ['**total**', total] as const]
-  return `Where the time of \`true\` goes, one in flight (medians of 100; the phases are those of \`attempts[].phases\`):
+  return `Where the time of \`true\` goes, one in flight (medians of 100; the phases are those of \`attempts[].phases\`,
+everything else is HTTP, database, queue and report):
 
-${table(
-  ['phase', 'ms'],
-  rows.map(([name, ms]) => [name, one(ms)]),
-)}`
+${phasesTable(samples)}`
 }
 
 async function submitTo(pool: Pool, apiKey: string, { image, argv, output }: Command): Promise<Answer> {

@@ -30,12 +30,21 @@ export function percentiles(times: readonly number[]): Omit<Measured, 'perSecond
 
 async function burst(count: number, inFlight: number, call: Timed): Promise<number[]> {
   const times: number[] = []
-  let left = count
+  await eachOf(Array(count).keys(), inFlight, async () => times.push(await call()))
+  return times
+}
+
+/** Does the work for each item, with `inFlight` of them at once. */
+export async function eachOf<T>(
+  items: Iterable<T>,
+  inFlight: number,
+  work: (item: T) => Promise<unknown>,
+): Promise<void> {
+  const left = items[Symbol.iterator]()
   const worker = async () => {
-    while (left-- > 0) times.push(await call())
+    for (let next = left.next(); !next.done; next = left.next()) await work(next.value)
   }
   await Promise.all(Array.from({ length: inFlight }, worker))
-  return times
 }
 
 /** Milliseconds of one piece of work. */

@@ -10,11 +10,16 @@ import { resolve } from 'node:path'
 import { ignore } from '@berth/contracts'
 import { batch } from './batch.js'
 import { withSections } from './document.js'
+import { execs } from './execs.js'
+import { files } from './files.js'
+import { idle } from './idle.js'
 import { installation } from './installation.js'
 import { jobs } from './jobs.js'
+import { sandboxes } from './sandboxes.js'
 import { type Section, say } from './section.js'
+import { terminals } from './terminals.js'
 
-const sections: readonly Section[] = [jobs, batch]
+const sections: readonly Section[] = [jobs, batch, sandboxes, execs, terminals, files, idle]
 
 const file = resolve(import.meta.dirname, '../../docs/benchmarks.md')
 const names = sections.map(({ name }) => name)
