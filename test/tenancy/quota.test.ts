@@ -1,5 +1,7 @@
+import { readFileSync } from 'node:fs'
+import { cgroupLayout, openCgroups } from '@berth/host'
 import { expect, test } from '@jest/globals'
-import { finished, operator, run, sh, submit, tenant, until } from '../support/berth.js'
+import { finished, operator, run, sh, stack, submit, tenant, until } from '../support/berth.js'
 
 test('200 requests at the limit take exactly what is left, and none hangs', async () => {
   const t = await tenant({ unfinishedJobs: 37, concurrentJobs: 1, requestsPerMinute: 100_000 })
@@ -72,6 +74,33 @@ test('one tenant’s long queue does not starve another’s single job', async (
     async () => ((await greedy.get('/v1/usage')).body.now.unfinishedJobs === 0 ? true : undefined),
     30_000,
   )
+})
+
+test('a lowered quota reaches the node of a sandbox without any request of the tenant', async () => {
+  const t = await tenant({ cpus: 4, memoryBytes: 2 ** 30, pids: 600 })
+  const limits = { memoryBytes: '64m', diskBytes: '64m', cpus: 0.5 }
+  const made = await t.post('/v1/sandboxes?wait=running&timeoutMs=60s', { limits })
+  expect(made.body).toMatchObject({ state: 'running' })
+  const cgroups = openCgroups(cgroupLayout())
+  const v2 = cgroupLayout().kind === 'v2'
+  const held = () => {
+    const paths = cgroups.paths(`${stack().cgroupParent}/${t.id}`)
+    const read = (controller: string, file: string) => readFileSync(`${paths.get(controller)}/${file}`, 'utf8').trim()
+    const cpu = v2 ? read('cpu', 'cpu.max').split(' ')[0] : read('cpu', 'cpu.cfs_quota_us')
+    return [read('memory', v2 ? 'memory.max' : 'memory.limit_in_bytes'), cpu, read('pids', 'pids.max')].map(Number)
+  }
+  expect(held()).toEqual([2 ** 30, 400_000, 600])
+  const change = async (quota: object) =>
+    expect((await operator().patch(`/v1/tenants/${t.id}`, { quota })).status).toBe(200)
+  const comes = (wanted: readonly number[]) =>
+    until('the node holds the tenant to it', async () => {
+      if (held().join() === wanted.join()) return true
+      throw new Error(held().join())
+    })
+  await change({ cpus: 1.5, memoryBytes: 2 ** 28, pids: 300 })
+  await comes([2 ** 28, 150_000, 300])
+  await change({ cpus: 2, memoryBytes: 2 ** 29 })
+  await comes([2 ** 29, 200_000, 300])
 })
 
 test('a raised quota is in force at once', async () => {

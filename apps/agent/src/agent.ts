@@ -108,6 +108,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
       images: [...images.list()],
       attempts: [...supervisor.standing()],
       sandboxes: [...residents.standing()],
+      tenants: [...shop.tenants.standing()],
     }),
     introduction: {
       runtime: shop.runtime.version,
@@ -116,6 +117,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
     handle: (command) => carryOut(supervisor, residents, command),
     discard: (id) => supervisor.discard(id),
     discardSandbox: (id) => residents.discard(id),
+    limitTenant: (id, limits) => shop.tenants.renew(id, limits),
     concurrency: 32,
   })
   await membership.start()

@@ -3,7 +3,7 @@
 // joining again; sandboxes run on meanwhile.
 
 import { setTimeout as delay } from 'node:timers/promises'
-import type { AttemptId, NodeCommand, SandboxId } from '@berth/contracts'
+import type { AttemptId, NodeCommand, SandboxId, TenantId, TenantLimits } from '@berth/contracts'
 import { consumeNodeQueue, type QueueConsumer } from '@berth/queue'
 import type { Logger } from '@berth/telemetry'
 import type { ApiClient, HeartbeatBody, JoinBody, Joined } from './api-client.js'
@@ -18,10 +18,14 @@ export interface MembershipOptions {
   readonly discard: (id: AttemptId) => Promise<void>
   /** Nor of this sandbox. */
   readonly discardSandbox: (id: SandboxId) => void
+  /** What a tenant may have on the node is not what the node holds it to. */
+  readonly limitTenant: (id: TenantId, limits: TenantLimits) => void
   /** How many commands may be in hand at once; each only until it is written down. */
   readonly concurrency: number
   readonly log: Logger
 }
+
+type Answer = Pick<Joined, 'unwanted' | 'unwantedSandboxes' | 'tenantLimits'>
 
 const RETRY_MS = { first: 200, most: 5_000 } as const
 
@@ -68,7 +72,7 @@ export class Membership {
   async #sayAlive(): Promise<void> {
     const { api, standing, log } = this.#options
     try {
-      await this.#discardAll(await api.heartbeat(standing()))
+      await this.#obey(await api.heartbeat(standing()))
     } catch (err) {
       // The API may have taken the node for lost, or been replaced by another: introduce the node again.
       log.warn({ err }, 'heartbeat.failed')
@@ -88,7 +92,7 @@ export class Membership {
         log.info({ node: joined.nodeId }, 'node.joined')
         this.#rejoin = false
         await this.#takeWork(joined)
-        await this.#discardAll(joined)
+        await this.#obey(joined)
         return
       } catch (err) {
         log.warn({ err }, 'join.failed')
@@ -117,7 +121,9 @@ export class Membership {
     })
   }
 
-  async #discardAll({ unwanted, unwantedSandboxes }: Pick<Joined, 'unwanted' | 'unwantedSandboxes'>): Promise<void> {
+  /** Does what the API answers to what the node has. */
+  async #obey({ unwanted, unwantedSandboxes, tenantLimits }: Answer): Promise<void> {
+    for (const { tenantId, limits } of tenantLimits) this.#options.limitTenant(tenantId, limits)
     for (const id of unwantedSandboxes) this.#options.discardSandbox(id)
     await Promise.all(unwanted.map((id) => this.#options.discard(id)))
   }

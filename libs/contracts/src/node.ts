@@ -1,5 +1,6 @@
 import { z } from 'zod'
-import { AttemptId, NodeId, SandboxId } from './ids.js'
+import { TenantLimits } from './command.js'
+import { AttemptId, NodeId, SandboxId, TenantId } from './ids.js'
 import { NodeImage } from './image.js'
 import { NodeReport } from './report.js'
 import { Name, Page, pageOf, route, Time } from './route.js'
@@ -125,11 +126,19 @@ const standing = {
     .array(z.object({ id: SandboxId, generation: z.number().int().min(1) }))
     .max(100_000)
     .describe('Every sandbox the node knows of, stopped ones too'),
+  tenants: z
+    .array(z.object({ id: TenantId, limits: TenantLimits.nullable().describe('Null: its kernel refused some') }))
+    .max(100_000)
+    .default([])
+    .describe('Every tenant that has something on the node, and what the node holds it to'),
 }
 
-const unwanted = {
+const answer = {
   unwanted: z.array(AttemptId).describe('Attempts that the node must end and forget'),
   unwantedSandboxes: z.array(SandboxId).describe('Sandboxes that the node must delete'),
+  tenantLimits: z
+    .array(z.object({ tenantId: TenantId, limits: TenantLimits }))
+    .describe('Of the tenants listed, those that are to be held to something else'),
 }
 
 export const joinNode = route({
@@ -148,7 +157,7 @@ export const joinNode = route({
       queue: z.object({ redisUrl: z.string(), username: z.string(), password: z.string() }),
       grantKey: z.string().describe('Public key (SPKI PEM, Ed25519) that signs stream grants'),
       heartbeatMs: z.number().int(),
-      ...unwanted,
+      ...answer,
     }),
   },
   errors: [],
@@ -163,7 +172,7 @@ export const heartbeat = route({
   summary: 'An agent lives',
   body: z.object(standing),
   bodyLimit: 16 * MiB,
-  reply: { 200: z.object(unwanted) },
+  reply: { 200: z.object(answer) },
   errors: [],
 })
 export const reportNode = route({

@@ -6,8 +6,10 @@ export * from './quota.js'
 export {
   compare as compareStanding,
   type Differences,
+  type HeldTenant,
   MISSING_MS,
   type Overdue,
+  otherLimits,
   overdue,
   RESEND_AFTER_MS,
   type Said,

@@ -1,7 +1,7 @@
-import { AttemptId, mintId } from '@berth/contracts'
+import { AttemptId, mintId, TenantId } from '@berth/contracts'
 import { describe, expect, test } from '@jest/globals'
 import fc from 'fast-check'
-import { compare, MISSING_MS, overdue, RESEND_AFTER_MS, type WantedAttempt } from './reconcile.js'
+import { compare, MISSING_MS, otherLimits, overdue, RESEND_AFTER_MS, type WantedAttempt } from './reconcile.js'
 import { now } from './sample.fixture.js'
 
 const id = (n: number) => AttemptId.parse(mintId('attempt', n, new Uint8Array(10)))
@@ -13,6 +13,20 @@ const wanted = (n: number, change: Partial<WantedAttempt> = {}): WantedAttempt =
   commandedAt: now,
   missingSince: null,
   ...change,
+})
+
+test('a tenant that a node holds to something else than it may have is told, and one whose limits were refused', () => {
+  const tenant = (n: number) => TenantId.parse(mintId('tenant', n, new Uint8Array(10)))
+  const limits = { memoryBytes: 1, cpus: 2, pids: 3 }
+  const wanted = new Map([1, 2, 3, 4, 5].map((n) => [tenant(n), limits]))
+  const said = [
+    { id: tenant(1), limits: { ...limits } },
+    { id: tenant(2), limits: { ...limits, pids: 4 } },
+    { id: tenant(3), limits: { ...limits, cpus: 1.5 } },
+    { id: tenant(4), limits: null },
+    { id: tenant(9), limits: null },
+  ]
+  expect(otherLimits(said, wanted)).toEqual([2, 3, 4].map((n) => ({ tenantId: tenant(n), limits })))
 })
 
 describe('comparing with a heartbeat', () => {

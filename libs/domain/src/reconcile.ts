@@ -1,6 +1,6 @@
 // reconcile.ts: what is wanted of a node × what the node says it has. Level-triggered: it looks at both lists and not
 // at what happened in between, so lost messages and restarts of either side need no case of their own.
-import type { AttemptId } from '@berth/contracts'
+import type { AttemptId, TenantId, TenantLimits } from '@berth/contracts'
 
 /** A command that no heartbeat has shown as arrived is sent again after this long. */
 export const RESEND_AFTER_MS = 2_000
@@ -60,6 +60,22 @@ export function compare<Id extends string>(
     strange: said.filter(({ id }) => !byId.has(id)).map(({ id }) => id),
   }
 }
+
+/** What a node holds a tenant to; `limits` is null where its kernel took not all of them. */
+export interface HeldTenant {
+  readonly id: TenantId
+  readonly limits: TenantLimits | null
+}
+
+/** Which of the tenants of a node are to be held to something else there, and to what. */
+export const otherLimits = (said: readonly HeldTenant[], wanted: ReadonlyMap<TenantId, TenantLimits>) =>
+  said.flatMap(({ id, limits: held }) => {
+    const limits = wanted.get(id)
+    return limits && !(held && sameLimits(limits, held)) ? [{ tenantId: id, limits }] : []
+  })
+
+const sameLimits = (a: TenantLimits, b: TenantLimits): boolean =>
+  a.memoryBytes === b.memoryBytes && a.cpus === b.cpus && a.pids === b.pids
 
 export type Overdue = 'resend' | 'lost' | undefined
 

@@ -186,13 +186,22 @@ export class CgroupsV1 implements Cgroups {
     if (before !== undefined && !grows) writeControl(withSwap, total)
   }
 
-  #limitCpu(group: string, millis: number | 'max', period: number | undefined): void {
+  #limitCpu(group: string, millis: number | 'max', wantedPeriod: number | undefined): void {
     const directory = this.#path(group, 'cpu')
-    const { periodUs, quotaUs } = cpuQuota(millis, period)
-    // A quota that fits the old period may be too much for the new one, and the other way round.
-    writeControl(`${directory}/cpu.cfs_quota_us`, -1)
-    writeControl(`${directory}/cpu.cfs_period_us`, periodUs)
-    writeControl(`${directory}/cpu.cfs_quota_us`, quotaUs ?? -1)
+    const [periodFile, quotaFile] = [`${directory}/cpu.cfs_period_us`, `${directory}/cpu.cfs_quota_us`]
+    const { periodUs, quotaUs = -1 } = cpuQuota(millis, wantedPeriod)
+    const [period, quota] = [readNumber(periodFile), readNumber(quotaFile)]
+    try {
+      // A quota that fits the old period may be too much for the new one, and the other way round.
+      if (period !== periodUs) writeControl(quotaFile, -1)
+      if (period !== periodUs) writeControl(periodFile, periodUs)
+      writeControl(quotaFile, quotaUs)
+    } catch (error) {
+      // The kernel refuses less than a group below has, and more than the one above: it is not left without a limit.
+      if (period !== 0) writeUnlessGone(periodFile, period)
+      if (quota !== 0) writeUnlessGone(quotaFile, quota)
+      throw error
+    }
   }
 
   #limitCpuset(group: string, cpus: string): void {

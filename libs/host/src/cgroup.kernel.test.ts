@@ -105,6 +105,24 @@ describe('limits on this machine', () => {
     if (availableParallelism() > 1) expect(read('cpuset', 'cpuset.cpus')).not.toBe('0')
   })
 
+  test('a CPU limit that the kernel refuses leaves the one before in force', () => {
+    const read = (of: string, file: string) => readFileSync(`${cgroups.paths(of).get('cpu')}/${file}`, 'utf8').trim()
+    const limitOf = (of: string) =>
+      layout.kind === 'v2' ? read(of, 'cpu.max') : `${read(of, 'cpu.cfs_quota_us')} ${read(of, 'cpu.cfs_period_us')}`
+    const below = `${group}/below`
+    cgroups.setLimits(group, { cpuMillis: 1000 })
+    cgroups.create(below, { cpuMillis: 500 })
+    // On v1 no group may have less than one below it; v2 takes it, and the lesser holds.
+    const less = { cpuMillis: 100, cpuPeriodUs: 50_000 }
+    if (layout.kind === 'v2') expect(() => cgroups.setLimits(group, less)).not.toThrow()
+    else {
+      expect(() => cgroups.setLimits(group, less)).toThrow('cpu.cfs_quota_us')
+      expect(() => cgroups.setLimits(group, { cpuMillis: 100 })).toThrow('cpu.cfs_quota_us')
+      expect(() => cgroups.setLimits(below, { ...less, cpuMillis: 2000 })).toThrow('cpu.cfs_quota_us')
+      expect([limitOf(group), limitOf(below)]).toEqual(['100000 100000', '50000 100000'])
+    }
+  })
+
   test('a weight of disk access is taken where the kernel has one, else refused', () => {
     const weigh = () => cgroups.setLimits(group, { ioWeight: 200 })
     if (cgroups.weighsIo(group)) expect(weigh).not.toThrow()

@@ -8,14 +8,16 @@ import {
   NodeId,
   NodeImage,
   NodeState,
+  type TenantId,
 } from '@berth/contracts'
-import { compareStanding, toMillis, type WantedAttempt } from '@berth/domain'
+import { compareStanding, otherLimits, toMillis, type WantedAttempt } from '@berth/domain'
 import { endAttempt } from './ending.js'
 import { acknowledge, lostEnd } from './overdue.js'
 import type { HeartbeatBody, JobChange, JoinBody, Nodes, PageRequest, Standing } from './repositories.js'
 import { compareSandboxes, loseSandboxesOf } from './sandbox-overdue.js'
 import { brokenConstraint, type Statement, type Store } from './store.js'
 import { pageArguments, pageOfRows } from './tenants.js'
+import { type QuotaRow, quotaColumns, quotaOf, tenantLimits } from './views.js'
 
 const nodeNotFound = (id: NodeId) => new Failure('node_not_found', `there is no node ${id}`)
 
@@ -215,10 +217,22 @@ async function compareAttempts(store: Store, id: NodeId, said: HeartbeatBody['at
   return strange.filter((one) => !keep.has(one))
 }
 
+const readQuotas: Statement = {
+  name: 'tenant_quotas',
+  text: `SELECT t.id, ${quotaColumns} FROM tenants t WHERE t.id = ANY($1)`,
+}
+
+async function compareTenants(store: Store, said: HeartbeatBody['tenants']): Promise<Standing['tenantLimits']> {
+  if (said.length === 0) return []
+  const rows = await store.rows<QuotaRow & { readonly id: TenantId }>(readQuotas, [said.map(({ id }) => id)])
+  return otherLimits(said, new Map(rows.map((row) => [row.id, tenantLimits(quotaOf(row))])))
+}
+
 async function compareWith(store: Store, id: NodeId, body: HeartbeatBody, now: Date): Promise<Standing> {
   const unwanted = await compareAttempts(store, id, body.attempts, now)
   const sandboxes = await compareSandboxes(store, id, body.sandboxes, now)
-  return { unwanted, unwantedSandboxes: sandboxes.unwanted, changed: sandboxes.changed }
+  const tenantLimits = await compareTenants(store, body.tenants)
+  return { unwanted, unwantedSandboxes: sandboxes.unwanted, tenantLimits, changed: sandboxes.changed }
 }
 
 const standingValues = (id: NodeId, now: Date, capacity: Capacity, images: readonly NodeImage[], joins: boolean) => [

@@ -160,6 +160,7 @@ export const standing = (
   images: [debian],
   sandboxes: sandboxes.map(({ sandboxId, generation }) => ({ id: sandboxId, generation })),
   attempts: commands.map(({ attemptId, generation }) => ({ id: attemptId, generation })),
+  tenants: [],
 })
 
 /** A node's report that the attempt ended, well unless said otherwise. */

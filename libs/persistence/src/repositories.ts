@@ -45,6 +45,7 @@ import type {
   StreamServer,
   Tenant,
   TenantId,
+  TenantLimits,
   TenantScope,
   TerminalId,
   TerminalMode,
@@ -149,6 +150,8 @@ export interface Standing {
   readonly unwanted: readonly AttemptId[]
   /** Sandboxes that the node lists but must delete: unknown here, of another node, or long deleted. */
   readonly unwantedSandboxes: readonly SandboxId[]
+  /** Of the tenants that the node lists, those that are to be held to something else there. */
+  readonly tenantLimits: readonly { readonly tenantId: TenantId; readonly limits: TenantLimits }[]
   /** Sandboxes that were lost while the node was silent. */
   readonly changed: readonly SandboxChange[]
 }

@@ -1,5 +1,5 @@
 import type { heartbeat, joinNode, NodeId, Output } from '@berth/contracts'
-import type { HeartbeatBody, JoinBody } from '@berth/persistence'
+import type { HeartbeatBody, JoinBody, Standing } from '@berth/persistence'
 import { withoutCredentials } from '@berth/queue'
 import { Inject, Injectable } from '@nestjs/common'
 import type { Config } from '../config.js'
@@ -25,7 +25,7 @@ export class ProtocolService {
   /** The node may read its queue before it is told where that is. @throws Fault when Redis does not answer: join again */
   async join(id: NodeId, body: JoinBody): Promise<Output<typeof joinNode>> {
     const password = await this.users.ensure(id)
-    const { unwanted, unwantedSandboxes, changed } = await this.database.nodes.join(id, body)
+    const { changed, ...standing } = await this.database.nodes.join(id, body)
     this.changes.announceSandboxes(changed)
     this.changes.roomMade()
     const redisUrl = withoutCredentials((this.config.BERTH_NODE_REDIS_URL ?? this.config.REDIS_URL).reveal())
@@ -34,14 +34,19 @@ export class ProtocolService {
       queue: { redisUrl, username: id, password },
       grantKey: this.secrets.grantPublicKey,
       heartbeatMs: HEARTBEAT_MS,
-      unwanted: [...unwanted],
-      unwantedSandboxes: [...unwantedSandboxes],
+      ...answerOf(standing),
     }
   }
 
   async heartbeat(id: NodeId, body: HeartbeatBody): Promise<Output<typeof heartbeat>> {
-    const { unwanted, unwantedSandboxes, changed } = await this.database.nodes.heartbeat(id, body)
+    const { changed, ...standing } = await this.database.nodes.heartbeat(id, body)
     this.changes.announceSandboxes(changed)
-    return { unwanted: [...unwanted], unwantedSandboxes: [...unwantedSandboxes] }
+    return answerOf(standing)
   }
 }
+
+const answerOf = ({ unwanted, unwantedSandboxes, tenantLimits }: Omit<Standing, 'changed'>) => ({
+  unwanted: [...unwanted],
+  unwantedSandboxes: [...unwantedSandboxes],
+  tenantLimits: [...tenantLimits],
+})
