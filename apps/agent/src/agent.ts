@@ -1,10 +1,12 @@
 // agent.ts: the parts put together, in the order in which they may act: open → recover → serve → join → take work.
 
 import { createHash } from 'node:crypto'
+import { once } from 'node:events'
 import { statSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
 import {
   type AttemptFinished,
   type AttemptId,
@@ -52,6 +54,9 @@ const READY_LAYERS = { count: 4, limitBytes: GiB } as const
 /** What is not reported by then is reported by the next agent. */
 const LAST_REPORTS_MS = 2_000
 const EXPIRY_MS = 600_000
+/** How long a clean-up waits for another one. */
+const CLEANS_MS = 30_000
+const CLAIM_EVERY_MS = 100
 
 /** Starts the agent: returns once it has joined and takes work. @throws what the node lacks */
 export async function startAgent(config: Config, log: Logger): Promise<Agent> {
@@ -154,7 +159,8 @@ function execDriver(
 
 /** Ends all sandboxes of this data directory and removes what they hold, the pool's mount included. */
 export async function cleanNode(config: Config, log: Logger): Promise<void> {
-  await claim(config.BERTH_AGENT_DATA)
+  // Another clean-up may be at it still: one whose caller was killed.
+  await claim(config.BERTH_AGENT_DATA, CLEANS_MS)
   const shop = await openShop(config, 0, log)
   const sandboxes = await new ResidentRecords(config.BERTH_AGENT_DATA).load()
   await clean(
@@ -178,17 +184,20 @@ const openShop = (config: Config, ready: number, log: Logger): Promise<OpenWorks
 /**
  * Makes this process the only agent of the directory, until it ends in whatever way: the kernel drops an abstract
  * socket with its owner (unix(7)), so there is no stale lock file.
+ * @param waitMs for another process to end
  */
-function claim(directory: string): Promise<void> {
+async function claim(directory: string, waitMs = 0): Promise<void> {
   const name = createHash('sha256').update(directory).digest('hex').slice(0, 32)
-  return new Promise((settle, reject) => {
-    const lock = createServer((socket) => socket.destroy())
-    lock.once('error', (cause) => reject(new Fault(`be the only agent of ${directory}`, { cause })))
-    lock.listen(`\0berth-agent-${name}`, () => {
+  for (const until = performance.now() + waitMs; ; await pause(CLAIM_EVERY_MS)) {
+    const lock = createServer((socket) => socket.destroy()).listen(`\0berth-agent-${name}`)
+    try {
+      await once(lock, 'listening')
       lock.unref()
-      settle()
-    })
-  })
+      return
+    } catch (cause) {
+      if (performance.now() > until) throw new Fault(`be the only agent of ${directory}`, { cause })
+    }
+  }
 }
 
 function serve(

@@ -128,20 +128,24 @@ function writeRecord(
  * @returns whether it ran
  */
 export async function stopDaemon(places: DaemonPlaces, name: string): Promise<boolean> {
-  const record = await readDaemon(places, name)
-  const running = record !== undefined && isAlive(record)
-  if (record && running) {
-    signal(record, record.stopSignal)
-    const ended = await until(() => !isAlive(record), record.stopWithinMs)
-    if (!ended) {
-      signal(record, 'SIGKILL')
-      if (!(await until(() => !isAlive(record), 10_000)))
-        throw new Fault(`stop ${name}`, { cause: new Error(`process ${record.pid} does not end, not even by SIGKILL`) })
-    }
-  }
-  rmSync(recordPath(places, name), { force: true })
+  const running = await endDaemon(places, name)
+  forgetDaemon(places, name)
   return running
 }
+
+/** As `stopDaemon`, but its record stays: what it leaves is not cleared away yet. */
+export async function endDaemon(places: DaemonPlaces, name: string): Promise<boolean> {
+  const record = await readDaemon(places, name)
+  if (!record || !isAlive(record)) return false
+  signal(record, record.stopSignal)
+  if (await until(() => !isAlive(record), record.stopWithinMs)) return true
+  signal(record, 'SIGKILL')
+  if (await until(() => !isAlive(record), 10_000)) return true
+  throw new Fault(`stop ${name}`, { cause: new Error(`process ${record.pid} does not end, not even by SIGKILL`) })
+}
+
+export const forgetDaemon = (places: DaemonPlaces, name: string): void =>
+  rmSync(recordPath(places, name), { force: true })
 
 function signal(record: DaemonRecord, name: NodeJS.Signals): void {
   try {

@@ -1,8 +1,8 @@
 import { rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { expectSuccess, run } from '@berth/host'
+import { expectSuccess, run, unmount } from '@berth/host'
 import type { Places } from './config.js'
-import { readDaemon, stopDaemon } from './daemon.js'
+import { endDaemon, forgetDaemon, readDaemon, stopDaemon } from './daemon.js'
 import { agentProgram } from './up.js'
 
 /** Ends everything that `up` started, sandboxes, mounts and cgroups included. Repeatable. */
@@ -10,7 +10,7 @@ export async function down(places: Places, withData: boolean): Promise<void> {
   const daemons = { runDir: places.run, logDir: places.logs }
   const agent = await readDaemon(daemons, 'agent')
   const say = (what: string) => process.stderr.write(`berth: ${what}\n`)
-  if (await stopDaemon(daemons, 'agent')) say('agent stopped')
+  if (await endDaemon(daemons, 'agent')) say('agent stopped')
   if (agent) {
     expectSuccess(
       await run(['node', agentProgram, '--clean'], {
@@ -19,9 +19,13 @@ export async function down(places: Places, withData: boolean): Promise<void> {
       }),
     )
     say('sandboxes, mounts and cgroups removed')
+    // Not before: the record is how another `down` knows that there is something to remove, should this one be killed.
+    forgetDaemon(daemons, 'agent')
   }
   for (const name of ['api', 'redis', 'postgres']) if (await stopDaemon(daemons, name)) say(`${name} stopped`)
   if (withData) {
+    // Of an agent that has no record; a mounted pool could be emptied, but not removed.
+    await unmount(join(places.agent, 'pool'))
     rmSync(places.data, { recursive: true, force: true })
     say(`${places.data} deleted`)
   } else say(`data is kept in ${join(places.data)}`)
