@@ -2,6 +2,9 @@
 // and who may use what, are the API's. Long work answers with a line of JSON a step (`ImageStep`), the last of which is
 // `done` or `failed`.
 //
+// Paths are those of `nodePath` of libs/node-rpc: /v1/nodes/<id>/images/…
+//
+//     GET    images/<digest>                  → HeldImage; base images too
 //     POST   images/pull                      PullImage → steps       fetches from a registry, verifies, unpacks
 //     POST   images/push                      PushImage → steps
 //     POST   images/load                      an archive → steps      `docker save`'s, or an OCI layout in a tar; gzip or zstd too

@@ -6,7 +6,7 @@ import { pipeline } from 'node:stream/promises'
 import { type AttemptId, Failure, InvalidRequest, type SandboxId } from '@berth/contracts'
 import type { z } from 'zod'
 import { bodyOf } from './body.js'
-import type { OutputRequest, OutputTarget, SandboxTarget } from './wire.js'
+import type { NodeTarget, OutputRequest, OutputTarget, SandboxTarget } from './wire.js'
 
 /** Largest body of JSON, in bytes; the API has its own, smaller limits by route. */
 const MAX_JSON = 16 * 1024 * 1024
@@ -109,18 +109,26 @@ export class Exchange {
   }
 }
 
-/** A request for a sandbox. */
-export class NodeCall extends Exchange {
-  readonly sandboxId: SandboxId
-  /** Words of the path after the sandbox; the first one is the action. */
+/** A request with words and a query: one for the node itself. */
+export class RestCall extends Exchange {
+  /** Words of the path after the subject; the first one is the action. */
   readonly rest: readonly string[]
   readonly query: URLSearchParams
 
-  constructor(target: SandboxTarget, ...exchange: ConstructorParameters<typeof Exchange>) {
+  constructor(target: SandboxTarget | NodeTarget, ...exchange: ConstructorParameters<typeof Exchange>) {
     super(...exchange)
-    this.sandboxId = target.subject
     this.rest = target.rest
     this.query = target.query
+  }
+}
+
+/** A request for a sandbox. */
+export class NodeCall extends RestCall {
+  readonly sandboxId: SandboxId
+
+  constructor(target: SandboxTarget, ...exchange: ConstructorParameters<typeof Exchange>) {
+    super(target, ...exchange)
+    this.sandboxId = target.subject
   }
 }
 

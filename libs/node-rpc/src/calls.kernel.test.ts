@@ -17,7 +17,7 @@ import { type Certificate, nodeCertificate } from './certificate.js'
 import { type CallRequest, openStreams, type Streams } from './client.js'
 import { type SandboxHandler, type StreamServerHandle, serveStreams } from './server.js'
 import { newGrantKeys, signGrant } from './token.js'
-import { type SandboxAction, sandboxPath } from './wire.js'
+import { nodePath, type SandboxAction, sandboxPath } from './wire.js'
 
 const KiB = 1024
 const MiB = 1024 ** 2
@@ -69,6 +69,7 @@ const serve = (port = 0) =>
       },
       signal: { request: async (call) => call.answer(204) },
     },
+    node: { images: { request: async (call) => call.answer(200, { rest: call.rest, query: [...call.query] }) } },
     log,
   })
 
@@ -139,6 +140,15 @@ describe('a call', () => {
       ...{ method: 'PUT', id: sandboxId, rest: ['files', 'a-1', 'b'] },
       ...{ query: { path: '/ä b?&\0', n: '1' }, value: { a: 1 } },
     })
+  })
+
+  test('for the node itself arrives with a grant for it, and with no other', async () => {
+    const path = nodePath(nodeId, ['images', 'pull'], { a: 'b' })
+    const expiresAt = new Date(Date.now() + 60_000)
+    const grant = await signGrant(keys.privateKey, { nodeId, action: 'images', subject: nodeId, expiresAt })
+    const answer = await call({ path, grant })
+    expect(JSON.parse(await textOf(answer.body))).toEqual({ rest: ['images', 'pull'], query: [['a', 'b']] })
+    await expect(call({ path })).rejects.toThrow('unauthenticated')
   })
 
   test('that a handler refuses fails with the same Failure', async () => {

@@ -8,11 +8,11 @@ import { isIPv6 } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { errnoOf, Failure, invariant, type NodeId } from '@berth/contracts'
 import { lingerAfter } from './body.js'
-import { NodeCall, OutputCall } from './call.js'
+import { NodeCall, OutputCall, RestCall } from './call.js'
 import { problemOf } from './problem.js'
 import { closeOf, closeSocket, SocketAcceptor, type WebSocket } from './socket.js'
 import { GrantCheck } from './token.js'
-import { parsePath, type SandboxAction, type Target } from './wire.js'
+import { type NodeAction, parsePath, type SandboxAction, type Target } from './wire.js'
 
 /** What this library logs through; a pino logger is one. */
 export interface RpcLog {
@@ -37,6 +37,11 @@ export interface SandboxHandler {
   socket?(call: NodeCall, accept: () => Promise<WebSocket>): Promise<void>
 }
 
+/** What a node does with requests for itself of one action; as `SandboxHandler`. */
+export interface NodeHandler {
+  request(call: RestCall): Promise<void>
+}
+
 export interface ServeOptions {
   readonly host: string
   /** 0: any free port. */
@@ -51,6 +56,8 @@ export interface ServeOptions {
   readonly output: (call: OutputCall) => Promise<void>
   /** By action; what is not there is refused. */
   readonly sandbox: Readonly<Partial<Record<SandboxAction, SandboxHandler>>>
+  /** Requests for the node itself, by action; what is not there is refused. */
+  readonly node?: Readonly<Partial<Record<NodeAction, NodeHandler>>>
   readonly log: RpcLog
 }
 
@@ -130,12 +137,23 @@ class StreamServer {
     lingerAfter(request, response)
     try {
       const target = await this.#authorized(request)
-      if (target.kind === 'attempt') await this.#options.output(new OutputCall(target, request, response))
-      else await this.#handlerOf(target.action).request(new NodeCall(target, request, response))
+      await this.#handle(target, request, response)
       invariant(response.writableEnded || response.destroyed, `${request.method} ${request.url} was not answered`)
     } catch (error) {
       if (response.headersSent) this.#cut(request, response, error)
       else if (!response.destroyed) this.#refuse(request, response, error)
+    }
+  }
+
+  #handle(target: Target, request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const { output, sandbox, node = {} } = this.#options
+    switch (target.kind) {
+      case 'attempt':
+        return output(new OutputCall(target, request, response))
+      case 'sandbox':
+        return known(sandbox[target.action], target).request(new NodeCall(target, request, response))
+      case 'node':
+        return known(node[target.action], target).request(new RestCall(target, request, response))
     }
   }
 
@@ -146,7 +164,7 @@ class StreamServer {
     let socket: WebSocket | undefined
     try {
       const target = await this.#authorized(request)
-      const handler = target.kind === 'sandbox' ? this.#handlerOf(target.action) : undefined
+      const handler = target.kind === 'sandbox' ? known(this.#options.sandbox[target.action], target) : undefined
       if (target.kind !== 'sandbox' || !handler?.socket) throw new Failure('route_not_found', 'no such socket')
       const call = new NodeCall(target, request, response, connection)
       await handler.socket(call, async () => {
@@ -171,12 +189,6 @@ class StreamServer {
     const { nodeId } = this.#options
     await this.#grants.verify(publicKey, token, { nodeId, action: target.action, subject: target.subject })
     return target
-  }
-
-  #handlerOf(action: SandboxAction): SandboxHandler {
-    const handler = this.#options.sandbox[action]
-    if (!handler) throw new Failure('route_not_found', `this node does not know ${action}`)
-    return handler
   }
 
   /** Ends an answer that has begun so that its reader cannot take it for whole. */
@@ -219,4 +231,9 @@ class StreamServer {
     if (!(error instanceof Failure)) this.#options.log.error({ path: request.url, err: error }, 'streams.failed')
     return problemOf(error)
   }
+}
+
+function known<T>(handler: T | undefined, { action }: Target): T {
+  if (!handler) throw new Failure('route_not_found', `this node does not know ${action}`)
+  return handler
 }

@@ -23,6 +23,7 @@ describe('a grant', () => {
     ['another node', { ...grant, nodeId: node(2) }],
     ['another attempt', { ...grant, subject: attempt(2) }],
     ['a sandbox of the same number', { ...grant, subject: SandboxId.parse(attempt(1).replace('att', 'sbx')) }],
+    ['the node itself', { ...grant, subject: node(1) }],
     ['another action', { ...grant, action: 'files' }],
   ])('does not open %s', async (_what, expected) => {
     await expect(verifyGrant(keys.publicKey, await sign(), expected, now)).rejects.toMatchObject({

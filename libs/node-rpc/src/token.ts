@@ -1,5 +1,5 @@
-// token.ts: grants. The API signs what one caller may do with one subject (a sandbox, or an attempt of a job) on one
-// node, for a minute; the node checks with the public key that it was told when it joined. So a node needs no list of
+// token.ts: grants. The API signs what one caller may do with one subject (a sandbox, an attempt of a job, or the node
+// itself) on one node, for a minute; the node checks with the public key that it was told when it joined. So a node needs no list of
 // users, and a grant that leaks opens one kind of thing, of one subject, on one node, for a short time.
 //
 // A signature and its check cost some tenths of a millisecond each, which is much beside an exec. Both ends therefore
@@ -12,7 +12,7 @@ import type { GrantAction } from './wire.js'
 export interface Grant {
   readonly nodeId: NodeId
   readonly action: GrantAction
-  readonly subject: SandboxId | AttemptId
+  readonly subject: SandboxId | AttemptId | NodeId
 }
 
 /** How long a grant is good for, in milliseconds: long enough to connect, no longer. */

@@ -1,10 +1,12 @@
-import { AttemptId, mintId, SandboxId } from '@berth/contracts'
+import { AttemptId, mintId, NodeId, SandboxId } from '@berth/contracts'
 import { describe, expect, test } from '@jest/globals'
 import fc from 'fast-check'
-import { outputPath, parsePath, sandboxActions, sandboxPath } from './wire.js'
+import { nodePath, outputPath, parsePath, sandboxActions, sandboxPath } from './wire.js'
 
 const id = mintId('attempt', 1, Buffer.alloc(10, 7))
 const box = SandboxId.parse(mintId('sandbox', 1, Buffer.alloc(10, 7)))
+const node = NodeId.parse(mintId('node', 1, Buffer.alloc(10, 7)))
+const digest = `sha256:${'a1'.repeat(32)}`
 const random = fc.uint8Array({ minLength: 10, maxLength: 10 })
 const word = fc.stringMatching(/^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,40}$/)
 const text = fc.string({ unit: 'grapheme', maxLength: 60 })
@@ -43,6 +45,17 @@ describe('a path', () => {
     )
   })
 
+  test('of a node that is written is read back, digests too', () => {
+    const path = nodePath(node, ['images', digest], { image: [digest, digest], config: '{"a": 1}' })
+    const parsed = parsePath(path)
+    expect(parsed).toMatchObject({ kind: 'node', subject: node, action: 'images', rest: ['images', digest] })
+    expect(parsed?.kind === 'node' ? [...parsed.query] : []).toEqual([
+      ['image', digest],
+      ['image', digest],
+      ['config', '{"a": 1}'],
+    ])
+  })
+
   test('that is read is the one that is written: no two paths mean the same', () => {
     const parts = fc.constantFrom(
       ...['/', '//', '..', '.', '?', '&', '=', '%2f', '%00', '#', '+', ' ', 'a', 'x=1', 'é', '\0', '\r\n'],
@@ -74,7 +87,7 @@ describe('a path', () => {
     expect(path).toBe(`/v1/sandboxes/${box}/files?path=%2Fa+b&since=0&follow=true&group=1&group=x`)
   })
 
-  test.each(['', '.', '..', '.hidden', 'a/b', 'a?b', 'é', 'a\0', 'x'.repeat(129)])(
+  test.each(['', '.', '..', '.hidden', 'a/b', 'a?b', 'é', 'a\0', 'a:b', 'sha256:1', 'x'.repeat(129)])(
     'is not written with the word %j',
     (one) => {
       expect(() => sandboxPath(box, ['execs', one])).toThrow(RangeError)
@@ -113,5 +126,12 @@ test.each([
   `/v1/sandboxes/${box}/files#x`,
   `/v1/sandboxes/${id}/files`,
   `/v1/sandboxes/my-box/files`,
+  `/v1/nodes/${node}`,
+  `/v1/nodes/${node}/files`,
+  `/v1/nodes/${box}/images`,
+  `/v1/sandboxes/${node}/images`,
+  `/v1/nodes/${node}/images/sha256:${'A1'.repeat(32)}`,
+  `/v1/nodes/${node}/images/sha512:${'a1'.repeat(32)}`,
+  `/v1/nodes/${node}/images/a:b`,
   `/v1/sandboxes/${box}/files?path=${'x'.repeat(30_000)}`,
 ])('refuses %s', (path) => expect(parsePath(path)).toBeUndefined())
