@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import { AttemptId, JobId, NodeId, SandboxId, TenantId } from './ids.js'
+import { ImageDigest } from './image-node.js'
 import { JobSpec } from './job.js'
 import { SandboxDesired, SandboxReasonCode, SandboxSpec } from './sandbox.js'
 
@@ -28,6 +29,9 @@ export const RunAttempt = z.object({
   tenantId: TenantId,
   ids: IdRange,
   tenantLimits: TenantLimits,
+  image: ImageDigest.optional().describe(
+    'What the image of the spec was resolved to, for this tenant. Without it the node looks among its base images only',
+  ),
   spec: JobSpec,
   placedAt: z.iso.datetime(),
 })
@@ -64,6 +68,9 @@ export const ApplySandbox = z.object({
   ids: IdRange,
   tenantLimits: TenantLimits,
   tenantTerminals: z.number().int().min(0).describe('How many terminals the tenant may have open on this node'),
+  image: ImageDigest.optional().describe(
+    'What the image of the spec was resolved to, for this tenant. Without it the node looks among its base images only',
+  ),
   spec: SandboxSpec,
   desired: SandboxDesired,
   known: z

@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { pageOf, route } from './route.js'
+import { pageOf, route, Time } from './route.js'
 
 /** An image that jobs can start from, as the nodes report it. */
 export const Image = z.object({
@@ -12,9 +12,10 @@ export type Image = z.infer<typeof Image>
 
 /** What a node tells of an image that it holds. */
 export const NodeImage = z.object({
-  reference: z.string().max(512),
+  reference: z.string().max(512).optional().describe('Of a base image, which all may use; others are known by digest'),
   digest: z.string().regex(/^sha256:[0-9a-f]{64}$/),
   sizeBytes: z.number().int().min(0),
+  heldSince: Time.optional().describe('When the node last took it in. Without it the API never calls it unwanted'),
 })
 export type NodeImage = z.infer<typeof NodeImage>
 

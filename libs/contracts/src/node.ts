@@ -2,6 +2,7 @@ import { z } from 'zod'
 import { TenantLimits } from './command.js'
 import { AttemptId, NodeId, SandboxId, TenantId } from './ids.js'
 import { NodeImage } from './image.js'
+import { ImageDigest } from './image-node.js'
 import { NodeReport } from './report.js'
 import { Name, Page, pageOf, route, Time } from './route.js'
 import { MiB } from './units.js'
@@ -139,6 +140,9 @@ const answer = {
   tenantLimits: z
     .array(z.object({ tenantId: TenantId, limits: TenantLimits }))
     .describe('Of the tenants listed, those that are to be held to something else'),
+  unwantedImages: z
+    .array(ImageDigest)
+    .describe('Images that nobody has a name or a use for, held for over 15 minutes: the node drops them'),
 }
 
 export const joinNode = route({

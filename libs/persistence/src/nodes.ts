@@ -146,9 +146,10 @@ async function remove(store: Store, id: NodeId): ReturnType<Nodes['delete']> {
   }
 }
 
-/** Names by which an image may be asked for: `python:latest` is also `python`, and any is its digest. */
+/** Names by which an image may be placed: `python:latest` is also `python`, and any is its digest. */
 const namesOf = (images: readonly NodeImage[]): readonly string[] => {
   const names = images.flatMap(({ reference, digest }) => {
+    if (reference === undefined) return [digest]
     const repository = reference.replace(/:[^:/]*$/, '')
     return [reference, reference.replace(/:latest$/, ''), digest, `${repository}@${digest}`]
   })
@@ -280,7 +281,7 @@ const readImages: Statement = {
   name: 'images',
   text: `SELECT i.reference, i.digest, max(i."sizeBytes") AS "sizeBytes", count(DISTINCT n.id)::integer AS nodes
          FROM nodes n, jsonb_to_recordset(n.images) AS i(reference text, digest text, "sizeBytes" bigint)
-         WHERE n.state = 'ready' GROUP BY i.reference, i.digest ORDER BY i.reference, i.digest`,
+         WHERE n.state = 'ready' AND i.reference IS NOT NULL GROUP BY i.reference, i.digest ORDER BY i.reference, i.digest`,
 }
 
 export const openNodes = (store: Store): Nodes => ({

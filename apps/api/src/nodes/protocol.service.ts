@@ -48,5 +48,6 @@ export class ProtocolService {
 const answerOf = ({ unwanted, unwantedSandboxes, tenantLimits }: Omit<Standing, 'changed'>) => ({
   unwanted: [...unwanted],
   unwantedSandboxes: [...unwantedSandboxes],
+  unwantedImages: [],
   tenantLimits: [...tenantLimits],
 })
