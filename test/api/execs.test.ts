@@ -167,6 +167,19 @@ describe('bad requests', () => {
   })
 })
 
+test('commands and terminals right after a sandbox is created or started wait for it', async () => {
+  const { id } = await ok(t.post('/v1/sandboxes', { image: 'debian', limits: { memoryBytes: '128m' } }))
+  const opened = t.post(`/v1/sandboxes/${id}/terminals`, { command: ['cat'] })
+  for (let round = 0; round < 5; round++) {
+    const { exitCode } = await ok(t.post(`${execs(id)}?wait=ended`, { command: ['true'] }))
+    expect(exitCode).toBe(0)
+    expect(await ok(t.post(`/v1/sandboxes/${id}/stop?wait=stopped`))).toMatchObject({ state: 'stopped' })
+    await ok(t.post(`/v1/sandboxes/${id}/start`))
+  }
+  expect((await opened).status).toBe(201)
+  await t.delete(`/v1/sandboxes/${id}?force=true`)
+})
+
 test('the same id and request find the first exec, another request is refused', async () => {
   const spec = sh('echo once >> /tmp/once; cat /tmp/once', { id: 'chosen' })
   const [first, second] = await Promise.all([run(spec), run(spec)])

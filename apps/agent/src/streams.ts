@@ -41,7 +41,7 @@ export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' 
       ),
       terminals: terminalHandler({
         of: (id) => terminals.of(residents.find(id)),
-        up: async (id, signal) => terminals.up(residents.find(id), signal),
+        up: (id, signal) => terminals.up(() => residents.get(id), signal),
       }),
       files: filesHandler(new Files({ lease: (id) => residents.lease(id), log })),
       signal: signalHandler(residents),

@@ -1,12 +1,12 @@
 // execs.ts: the execs of all sandboxes of the node, as a companion of each.
 
 import { join } from 'node:path'
-import { setTimeout as pause } from 'node:timers/promises'
 import { type ExecSpec, Failure, invariant, type SandboxId } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
 import { accountsReader } from '../runtime/identity.js'
 import type { SpawnRequest } from '../runtime/init-wire.js'
 import type { Companion, LiveSandbox } from '../sandbox/live.js'
+import { Upcoming } from '../sandbox/upcoming.js'
 import { execRequest } from './exec.plan.js'
 import type { ExecDriver } from './exec-driver.js'
 import { type ExecLimits, SandboxExecs } from './sandbox-execs.js'
@@ -22,16 +22,12 @@ export interface ExecsOptions {
 
 /** How often it is looked for execs that ended too long ago. */
 const EXPIRY_MS = 60_000
-/** How long a command waits for its sandbox to be up. */
-const START_MS = 30_000
-/** How long after the API has made a sandbox its command may take to come here. */
-const ARRIVAL_MS = 5_000
-const LOOK_MS = 20
 
 export class Execs implements Companion {
   readonly name = 'execs'
   readonly #options: ExecsOptions
   readonly #sandboxes = new Map<SandboxId, SandboxExecs>()
+  readonly #upcoming = new Upcoming('commands')
   readonly #upkeep: NodeJS.Timeout
 
   constructor(options: ExecsOptions) {
@@ -42,10 +38,15 @@ export class Execs implements Companion {
   async attach(live: LiveSandbox, adopted: boolean): Promise<void> {
     const driver = this.#options.openDriver(live)
     this.#open(live).attach({ driver, plan: planner(live) }, adopted)
+    this.#upcoming.tell()
   }
 
   async detach(live: LiveSandbox): Promise<void> {
     await this.#open(live).detach()
+  }
+
+  changed(): void {
+    this.#upcoming.tell()
   }
 
   async remove(id: SandboxId): Promise<void> {
@@ -65,17 +66,11 @@ export class Execs implements Companion {
   }
 
   /**
-   * Resolves when commands can be started in a sandbox: one that is being created or started is waited for, and also one
-   * whose command is still on its way here.
-   * @param find undefined while the node does not know it
-   * @throws Failure `sandbox_not_found`, `wrong_state` when it does not come to that, or is paused
+   * Resolves when commands can be started in a sandbox; see `Upcoming`.
+   * @throws Failure `sandbox_not_found`, `wrong_state`
    */
   async up(find: () => LiveSandbox | undefined, signal: AbortSignal): Promise<SandboxExecs> {
-    const live = await until(find, ARRIVAL_MS, signal)
-    if (!live) throw new Failure('sandbox_not_found', 'there is no such sandbox on this node')
-    const execs = this.of(live)
-    await until(() => execs.attached || live.state !== 'creating', START_MS, signal)
-    if (!execs.attached || live.state === 'paused') throw notUp(live)
+    const execs = this.of(await this.#upcoming.up(find, (live) => this.of(live).attached, signal))
     await execs.ready()
     return execs
   }
@@ -109,18 +104,6 @@ export class Execs implements Companion {
     for (const execs of this.#sandboxes.values()) execs.expire(now)
   }
 }
-
-/** Looks until there is something, the time is over, or the signal aborts. */
-async function until<T>(look: () => T, ms: number, signal: AbortSignal): Promise<T> {
-  for (const end = Date.now() + ms; ; ) {
-    const found = look()
-    if (found || signal.aborted || Date.now() >= end) return found
-    await pause(LOOK_MS)
-  }
-}
-
-const notUp = ({ id, state }: LiveSandbox) =>
-  new Failure('wrong_state', `sandbox ${id} is ${state}, and commands need one that runs`, { state })
 
 /** Users are looked up in what the sandbox sees now: it may have added some. The plan throws UserNotFound. */
 function planner(live: LiveSandbox): (spec: ExecSpec) => SpawnRequest {

@@ -50,6 +50,8 @@ export interface Companion {
   attach(live: LiveSandbox, adopted: boolean): Promise<void>
   /** The run has ended, and every process of it. Also called where `attach` was not, or failed. */
   detach(live: LiveSandbox): Promise<void>
+  /** Something of it is new: its state, or that there is it. */
+  changed?(live: LiveSandbox): void
   /** The sandbox is deleted: its directory goes after this. */
   remove(id: SandboxId): Promise<void>
   /** Takes the output of the main process; asked after `attach`. One companion at most answers. */

@@ -49,6 +49,7 @@ export class Residents {
       companions: options.companions,
       hiddenPlaces: new Turns(MAX_HIDDEN),
       onChange: (resident, urgent) => {
+        for (const companion of options.companions) companion.changed?.(resident.live)
         if (!resident.unwanted && !this.#closed) options.reports.sandbox(resident.id, urgent)
       },
     }

@@ -1,28 +1,26 @@
 // terminals.ts: the terminals of all sandboxes of the node, as a companion of each.
 
 import { join } from 'node:path'
-import { Failure, invariant, QuotaExceeded, type SandboxId, type TenantId, type TerminalSpec } from '@berth/contracts'
+import { invariant, QuotaExceeded, type SandboxId, type TenantId, type TerminalSpec } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
-import { within } from '../exec/waiting.js'
 import { accountsReader } from '../runtime/identity.js'
 import type { SpawnRequest } from '../runtime/init-wire.js'
 import type { NodeClock } from '../sandbox/clocks.plan.js'
 import type { Companion, LiveSandbox } from '../sandbox/live.js'
+import { Upcoming } from '../sandbox/upcoming.js'
 import { Drawing } from './drawing.js'
 import { startThread } from './drawing.thread.js'
 import { SandboxTerminals } from './sandbox-terminals.js'
 import { terminalRequest } from './terminal.plan.js'
 
 const EXPIRY_MS = 60_000
-/** How long a terminal waits for its sandbox to be up. */
-const START_MS = 30_000
-const LOOK_MS = 20
 
 export class Terminals implements Companion {
   readonly name = 'terminals'
   readonly #log: Logger
   readonly #drawing: Drawing
   readonly #sandboxes = new Map<SandboxId, { readonly tenantId: TenantId; readonly terminals: SandboxTerminals }>()
+  readonly #upcoming = new Upcoming('terminals')
   readonly #upkeep: NodeJS.Timeout
 
   constructor(log: Logger) {
@@ -35,10 +33,15 @@ export class Terminals implements Companion {
     const { processes } = live
     invariant(processes, 'terminals are attached to a run that is up')
     await this.of(live).attach({ processes, plan: planner(live) }, adopted)
+    this.#upcoming.tell()
   }
 
   async detach(live: LiveSandbox): Promise<void> {
     await this.of(live).detach()
+  }
+
+  changed(): void {
+    this.#upcoming.tell()
   }
 
   async remove(id: SandboxId): Promise<void> {
@@ -67,17 +70,13 @@ export class Terminals implements Companion {
   }
 
   /**
-   * Resolves when terminals can be opened in a sandbox: one that is being created or started is waited for.
-   * @throws Failure `wrong_state` when it does not come to that, or is paused
+   * Resolves when terminals can be opened in a sandbox; see `Upcoming`.
+   * @throws Failure `sandbox_not_found`, `wrong_state`
    */
-  async up(live: LiveSandbox, signal: AbortSignal): Promise<SandboxTerminals> {
-    for (const until = Date.now() + START_MS; !this.of(live).attached; ) {
-      if (live.state !== 'creating' || signal.aborted || Date.now() > until) throw notUp(live)
-      await within(new Promise(() => undefined), signal, LOOK_MS)
-    }
-    if (live.state === 'paused') throw notUp(live)
-    await this.of(live).ready()
-    return this.of(live)
+  async up(find: () => LiveSandbox | undefined, signal: AbortSignal): Promise<SandboxTerminals> {
+    const terminals = this.of(await this.#upcoming.up(find, (live) => this.of(live).attached, signal))
+    await terminals.ready()
+    return terminals
   }
 
   /** Leaves everything as it is, for another agent process. */
@@ -101,9 +100,6 @@ export class Terminals implements Companion {
     for (const { terminals } of this.#sandboxes.values()) terminals.expire(now)
   }
 }
-
-const notUp = ({ id, state }: LiveSandbox) =>
-  new Failure('wrong_state', `sandbox ${id} is ${state}, and terminals need one that runs`, { state })
 
 /** Users and their shells are looked up in what the sandbox sees now. */
 function planner(live: LiveSandbox): (spec: TerminalSpec) => SpawnRequest {

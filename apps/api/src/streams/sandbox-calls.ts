@@ -3,6 +3,7 @@
 //
 // What Postgres said is believed for less than a second, as a key is: a burst of execs asks once.
 import type { Readable } from 'node:stream'
+import { setTimeout as pause } from 'node:timers/promises'
 import { type ErrorCode, Failure, Fault, type NodeId, type TenantId } from '@berth/contracts'
 import {
   type NodeAnswer,
@@ -25,6 +26,9 @@ import { Watch } from './watch.js'
 /** What a look-up is believed for, in milliseconds. */
 const BELIEVED_MS = 700
 const MAX_KNOWN = 10_000
+/** How long a command may take to its node, and how often it is looked whether it has come, in milliseconds. */
+const ARRIVAL_MS = 5_000
+const LOOK_MS = 20
 /** Largest answer that is read whole, in bytes. */
 const MAX_JSON = 32 * 1024 * 1024
 
@@ -80,14 +84,16 @@ export class SandboxCalls {
       const { signal } = watched
       const { method, json, headers = {}, body = json === undefined ? undefined : JSON.stringify(json) } = request
       const { answerWithinMs } = request
-      const answer = await this.through(caller, ref, request, (door, path) =>
-        this.streams.call({
-          ...door,
-          ...{ method, path, headers, signal },
-          ...(body === undefined ? {} : { body }),
-          ...(answerWithinMs === undefined ? {} : { answerWithinMs }),
-        }),
-      )
+      const send = () =>
+        this.through(caller, ref, request, (door, path) =>
+          this.streams.call({
+            ...door,
+            ...{ method, path, headers, signal },
+            ...(body === undefined ? {} : { body }),
+            ...(answerWithinMs === undefined ? {} : { answerWithinMs }),
+          }),
+        )
+      const answer = await (request.body ? send() : this.overtaking(caller, ref, signal, send))
       answer.body.once('close', () => watched.stop())
       return answer
     } catch (error) {
@@ -147,6 +153,19 @@ export class SandboxCalls {
       if (isUnknown(error) && (await this.locateAnew(caller, ref)).state === 'deleted') throw deleted(ref, whenDeleted)
       throw error
     })
+  }
+
+  /** A call that came to the node before the command that starts its sandbox is made again: it would have waited. */
+  private async overtaking<T>(caller: Caller, ref: string, signal: AbortSignal, send: () => Promise<T>): Promise<T> {
+    for (let left = ARRIVAL_MS; ; left -= LOOK_MS) {
+      try {
+        return await send()
+      } catch (error) {
+        const early = left > 0 && !signal.aborted && error instanceof Failure && error.code === 'wrong_state'
+        if (!early || (await this.locateAnew(caller, ref)).state !== 'creating') throw error
+      }
+      await pause(LOOK_MS)
+    }
   }
 
   private locateAnew(caller: Caller, ref: string): Promise<LocatedSandbox> {
