@@ -7,8 +7,8 @@
 //     GET    images/<digest>                  → HeldImage; base images too
 //     POST   images/pull                      PullImage → steps       fetches from a registry, verifies, unpacks
 //     POST   images/push                      PushImage → steps
-//     POST   images/load                      an archive → steps      `docker save`'s, or an OCI layout in a tar; gzip or zstd too
-//     POST   images/import?config=<JSON>      a tar of a root → steps  one layer of what is in it; config: ImportConfig
+//     POST   images/load?maxBytes=…           an archive → steps      `docker save`'s, or an OCI layout in a tar; gzip or zstd too
+//     POST   images/import?config=<JSON>&maxBytes=…  a tar of a root → steps  one layer of what is in it; config: ImportConfig
 //     GET    images/archive?image=<digest>&name=<digest>=<reference>…&format=docker|oci → the archive
 //     GET    images/<digest>                  → HeldImage             also of a base image
 //     DELETE images/<digest>                  → nothing               its layers go with the last image that has them
@@ -37,6 +37,13 @@ export const RegistryAccess = z.object({
     .describe('Tried in this order: mirrors first, the registry itself last; http only where the operator lists it'),
   certificates: z.string().nullable().describe('PEM of authorities that are trusted besides the usual ones'),
   login: RegistryLogin.nullable().describe('Sent to the registry itself, never to a mirror'),
+  privateAddresses: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Whether connections may go to loopback, link-local and private addresses. Without it a name that leads there, a ' +
+        'redirect or a token server among them, is refused at the address that is connected to',
+    ),
 })
 export type RegistryAccess = z.infer<typeof RegistryAccess>
 
