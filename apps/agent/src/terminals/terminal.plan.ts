@@ -8,6 +8,9 @@ import type { MainEnd } from '../runtime/processes.js'
 import { decideOutcome } from '../sandbox/outcome.plan.js'
 import { environment, type ImageConfig, processRequest, sandboxConfinement } from '../sandbox/process.plan.js'
 
+/** Output that berth-init keeps until it is on disk: what passes at once, and so what a flood costs, goes by this. */
+const RING_BYTES = 256 * 1024
+
 /** The sandbox as far as a process of it is made from it. */
 export interface TerminalPlace {
   readonly spec: SandboxSpec
@@ -28,7 +31,7 @@ export function terminalRequest(spec: TerminalSpec, place: TerminalPlace, accoun
   const who = identify(user, accounts, place.ids, place.spec.groups)
   const shell = shellOf(user, accounts)
   const own = { TERM: 'xterm-256color', SHELL: shell }
-  return processRequest({
+  const request = processRequest({
     command: spec.command ?? loginShell(shell),
     env: environment(image, who.home, hostname, own, place.spec.env, spec.env),
     workingDir: spec.workingDir ?? place.spec.workingDir ?? (image.workingDir || '/'),
@@ -39,6 +42,7 @@ export function terminalRequest(spec: TerminalSpec, place: TerminalPlace, accoun
     timeoutMs: 0,
     graceMs: 0,
   })
+  return { ...request, ringBytes: RING_BYTES }
 }
 
 /** Shells that take `-l`; any other program that passwd names is started as it is. */
