@@ -46,8 +46,8 @@ const restartMs = 1000
 let spawner: Spawner | undefined
 
 /**
- * Has every further `run` of this process start its program by berth-run, which costs a large process a tenth of what
- * its own fork does. While there is none, because something killed it, programs are started from here.
+ * Has every further `run` of this process start its program by berth-run, which costs a large process a fraction of
+ * what its own fork does. While there is none, because something killed it, programs are started from here.
  * @param program path of berth-run
  * @returns what ends that
  * @throws Fault when it cannot be started
