@@ -1,4 +1,5 @@
-import { chown, mkdir } from 'node:fs/promises'
+import { chownSync, mkdirSync } from 'node:fs'
+import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { IdRange } from '@berth/contracts'
 import { invariant } from '@berth/contracts'
@@ -49,10 +50,10 @@ export async function prepareTargets(rootfs: Pick<Rootfs, 'layers' | 'directory'
  * Makes `upper` and `work` in a fresh layer of the pool, owned by the sandbox's root: an overlay made of idmapped
  * lowers and an idmapped upper comes up read-only, since its work directory would belong to an unmapped root.
  */
-export async function prepareWritable(writable: string, ids: IdRange): Promise<void> {
+export function prepareWritable(writable: string, ids: IdRange): void {
   for (const name of ['upper', 'work']) {
     const path = join(writable, name)
-    await mkdir(path, { mode: 0o755 })
-    await chown(path, ids.base, ids.base)
+    mkdirSync(path, { mode: 0o755 })
+    chownSync(path, ids.base, ids.base)
   }
 }

@@ -67,7 +67,7 @@ const layer: Step = {
   name: 'layer',
   async acquire(shop, { id, ids, shape, image, hostname }) {
     const path = await shop.pool.create(id, shape.diskBytes)
-    await prepareWritable(path, ids)
+    prepareWritable(path, ids)
     placeHostFiles(join(path, 'upper'), image.layers, ids.base, hostname)
   },
   release: (shop, { id }) => shop.pool.remove(id),
