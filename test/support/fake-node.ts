@@ -6,7 +6,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ApplySandbox, NodeCommand, Output, SandboxId, SandboxReport } from '@berth/contracts'
 import { joinNode, NodeId } from '@berth/contracts'
-import { nodeCertificate } from '@berth/node-rpc'
+import {
+  type NodeHandler,
+  nodeCertificate,
+  type RestCall,
+  type StreamServerHandle,
+  serveStreams,
+} from '@berth/node-rpc'
 import { consumeNodeQueue, type QueueConsumer } from '@berth/queue'
 import { type Api, client, operator, until } from './berth.js'
 
@@ -28,18 +34,27 @@ export class FakeNode implements AsyncDisposable {
   private readonly sequences = new Map<string, number>()
   private timer: NodeJS.Timeout | undefined
   private queue: QueueConsumer | undefined
+  private streams: StreamServerHandle | undefined
+  private grantKey: string | undefined
+  /** What it does when it is asked about images; nothing at first. */
+  images: NodeHandler['request'] = async (call: RestCall) =>
+    call.answer(404, { code: 'image_not_found', detail: 'none' })
+  /** Images of tenants that it says it has. */
+  readonly held = new Set<string>()
 
   private constructor(
     readonly id: NodeId,
     private readonly api: Api,
     private readonly capacity: object,
+    private readonly serves: boolean,
   ) {}
 
-  static async start(capacity: object = {}): Promise<FakeNode> {
+  /** @param options `serves`: it can be asked about images; else nobody is at the other end of its streams */
+  static async start(capacity: object = {}, { serves = false } = {}): Promise<FakeNode> {
     const made = await operator().post('/v1/nodes', { name: `fake-${randomBytes(6).toString('hex')}` })
     if (made.status !== 201) throw new Error(`node: ${JSON.stringify(made.body)}`)
     const whole = { cpus: 1000, memoryBytes: 2 ** 44, diskBytes: 2 ** 44, sandboxes: 1000, ...capacity }
-    const node = new FakeNode(NodeId.parse(made.body.id), client(made.body.token), whole)
+    const node = new FakeNode(NodeId.parse(made.body.id), client(made.body.token), whole, serves)
     await node.join()
     node.timer = setInterval(() => void node.beat().catch(() => undefined), BEAT_MS)
     return node
@@ -48,7 +63,10 @@ export class FakeNode implements AsyncDisposable {
   private standing() {
     return {
       capacity: this.capacity,
-      images: [{ reference: `${this.image}:latest`, digest: `sha256:${'f'.repeat(64)}`, sizeBytes: 1 }],
+      images: [
+        { reference: `${this.image}:latest`, digest: `sha256:${'f'.repeat(64)}`, sizeBytes: 1 },
+        ...[...this.held].map((digest) => ({ digest, sizeBytes: 1 })),
+      ],
       attempts: [],
       sandboxes: [...this.commands.values()].map(({ sandboxId, generation }) => ({ id: sandboxId, generation })),
     }
@@ -56,13 +74,23 @@ export class FakeNode implements AsyncDisposable {
 
   private async join(): Promise<void> {
     const directory = await mkdtemp(join(tmpdir(), 'berth-fake-node-'))
-    const { certificate } = await nodeCertificate(directory)
+    const { certificate, key } = await nodeCertificate(directory)
     await rm(directory, { recursive: true })
-    const streams = { url: 'https://127.0.0.1:1', certificate }
+    if (this.serves) this.streams = await this.serve(certificate, key)
+    const streams = { url: this.streams?.url ?? 'https://127.0.0.1:1', certificate }
     const answer = await this.api.post('/v1/node/join', { ...this.standing(), runtime: 'none', streams })
     if (answer.status !== 200) throw new Error(`join: ${JSON.stringify(answer.body)}`)
-    const { queue }: Output<typeof joinNode> = answer.body
+    const { queue, grantKey }: Output<typeof joinNode> = answer.body
+    this.grantKey = grantKey
     this.queue = consumeNodeQueue({ ...queue, nodeId: this.id, concurrency: 4, handle: (one) => this.handle(one), log })
+  }
+
+  private serve(certificate: string, key: string): Promise<StreamServerHandle> {
+    return serveStreams({
+      ...{ host: '127.0.0.1', port: 0, certificate, key, nodeId: this.id, log },
+      ...{ grantKey: () => this.grantKey, sandbox: {}, node: { images: { request: (call) => this.images(call) } } },
+      output: async (call) => call.answer(404, { code: 'output_gone', detail: 'none' }),
+    })
   }
 
   /** Says that it lives; forgets what it is to delete. */
@@ -102,6 +130,7 @@ export class FakeNode implements AsyncDisposable {
   async stop(): Promise<void> {
     clearInterval(this.timer)
     await this.queue?.close()
+    await this.streams?.close()
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

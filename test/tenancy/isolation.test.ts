@@ -1,9 +1,11 @@
+import { randomBytes } from 'node:crypto'
 import { get } from 'node:http'
 import { text } from 'node:stream/consumers'
 import { routes } from '@berth/contracts'
 import { beforeAll, expect, test } from '@jest/globals'
 import { z } from 'zod'
 import { type Api, operator, run, sh, stack, stdout, type TestTenant, tenant } from '../support/berth.js'
+import { FakeNode } from '../support/fake-node.js'
 
 let mine: TestTenant
 let other: TestTenant
@@ -28,6 +30,7 @@ const valid: Readonly<Record<string, { readonly query?: string; readonly body?: 
   uploadTree: { query: '?path=/tmp' },
   resizeTerminal: { body: { rows: 24, columns: 80 } },
   signalTerminal: { body: { signal: 'TERM' } },
+  pushImage: { body: { reference: 'ghcr.io/team/app:1' } },
 }
 
 beforeAll(async () => {
@@ -43,10 +46,34 @@ beforeAll(async () => {
   const key = await made('/v1/keys', { name: 'mine' })
   const sandbox = await made('/v1/sandboxes', { name: 'mine' })
   Object.assign(ids, { jobId: job.id, batchId: batch.body.id, keyId: key.body.id, sandbox: sandbox.body.id })
+  Object.assign(ids, { image: await givenImage(mine), reference: 'mine', registry: 'registry.example' })
+  await mine.raw('PUT', '/v1/registries/registry.example', {
+    body: JSON.stringify({ username: 'mine', password: 'secret' }),
+    headers: { 'content-type': 'application/json' },
+  })
   Object.assign(ids, { terminal: 'none', share: 'shr_01jabcdefghjkmnpqrstvwxyz0', exec: 'none' })
 })
 
-const tenantRoutes = routes.filter((r) => r.path.includes(':') && !['operator', 'node', 'public'].includes(r.scope))
+/** An image of a tenant, by its digest. No node needs to have it: it is not found before one is asked. */
+async function givenImage(api: Api): Promise<string> {
+  const digest = `sha256:${randomBytes(32).toString('hex')}`
+  const settings = { env: [], entrypoint: [], command: [], workingDir: null, user: null, stopSignal: null }
+  const image = {
+    ...{ digest, manifestDigest: digest, platform: 'linux/amd64', createdAt: null, layers: [], history: [] },
+    settings: { ...settings, labels: {}, exposedPorts: [], volumes: [] },
+  }
+  await using node = await FakeNode.start({ diskBytes: 2 ** 46 }, { serves: true })
+  node.images = (call) => call.lines([{ step: 'done', images: [{ image, references: [] }] }])
+  const answer = await api.post('/v1/images/pull?wait=done', { reference: 'mine' })
+  if (answer.status !== 201) throw new Error(`pull: ${JSON.stringify(answer.body)}`)
+  return digest
+}
+
+/** Makes what is the caller's own, whatever others have. */
+const making = ['putRegistry']
+const tenantRoutes = routes.filter(
+  (r) => r.path.includes(':') && !['operator', 'node', 'public'].includes(r.scope) && !making.includes(r.id),
+)
 
 test('there are routes to check', () => expect(tenantRoutes.length).toBeGreaterThan(6))
 
@@ -93,6 +120,9 @@ test('lists show nothing of another tenant', async () => {
   expect((await other.get('/v1/keys')).body.items.map((key: { name: string }) => key.name)).toEqual(['test'])
   expect((await other.get('/v1/usage')).body.period.jobs).toBe(0)
   expect((await other.get('/v1/sandboxes')).body.items).toEqual([])
+  expect((await other.get('/v1/registries')).body.items).toEqual([])
+  const images = (await other.get('/v1/images?limit=200')).body.items
+  expect(images.map((image: { digest: string }) => image.digest)).not.toContain(ids.image)
   expect((await other.get('/v1/sandboxes/mine')).body.code).toBe('sandbox_not_found')
   expect((await other.get('/v1/events?limit=1000')).body.items).toEqual([])
   expect((await mine.get('/v1/events')).body.items.length).toBeGreaterThan(2)

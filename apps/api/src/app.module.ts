@@ -17,8 +17,12 @@ import { OpenApiController } from './http/openapi.controller.js'
 import { RateLimit } from './http/rate-limit.js'
 import { SessionsController } from './http/sessions.controller.js'
 import { SessionsService } from './http/sessions.service.js'
+import { ImageNames } from './images/image-names.js'
+import { ImageNodes } from './images/image-nodes.js'
 import { ImagesController } from './images/images.controller.js'
 import { ImagesService } from './images/images.service.js'
+import { RegistriesService } from './images/registries.service.js'
+import { TransfersService } from './images/transfers.service.js'
 import { BatchesService } from './jobs/batches.service.js'
 import { JobsController } from './jobs/jobs.controller.js'
 import { JobsService } from './jobs/jobs.service.js'
@@ -130,7 +134,8 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
         EventsService,
       ],
       ...[TerminalsService, TerminalDoors],
-      ...[ImagesService, TenantsService, NodesService, NodeUsers, ProtocolService],
+      ...[ImageNames, ImageNodes, ImagesService, TransfersService, RegistriesService],
+      ...[TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],
     ],
   }

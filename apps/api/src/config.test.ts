@@ -55,3 +55,27 @@ test('a secret does not show in any text', () => {
   const secret = new Secret('hunter2')
   expect(`${secret} ${JSON.stringify({ secret })} ${Object.values(secret)}`).not.toContain('hunter2')
 })
+
+test('registries are listed by host and port, mirrors by registry', () => {
+  const config = readConfig({
+    ...least,
+    BERTH_REGISTRY_MIRRORS: 'docker.io=https://mirror.local, http://10.0.0.5:5000; ghcr.io=https://other',
+    BERTH_INSECURE_REGISTRIES: '127.0.0.1:5000, registry',
+  })
+  expect(config.BERTH_REGISTRY_MIRRORS).toEqual({
+    'docker.io': ['https://mirror.local', 'http://10.0.0.5:5000'],
+    'ghcr.io': ['https://other'],
+  })
+  expect(config.BERTH_INSECURE_REGISTRIES).toEqual(['127.0.0.1:5000', 'registry'])
+  expect(config.BERTH_PRIVATE_REGISTRIES).toEqual([])
+  expect(describeConfig(config)).toContain('BERTH_REGISTRY_MIRRORS={"docker.io":["https://mirror.local",')
+})
+
+test.each(['docker.io', 'docker.io=mirror', 'docker.io=https://m/path', '=https://m', 'a=https://m=b', 'docker.io='])(
+  'mirrors are not %s',
+  (text) => expect(() => readConfig({ ...least, BERTH_REGISTRY_MIRRORS: text })).toThrow('BERTH_REGISTRY_MIRRORS'),
+)
+
+test.each(['http://registry', 'registry/path', 'a,,b', 'Upper'])('an insecure registry is not %s', (text) =>
+  expect(() => readConfig({ ...least, BERTH_INSECURE_REGISTRIES: text })).toThrow('BERTH_INSECURE_REGISTRIES'),
+)

@@ -38,6 +38,22 @@ const words = (word: RegExp) =>
     .transform((text) => text.split(',').map((one) => one.trim()))
     .refine((all) => all.every((one) => word.test(one)), `must be words like ${word.source} between commas`)
 
+const registry = /^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$/
+/** `registry=url,url;registry=url` */
+const mirrors = z.string().transform((text, context): Readonly<Record<string, readonly string[]>> => {
+  const all = text.split(';').map((one) => one.trim().split('='))
+  const parsed = all.map(([name = '', urls = '', ...more]) => ({
+    name,
+    urls: urls.split(',').map((url) => url.trim()),
+    more,
+  }))
+  const isOrigin = (url: string) => URL.canParse(url) && /^https?:\/\/[^/]+$/.test(url)
+  if (parsed.every(({ name, urls, more }) => registry.test(name) && urls.every(isOrigin) && more.length === 0))
+    return Object.fromEntries(parsed.map(({ name, urls }) => [name, urls]))
+  context.addIssue({ code: 'custom', message: 'must be like docker.io=https://mirror.local;ghcr.io=https://other' })
+  return z.NEVER
+})
+
 const Environment = z.object({
   BERTH_API_HOST: z.string().min(1).default('127.0.0.1').describe('Address to listen on'),
   BERTH_API_PORT: z.coerce.number().int().min(0).max(65_535).default(7433).describe('Port to listen on; 0: any'),
@@ -111,6 +127,22 @@ const Environment = z.object({
     .min(16)
     .default(1_048_576)
     .describe('Highest hard limit of open files of a process'),
+  BERTH_REGISTRY_MIRRORS: mirrors
+    .default({})
+    .describe(
+      'Tried before a registry itself, e.g. docker.io=https://mirror.local,https://other;ghcr.io=http://10.0.0.5',
+    ),
+  BERTH_INSECURE_REGISTRIES: words(registry)
+    .default([])
+    .describe('Registries, as host:port by commas, that are spoken to by http, at any address'),
+  BERTH_PRIVATE_REGISTRIES: words(registry)
+    .default([])
+    .describe('Registries that may be at loopback or private addresses, or have a name without a dot; by https'),
+  BERTH_REGISTRY_CA: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('File with certificates (PEM) of authorities that registries are trusted by, besides the usual ones'),
   LOG_LEVEL: z.enum(logLevels).default('info').describe('Least severe level that is logged'),
 })
 
@@ -143,6 +175,12 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
 export function describeConfig(config: Config): string {
   const values: Readonly<Record<string, unknown>> = config
   return Object.entries(Environment.shape)
-    .map(([name, schema]) => `${name}=${values[name] ?? ''}\n    ${schema.description ?? ''}\n`)
+    .map(([name, schema]) => `${name}=${shown(values[name])}\n    ${schema.description ?? ''}\n`)
     .join('')
 }
+
+/** Lists as they are given; mirrors as JSON. */
+const shown = (value: unknown): string =>
+  typeof value === 'object' && value !== null && !Array.isArray(value) && !(value instanceof Secret)
+    ? JSON.stringify(value)
+    : String(value ?? '')

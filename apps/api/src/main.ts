@@ -38,6 +38,8 @@ function adapterOf(filter: ProblemFilter, config: Config): FastifyAdapter {
     genReqId: (raw: IncomingMessage) => requestId(raw.headers['x-request-id']),
     requestIdHeader: false,
     exposeHeadRoutes: false,
+    // A name of an image, percent-encoded.
+    routerOptions: { maxParamLength: 2048 },
     requestTimeout: 0,
     // A client that vanished without a word is found after 20 s (libuv probes ten times, a second apart).
     http: { headersTimeout: HEAD_WITHIN_MS, keepAlive: true, keepAliveInitialDelay: 10_000 },

@@ -71,3 +71,15 @@ test('what is sealed opens with the same keys in the same context only', () => {
   expect(new Secrets(newSecrets()).open(sealed, 'key_1\norder-17')).toBeUndefined()
   expect(secrets.open('', 'key_1\norder-17')).toBeUndefined()
 })
+
+test('a login opens where it was sealed only: not elsewhere, not with other keys, not as an answer', () => {
+  const [mine, other] = [new Secrets(newSecrets()), new Secrets(newSecrets())]
+  const sealed = mine.sealLogin('hunter2', 'tenant registry')
+  expect(sealed).not.toContain('hunter2')
+  expect(Buffer.from(sealed, 'base64').toString('latin1')).not.toContain('hunter2')
+  expect(mine.openLogin(sealed, 'tenant registry')).toBe('hunter2')
+  expect(mine.openLogin(sealed, 'tenant another')).toBeUndefined()
+  expect(other.openLogin(sealed, 'tenant registry')).toBeUndefined()
+  expect(mine.open(sealed, 'tenant registry')).toBeUndefined()
+  expect(mine.openLogin(mine.seal('x', 'c'), 'c')).toBeUndefined()
+})

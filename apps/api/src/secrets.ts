@@ -1,5 +1,5 @@
 // secrets.ts: what this installation signs and derives with. One file for all replicas, made by whichever starts
-// first. Losing it costs nothing durable: nodes join again and learn the new keys.
+// first. Losing it costs little: nodes join again and learn the new keys; logins for registries are set anew.
 import { createCipheriv, createDecipheriv, createHmac, hkdfSync, randomBytes } from 'node:crypto'
 import { chmod, link, mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
@@ -10,7 +10,7 @@ import { z } from 'zod'
 const Stored = z.object({
   grantPrivateKey: z.string().startsWith('-----BEGIN PRIVATE KEY-----'),
   grantPublicKey: z.string().startsWith('-----BEGIN PUBLIC KEY-----'),
-  /** 32 bytes, base64. Passwords of nodes and the key of stored answers are derived from it. */
+  /** 32 bytes, base64. Passwords of nodes and the keys of what is stored sealed are derived from it. */
   root: z.string().regex(/^[A-Za-z0-9+/]{43}=$/),
 })
 type Stored = z.infer<typeof Stored>
@@ -19,11 +19,13 @@ type Stored = z.infer<typeof Stored>
 export class Secrets {
   readonly #stored: Stored
   readonly #answerKey: Buffer
+  readonly #loginKey: Buffer
 
   constructor(stored: Stored) {
     this.#stored = stored
     const root = Buffer.from(stored.root, 'base64')
     this.#answerKey = Buffer.from(hkdfSync('sha256', root, '', 'berth stored answers', 32))
+    this.#loginKey = Buffer.from(hkdfSync('sha256', root, '', 'berth registry logins', 32))
   }
 
   get grantPrivateKey(): string {
@@ -39,24 +41,43 @@ export class Secrets {
     return createHmac('sha256', Buffer.from(this.#stored.root, 'base64')).update(`queue ${nodeId}`).digest('base64url')
   }
 
-  /** AES-256-GCM: 12 bytes nonce, 16 bytes tag, ciphertext; base64. `context` must be the same when it is opened. */
+  /** Seals an answer. `context` must be the same when it is opened. */
   seal(text: string, context: string): string {
-    const nonce = randomBytes(12)
-    const cipher = createCipheriv('aes-256-gcm', this.#answerKey, nonce).setAAD(Buffer.from(context))
-    const sealed = Buffer.concat([cipher.update(text, 'utf8'), cipher.final()])
-    return Buffer.concat([nonce, cipher.getAuthTag(), sealed]).toString('base64')
+    return seal(this.#answerKey, text, context)
   }
 
   /** Inverse of `seal`; undefined when it was sealed with other keys or in another context. */
   open(sealed: string, context: string): string | undefined {
-    const bytes = Buffer.from(sealed, 'base64')
-    try {
-      const decipher = createDecipheriv('aes-256-gcm', this.#answerKey, bytes.subarray(0, 12))
-      decipher.setAAD(Buffer.from(context)).setAuthTag(bytes.subarray(12, 28))
-      return Buffer.concat([decipher.update(bytes.subarray(28)), decipher.final()]).toString('utf8')
-    } catch {
-      return undefined
-    }
+    return open(this.#answerKey, sealed, context)
+  }
+
+  /** As `seal`, for the password of a registry: with a key of its own. */
+  sealLogin(password: string, context: string): string {
+    return seal(this.#loginKey, password, context)
+  }
+
+  /** Inverse of `sealLogin`, as `open`. */
+  openLogin(sealed: string, context: string): string | undefined {
+    return open(this.#loginKey, sealed, context)
+  }
+}
+
+/** AES-256-GCM: 12 bytes nonce, 16 bytes tag, ciphertext; base64. */
+function seal(key: Buffer, text: string, context: string): string {
+  const nonce = randomBytes(12)
+  const cipher = createCipheriv('aes-256-gcm', key, nonce).setAAD(Buffer.from(context))
+  const sealed = Buffer.concat([cipher.update(text, 'utf8'), cipher.final()])
+  return Buffer.concat([nonce, cipher.getAuthTag(), sealed]).toString('base64')
+}
+
+function open(key: Buffer, sealed: string, context: string): string | undefined {
+  const bytes = Buffer.from(sealed, 'base64')
+  try {
+    const decipher = createDecipheriv('aes-256-gcm', key, bytes.subarray(0, 12))
+    decipher.setAAD(Buffer.from(context)).setAuthTag(bytes.subarray(12, 28))
+    return Buffer.concat([decipher.update(bytes.subarray(28)), decipher.final()]).toString('utf8')
+  } catch {
+    return undefined
   }
 }
 

@@ -45,7 +45,8 @@ export function LimitFields({ now }: { readonly now?: Sandbox['spec']['limits'] 
 export function ImageField() {
   const api = useApi()
   const load = useCallback(
-    async (signal: AbortSignal) => (await api.call(listImages, {}, { signal })).items.map(({ reference }) => reference),
+    async (signal: AbortSignal) =>
+      (await api.call(listImages, {}, { signal })).items.flatMap(({ references }) => references),
     [api],
   )
   const { value = [] } = useLoaded(load)

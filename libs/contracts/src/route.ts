@@ -11,6 +11,7 @@ export const tenantScopes = [
   'sandboxes:read',
   'sandboxes:write',
   'images:read',
+  'images:write',
   'usage:read',
   'tenant:read',
   'keys:read',
@@ -47,6 +48,8 @@ export interface Route {
   /** Path with `:name` for parameters, e.g. `/v1/jobs/:id`. */
   readonly path: string
   readonly scope: Scope
+  /** Whether operators may call it too, who belong to no tenant: for what is public. */
+  readonly operators?: true
   readonly rate: RateClass
   readonly tag: string
   readonly summary: string

@@ -16,6 +16,7 @@ export const Quota = z.strictObject({
   cpus: z.number().min(0).max(100_000).describe('CPUs that running jobs and sandboxes may ask for, in all'),
   memoryBytes: Bytes(0, 2 ** 50).describe('Memory that running jobs and sandboxes may ask for, in all'),
   diskBytes: Bytes(0, 2 ** 50).describe('Writable disk that running jobs and existing sandboxes may ask for, in all'),
+  imageBytes: Bytes(0, 2 ** 50).describe("Layers of the tenant's own images, unpacked, each counted once"),
   sandboxes: count(100_000).describe('Sandboxes that may exist at once, stopped ones included'),
   terminals: count(100_000).describe('Terminals that may be open on one node at once'),
   pids: count(4_194_304).describe('Processes and threads on one node, in all'),
@@ -29,6 +30,7 @@ export const defaultQuota: Quota = {
   cpus: 16,
   memoryBytes: 16 * GiB,
   diskBytes: 64 * GiB,
+  imageBytes: 32 * GiB,
   sandboxes: 64,
   terminals: 64,
   pids: 8192,
@@ -192,6 +194,7 @@ export const Usage = z.object({
     cpus: z.number(),
     memoryBytes: z.number().int(),
     diskBytes: z.number().int(),
+    imageBytes: z.number().int(),
   }),
   quota: Quota,
   period: z.object({

@@ -1,4 +1,5 @@
 export * from './fairness.js'
+export * from './image.js'
 export * from './lifecycle.js'
 export * from './placement.js'
 export * from './policy.js'

@@ -29,6 +29,8 @@ export interface NodeSnapshot {
 export interface Placeable {
   readonly tenantId: TenantId
   readonly image: string
+  /** Whether only nodes that have the image can take it. Others fail it where they do not have it either. */
+  readonly pinned?: boolean
   readonly cost: Cost
 }
 
@@ -43,13 +45,15 @@ const empty: NodeRoom = { cpuMillis: 0, memoryBytes: 0, diskBytes: 0, sandboxes:
 const takesWork = (node: NodeSnapshot, now: Date): boolean =>
   node.state === 'ready' && node.lastSeenAt !== null && now.getTime() - node.lastSeenAt.getTime() <= NODE_SILENT_MS
 
+const startable = (node: NodeSnapshot, job: Placeable): boolean => job.pinned !== true || node.images.has(job.image)
+
 /** Whether the node can take the job now. */
 export const feasible = (node: NodeSnapshot, job: Placeable, now: Date): boolean =>
-  takesWork(node, now) && room(node.capacity, node.used, job.cost)
+  takesWork(node, now) && startable(node, job) && room(node.capacity, node.used, job.cost)
 
 /** Whether the node could take the job if nothing else ran there. */
 export const feasibleWhenEmpty = (node: NodeSnapshot, job: Placeable, now: Date): boolean =>
-  takesWork(node, now) && room(node.capacity, empty, job.cost)
+  takesWork(node, now) && startable(node, job) && room(node.capacity, empty, job.cost)
 
 const part = (used: number, have: number) => (have > 0 ? used / have : 1)
 

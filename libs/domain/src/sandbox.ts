@@ -33,6 +33,8 @@ export interface SandboxRecord {
   readonly name: string | null
   readonly labels: Readonly<Record<string, string>>
   readonly spec: StoredSandboxSpec
+  /** What the image of the spec was resolved to; null: a base image, by its name. */
+  readonly imageDigest: string | null
   readonly state: SandboxState
   /** What it was before its node fell silent. */
   readonly lostFrom: SandboxState | null
@@ -247,16 +249,17 @@ export function newSandbox(fields: {
   readonly id: SandboxId
   readonly tenantId: TenantId
   readonly spec: SandboxSpec
+  readonly imageDigest?: string | null
   readonly start: boolean
   readonly by: string
   readonly nodeId: NodeId
   readonly placedBecause: string
   readonly now: Date
 }): SandboxRecord {
-  const { id, tenantId, start, by, nodeId, placedBecause, now } = fields
+  const { id, tenantId, imageDigest = null, start, by, nodeId, placedBecause, now } = fields
   const { name = null, labels, ...spec } = fields.spec
   return {
-    ...{ id, tenantId, name, labels, spec, nodeId, placedBecause },
+    ...{ id, tenantId, name, labels, spec, imageDigest, nodeId, placedBecause },
     state: 'creating',
     lostFrom: null,
     desired: start ? 'running' : 'stopped',

@@ -20,8 +20,19 @@ import {
   type Tenant,
   type TenantId,
 } from '@berth/contracts'
-import { choose, costOf, fits, fitsQueue, NODE_SILENT_MS, neverFits, type Shortage } from '@berth/domain'
+import {
+  choose,
+  costOf,
+  fits,
+  fitsQueue,
+  type ImageWanted,
+  NODE_SILENT_MS,
+  neverFits,
+  type ResolvedImage,
+  type Shortage,
+} from '@berth/domain'
 import { readBatch } from './batches.js'
+import { imageDigest, resolvedOr404, wantedBy } from './image-resolving.js'
 import {
   type NodeJson,
   nodeOf,
@@ -37,6 +48,8 @@ import { type Statement, type Store, storing } from './store.js'
 import { idRange, type QuotaRow, quotaColumns, quotaOf, runCommand, splitSpec, tenantLimits } from './views.js'
 
 interface SituationRow extends UseRow, QuotaRow {
+  readonly image_digest: string | null
+  readonly image_epoch: number
   readonly state: Tenant['state']
   readonly uid_slot: number
   readonly queued_ahead: boolean
@@ -46,8 +59,10 @@ interface SituationRow extends UseRow, QuotaRow {
 
 const readSituation: Statement = {
   name: 'admission_situation',
-  text: `WITH ${waitingHeads('$3', '$4', '1', 'AND u.tenant_id <> $1')}
-    SELECT t.state, t.uid_slot, ${quotaColumns}, ${useColumns},
+  text: `WITH image AS MATERIALIZED (
+      SELECT ${imageDigest('$1', '$5::text', '$6::text')} AS digest
+    ), ${waitingHeads('$3', '$4', '1', 'AND u.tenant_id <> $1')}
+    SELECT t.state, t.uid_slot, u.image_epoch, (SELECT i.digest FROM image i) AS image_digest, ${quotaColumns}, ${useColumns},
       u.unfinished_jobs > u.running_jobs AND EXISTS (
         SELECT 1 FROM jobs j WHERE j.tenant_id = $1 AND j.state = 'queued' AND j.not_before IS NULL) AS queued_ahead,
       EXISTS (
@@ -55,14 +70,14 @@ const readSituation: Statement = {
         WHERE w.running_cpu_millis + w.cpu_millis <= w.quota_cpu_millis
           AND w.running_memory_bytes + w.memory_bytes <= w.quota_memory_bytes
           AND w.running_disk_bytes + w.disk_bytes <= w.quota_disk_bytes) AS others_wait,
-      ${nodesJson('ARRAY[$2::text]', 'ARRAY[$1::text]')} AS nodes
+      ${nodesJson('ARRAY[coalesce((SELECT i.digest FROM image i), $2::text)]', 'ARRAY[$1::text]')} AS nodes
     FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id WHERE t.id = $1`,
 }
 
 const insertJob: Statement = {
   name: 'admit_job',
   text: `WITH locked AS MATERIALIZED (
-      SELECT t.state AS tenant_state, ${quotaColumns}, ${useColumns}
+      SELECT t.state AS tenant_state, u.image_epoch, ${quotaColumns}, ${useColumns}
       FROM tenant_usage u JOIN tenants t ON t.id = u.tenant_id WHERE u.tenant_id = $1 FOR UPDATE OF u
     ), admitted AS MATERIALIZED (
       SELECT running_jobs + 1 <= quota_concurrent_jobs
@@ -70,6 +85,7 @@ const insertJob: Statement = {
         AND running_memory_bytes + $10::bigint <= quota_memory_bytes
         AND running_disk_bytes + $11::bigint <= quota_disk_bytes AS may_run
       FROM locked WHERE tenant_state = 'active' AND unfinished_jobs + 1 <= quota_unfinished_jobs
+        AND ($19::integer IS NULL OR image_epoch = $19)
     ), node AS (
       UPDATE nodes n SET
         used_cpu_millis = n.used_cpu_millis + $9::bigint, used_memory_bytes = n.used_memory_bytes + $10::bigint,
@@ -84,9 +100,9 @@ const insertJob: Statement = {
       SELECT n.id AS node_id, (n.id IS NOT NULL)::integer AS runs FROM admitted a LEFT JOIN node n ON true
     ), job AS (
       INSERT INTO jobs (id, tenant_id, state, image, spec, stdin, stdin_bytes, labels, priority, cpu_millis,
-        memory_bytes, disk_bytes, attempt_count, deadline, retention_ms, waiting_since, created_at)
+        memory_bytes, disk_bytes, attempt_count, deadline, retention_ms, waiting_since, created_at, image_digest)
       SELECT $2, $1, CASE d.runs WHEN 1 THEN 'placed' ELSE 'queued' END, $3, $4, $5,
-        coalesce(octet_length($5::bytea), 0), $6, $7, $9, $10, $11, d.runs, $8, $12, $13, $13 FROM decided d
+        coalesce(octet_length($5::bytea), 0), $6, $7, $9, $10, $11, d.runs, $8, $12, $13, $13, $18 FROM decided d
     ), attempt AS (
       INSERT INTO attempts (id, job_id, tenant_id, node_id, number, state, placed_at, commanded_at, phases)
       SELECT $14, $2, $1, d.node_id, 1, 'placed', $13, $13, $16 FROM decided d WHERE d.runs = 1
@@ -109,21 +125,22 @@ const insertJob: Statement = {
 const insertBatch: Statement = {
   name: 'admit_batch',
   text: `WITH locked AS MATERIALIZED (
-      SELECT t.state AS tenant_state, ${quotaColumns}, ${useColumns}
+      SELECT t.state AS tenant_state, u.image_epoch, ${quotaColumns}, ${useColumns}
       FROM tenant_usage u JOIN tenants t ON t.id = u.tenant_id WHERE u.tenant_id = $1 FOR UPDATE OF u
     ), admitted AS MATERIALIZED (
       SELECT $4::integer AS jobs FROM locked
       WHERE tenant_state = 'active' AND unfinished_jobs + $4::integer <= quota_unfinished_jobs
+        AND ($19::integer IS NULL OR image_epoch = $19)
     ), batch AS (
       INSERT INTO batches (id, tenant_id, name, total, created_at) SELECT $2, $1, $3, a.jobs, $5 FROM admitted a
     ), job AS (
       INSERT INTO jobs (id, tenant_id, batch_id, state, image, spec, stdin, stdin_bytes, labels, priority, cpu_millis,
-        memory_bytes, disk_bytes, deadline, retention_ms, waiting_since, created_at)
+        memory_bytes, disk_bytes, deadline, retention_ms, waiting_since, created_at, image_digest)
       SELECT r.id, $1, $2, 'queued', r.image, r.spec::json, r.stdin, coalesce(octet_length(r.stdin), 0),
-        r.labels::jsonb, r.priority, r.cpu, r.memory, r.disk, r.deadline, r.retention, $5, $5
+        r.labels::jsonb, r.priority, r.cpu, r.memory, r.disk, r.deadline, r.retention, $5, $5, r.image_digest
       FROM admitted, unnest($6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::integer[],
-        $12::timestamptz[], $13::integer[], $14::bigint[], $15::bigint[], $16::bigint[])
-        AS r(id, image, spec, stdin, labels, priority, deadline, cpu, memory, disk, retention)
+        $12::timestamptz[], $13::integer[], $14::bigint[], $15::bigint[], $16::bigint[], $18::text[])
+        AS r(id, image, spec, stdin, labels, priority, deadline, cpu, memory, disk, retention, image_digest)
     ), reserve AS (
       UPDATE tenant_usage u SET unfinished_jobs = u.unfinished_jobs + a.jobs, event_number = u.event_number + a.jobs
       FROM admitted a WHERE u.tenant_id = $1 RETURNING u.event_number - a.jobs AS before
@@ -137,6 +154,7 @@ const insertBatch: Statement = {
 
 interface AdmittedRow extends UseRow, QuotaRow {
   readonly tenant_state: Tenant['state']
+  readonly image_epoch: number
   readonly admitted: boolean
 }
 
@@ -199,26 +217,48 @@ const freshPlaced = (job: Job, attemptId: AttemptId, nodeId: NodeId): Job => ({
 })
 
 /** The node to try, decided on what may be old by now. */
-function nodeFor(row: SituationRow, tenantId: TenantId, spec: JobSpec, now: Date): NodeId | null {
+function nodeFor(row: SituationRow, tenantId: TenantId, spec: JobSpec, image: ResolvedImage, now: Date): NodeId | null {
   const cost = costOf(spec)
   if (row.queued_ahead || row.others_wait || fits(quotaOf(row), useOf(row), cost)) return null
-  return choose(row.nodes.map(nodeOf), { tenantId, image: spec.image, cost }, now)?.id ?? null
+  return (
+    choose(row.nodes.map(nodeOf), { tenantId, image: image.key, pinned: image.digest !== null, cost }, now)?.id ?? null
+  )
 }
+
+/** How often a name is resolved again because images went in between: each time somebody has removed some. */
+const RESOLVED_AGAIN = 20
+
+/** Runs an admission anew while images went between its resolving of names and its end. */
+async function onSameImages<T>(admit: () => Promise<T | undefined>): Promise<T> {
+  for (let tries = 0; tries < RESOLVED_AGAIN; tries++) {
+    const admitted = await admit()
+    if (admitted) return admitted
+  }
+  throw new Fault('resolve the image', { cause: 'images of the tenant keep going away' })
+}
+
+const imagesWent = (row: AdmittedRow | undefined, epoch: number): boolean =>
+  row !== undefined && !row.admitted && row.image_epoch !== epoch
+
+type AdmittedJob = Awaited<ReturnType<Admission['admitJob']>>
 
 async function admitJob(
   store: Store,
   tenantId: TenantId,
   spec: JobSpec,
   by: string,
-): ReturnType<Admission['admitJob']> {
+  wanted: ImageWanted,
+): Promise<AdmittedJob | undefined> {
   const now = store.clock.now()
-  const situation = [tenantId, spec.image, now, new Date(now.getTime() - NODE_SILENT_MS)]
+  const silent = new Date(now.getTime() - NODE_SILENT_MS)
+  const situation = [tenantId, wanted.base?.digest ?? wanted.base?.key, now, silent, wanted.reference, wanted.digest]
   const [row] = await store.rows<SituationRow>(readSituation, situation)
   if (!row) throw noTenant(tenantId)
   const quota = quotaOf(row)
   const cost = costOf(spec)
   const never = neverFits(quota, cost)
   if (never && row.state === 'active') throw exceeded(never)
+  const image = resolvedOr404(wanted, row.image_digest)
 
   const jobId = JobId.parse(store.ids.mint('job'))
   const attemptId = AttemptId.parse(store.ids.mint('attempt'))
@@ -227,7 +267,7 @@ async function admitJob(
     store.rows<AdmittedRow & { node_id: NodeId | null }>(insertJob, [
       tenantId,
       jobId,
-      spec.image,
+      image.key,
       JSON.stringify(stored),
       stdin,
       JSON.stringify(spec.labels),
@@ -239,11 +279,14 @@ async function admitJob(
       spec.retentionMs,
       now,
       attemptId,
-      nodeFor(row, tenantId, spec, now),
+      nodeFor(row, tenantId, spec, image, now),
       JSON.stringify(noPhases),
       by,
+      image.digest,
+      image.digest === null ? null : row.image_epoch,
     ]),
   )
+  if (imagesWent(admitted, row.image_epoch)) return undefined
   refuseUnlessAdmitted(tenantId, admitted, 1)
   const job = fresh(jobId, spec, now)
   const nodeId = admitted?.node_id
@@ -256,25 +299,52 @@ async function admitJob(
     tenantId,
     ids: idRange(row.uid_slot),
     tenantLimits: tenantLimits(quota),
+    ...(image.digest !== null && { image: image.digest }),
     spec,
     placedAt: job.createdAt,
   })
   return { job: freshPlaced(job, attemptId, nodeId), placed: { nodeId, command } }
 }
 
-async function refuseImpossible(store: Store, tenantId: TenantId, specs: readonly JobSpec[]): Promise<void> {
-  const read: Statement = {
-    name: 'tenant_quota',
-    text: `SELECT t.state, ${quotaColumns} FROM tenants t WHERE t.id = $1`,
-  }
-  const [row] = await store.rows<QuotaRow & { state: Tenant['state'] }>(read, [tenantId])
+const readQuota: Statement = {
+  name: 'tenant_quota',
+  text: `SELECT t.state, u.image_epoch, ${quotaColumns}, ARRAY(
+           SELECT ${imageDigest('$1', 'w.reference', 'w.digest')}
+           FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS w(reference, digest, number) ORDER BY w.number) AS digests
+         FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id WHERE t.id = $1`,
+}
+
+interface BatchQuotaRow extends QuotaRow {
+  readonly state: Tenant['state']
+  readonly image_epoch: number
+  readonly digests: readonly (string | null)[]
+}
+
+/** Refuses what could never run. @returns what the image of each spec is, and as of which epoch */
+async function checkSpecs(
+  store: Store,
+  tenantId: TenantId,
+  specs: readonly JobSpec[],
+  images: readonly ImageWanted[],
+): Promise<{ readonly epoch: number; readonly resolved: readonly ResolvedImage[] }> {
+  const distinct = [...new Map(images.map((image) => [image.text, image])).values()]
+  const references = distinct.map(({ reference }) => reference)
+  const values = [tenantId, references, distinct.map(({ digest }) => digest)]
+  const [row] = await store.rows<BatchQuotaRow>(readQuota, values)
   if (!row) throw noTenant(tenantId)
   const quota = quotaOf(row)
   for (const spec of specs) {
     const never = neverFits(quota, costOf(spec))
     if (never && row.state === 'active') throw exceeded(never)
   }
+  const byText = new Map(distinct.map((image, i) => [image.text, resolvedOr404(image, row.digests[i] ?? null)]))
+  return {
+    epoch: row.image_epoch,
+    resolved: images.map((image) => byText.get(image.text) ?? resolvedOr404(image, null)),
+  }
 }
+
+type AdmittedBatch = Awaited<ReturnType<Admission['admitBatch']>>
 
 async function admitBatch(
   store: Store,
@@ -282,8 +352,9 @@ async function admitBatch(
   name: string | undefined,
   specs: readonly JobSpec[],
   by: string,
-): ReturnType<Admission['admitBatch']> {
-  await refuseImpossible(store, tenantId, specs)
+  images: readonly ImageWanted[],
+): Promise<AdmittedBatch | undefined> {
+  const { epoch, resolved } = await checkSpecs(store, tenantId, specs, images)
   const now = store.clock.now()
   const batchId = BatchId.parse(store.ids.mint('batch'))
   const jobIds = specs.map(() => JobId.parse(store.ids.mint('job')))
@@ -299,7 +370,7 @@ async function admitBatch(
       specs.length,
       now,
       jobIds,
-      specs.map((spec) => spec.image),
+      resolved.map((image) => image.key),
       split.map(({ stored }) => JSON.stringify(stored)),
       split.map(({ stdin }) => stdin),
       specs.map((spec) => JSON.stringify(spec.labels)),
@@ -310,8 +381,11 @@ async function admitBatch(
       costs.map((cost) => cost.diskBytes),
       specs.map((spec) => spec.retentionMs),
       by,
+      resolved.map((image) => image.digest),
+      resolved.some((image) => image.digest !== null) ? epoch : null,
     ]),
   )
+  if (imagesWent(row, epoch)) return undefined
   refuseUnlessAdmitted(tenantId, row, specs.length)
   const placed = await placeStored(store, specs.length)
   return { batch: await readBatch(store, { tenantId }, batchId), jobIds, placed }
@@ -328,7 +402,9 @@ async function placeStored(store: Store, count: number): Promise<readonly Placed
 }
 
 export const openAdmission = (store: Store): Admission => ({
-  admitJob: (tenantId, spec, by = 'api') => admitJob(store, tenantId, spec, by),
-  admitBatch: (tenantId, name, specs, by = 'api') => admitBatch(store, tenantId, name, specs, by),
+  admitJob: (tenantId, spec, by = 'api', image = wantedBy(spec)) =>
+    onSameImages(() => admitJob(store, tenantId, spec, by, image)),
+  admitBatch: (tenantId, name, specs, by = 'api', images = specs.map(wantedBy)) =>
+    onSameImages(() => admitBatch(store, tenantId, name, specs, by, images)),
   placeQueued: (limit) => placeQueued(store, limit),
 })

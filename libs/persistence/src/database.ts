@@ -3,6 +3,7 @@ import { openAdmission } from './admission.js'
 import { openBatches } from './batches.js'
 import { openEvents } from './events.js'
 import { openIdempotency } from './idempotency.js'
+import { openImages } from './images.js'
 import { openJobs } from './jobs.js'
 import { openKeys } from './keys.js'
 import { openNodes } from './nodes.js'
@@ -29,6 +30,7 @@ export function openDatabase(options: StoreOptions): Database {
     sandboxes: openSandboxes(store),
     events: openEvents(store),
     admission: openAdmission(store),
+    images: openImages(store),
     usage: openUsage(store),
     idempotency: openIdempotency(store),
     exclusively: (name, work) => store.exclusively(name, work),

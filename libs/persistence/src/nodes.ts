@@ -3,7 +3,6 @@ import {
   type AttemptId,
   type Capacity,
   Failure,
-  type Image,
   type Node,
   NodeId,
   NodeImage,
@@ -12,6 +11,7 @@ import {
 } from '@berth/contracts'
 import { compareStanding, otherLimits, toMillis, type WantedAttempt } from '@berth/domain'
 import { endAttempt } from './ending.js'
+import { orphanedImages } from './images.js'
 import { acknowledge, lostEnd } from './overdue.js'
 import type { HeartbeatBody, JobChange, JoinBody, Nodes, PageRequest, Standing } from './repositories.js'
 import { compareSandboxes, loseSandboxesOf } from './sandbox-overdue.js'
@@ -233,7 +233,8 @@ async function compareWith(store: Store, id: NodeId, body: HeartbeatBody, now: D
   const unwanted = await compareAttempts(store, id, body.attempts, now)
   const sandboxes = await compareSandboxes(store, id, body.sandboxes, now)
   const tenantLimits = await compareTenants(store, body.tenants)
-  return { unwanted, unwantedSandboxes: sandboxes.unwanted, tenantLimits, changed: sandboxes.changed }
+  const unwantedImages = await orphanedImages(store, body.images, now)
+  return { unwanted, unwantedSandboxes: sandboxes.unwanted, unwantedImages, tenantLimits, changed: sandboxes.changed }
 }
 
 const standingValues = (id: NodeId, now: Date, capacity: Capacity, images: readonly NodeImage[], joins: boolean) => [
@@ -277,13 +278,6 @@ const readStreams: Statement = {
          WHERE id = $1 AND streams_url IS NOT NULL AND certificate IS NOT NULL`,
 }
 
-const readImages: Statement = {
-  name: 'images',
-  text: `SELECT i.reference, i.digest, max(i."sizeBytes") AS "sizeBytes", count(DISTINCT n.id)::integer AS nodes
-         FROM nodes n, jsonb_to_recordset(n.images) AS i(reference text, digest text, "sizeBytes" bigint)
-         WHERE n.state = 'ready' AND i.reference IS NOT NULL GROUP BY i.reference, i.digest ORDER BY i.reference, i.digest`,
-}
-
 export const openNodes = (store: Store): Nodes => ({
   create: (node) => create(store, node),
   byToken: async (hash) => {
@@ -304,5 +298,4 @@ export const openNodes = (store: Store): Nodes => ({
     const [row] = await store.rows<{ url: string; certificate: string }>(readStreams, [id])
     return row
   },
-  images: () => store.rows<Image>(readImages, []),
 })

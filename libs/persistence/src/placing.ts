@@ -89,7 +89,7 @@ export const nodesJson = (images: string, tenants: string): string => {
 
 /**
  * SQL for the common table `waiting`: tenants that may run one more job, with their first queued ones. Jobs larger than
- * any node that lives are passed over, among the first 1,000 only: a tenant cannot make this slow with a queue of them.
+ * any node that lives, or whose image none of them has, are passed over, among the first 1,000 only: a tenant cannot make this slow with a queue of them.
  * @param now parameter with the time
  * @param silent parameter with the time before which a node's last sign of life is too old
  * @param heads SQL number of jobs per tenant
@@ -100,15 +100,18 @@ export const waitingHeads = (now: string, silent: string, heads: string, also = 
     FROM nodes n WHERE n.state = 'ready' AND n.last_seen_at >= ${silent}
   ), waiting AS MATERIALIZED (
     SELECT u.tenant_id, t.weight, u.last_placed_at, ${quotaColumns}, ${useColumns},
-      h.id, h.image, h.cpu_millis, h.memory_bytes, h.disk_bytes, h.stdin_bytes, h.waiting_since, h.priority
+      h.id, h.image, h.image_digest, h.cpu_millis, h.memory_bytes, h.disk_bytes, h.stdin_bytes, h.waiting_since, h.priority
     FROM tenant_usage u JOIN tenants t ON t.id = u.tenant_id CROSS JOIN largest l CROSS JOIN LATERAL (
       SELECT q.* FROM (
-        SELECT j.id, j.image, j.cpu_millis, j.memory_bytes, j.disk_bytes, j.stdin_bytes, j.waiting_since, j.priority,
+        SELECT j.id, j.image, j.image_digest, j.cpu_millis, j.memory_bytes, j.disk_bytes, j.stdin_bytes, j.waiting_since, j.priority,
           j.deadline
         FROM jobs j WHERE j.tenant_id = u.tenant_id AND j.state = 'queued' AND j.not_before IS NULL
         ORDER BY j.priority DESC, j.id LIMIT ${LOOK_AHEAD}) q
       WHERE q.cpu_millis <= l.cpu AND q.memory_bytes <= l.memory AND q.disk_bytes <= l.disk
         AND (q.deadline IS NULL OR q.deadline > ${now})
+        AND (q.image_digest IS NULL OR EXISTS (
+          SELECT 1 FROM nodes n
+          WHERE n.state = 'ready' AND n.last_seen_at >= ${silent} AND q.image_digest = ANY(n.image_names)))
       ORDER BY q.priority DESC, q.id LIMIT least(${heads}, t.quota_concurrent_jobs - u.running_jobs)) h
     WHERE u.unfinished_jobs > u.running_jobs AND u.running_jobs < t.quota_concurrent_jobs AND t.state = 'active'
       ${also}
@@ -128,6 +131,7 @@ interface WaitingRow extends UseRow, QuotaRow {
   readonly last_placed_at: Date | null
   readonly id: JobId
   readonly image: string
+  readonly image_digest: string | null
   readonly cpu_millis: number
   readonly memory_bytes: number
   readonly disk_bytes: number
@@ -152,6 +156,7 @@ const headOf = (row: WaitingRow): Head => ({
   id: row.id,
   tenantId: row.tenant_id,
   image: row.image,
+  pinned: row.image_digest !== null,
   cost: { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, diskBytes: row.disk_bytes },
   waitingSince: row.waiting_since,
   stdinBytes: row.stdin_bytes,
@@ -242,7 +247,8 @@ async function confirm(session: Session, picks: readonly Pick[], now: Date): Pro
     const [use, quota] = [uses.get(pick.job.tenantId), quotas.get(pick.job.tenantId)]
     const [node, job] = [nodes.get(pick.node.id), jobs.get(pick.job.id)]
     if (!use || !quota || !node || !job) return []
-    if (fits(quota, use, pick.job.cost) || !feasible(node, pick.job, now)) return []
+    // That the node has the image was decided before; it is not read again.
+    if (fits(quota, use, pick.job.cost) || !feasible(node, { ...pick.job, pinned: false }, now)) return []
     uses.set(pick.job.tenantId, withRunning(use, pick.job.cost))
     nodes.set(node.id, withJob(node, pick.job))
     return [{ ...pick, ...job }]

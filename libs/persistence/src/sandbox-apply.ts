@@ -33,7 +33,7 @@ const fits = (use: string, more: string, limit: string): string =>
 // locked in order whatever the plan.
 const reserving = `
   WITH usage AS MATERIALIZED (
-    SELECT t.state AS tenant_state, t.uid_slot, ${quotaColumns}, ${useColumns}, u.sandboxes
+    SELECT t.state AS tenant_state, t.uid_slot, ${quotaColumns}, ${useColumns}, u.sandboxes, u.image_epoch
     FROM tenant_usage u JOIN tenants t ON t.id = u.tenant_id WHERE u.tenant_id = $1 FOR UPDATE OF u
   ), allowed AS MATERIALIZED (
     SELECT FROM usage
@@ -80,7 +80,8 @@ const following = `, taken AS (
 const insertSandbox: Statement = {
   name: 'insert_sandbox',
   text: `${reserving}, done AS (
-      INSERT INTO sandboxes (${insertColumns}) SELECT ${insertValues} FROM roomy, ${recordFrom('$11')} RETURNING id
+      INSERT INTO sandboxes (${insertColumns}) SELECT ${insertValues} FROM roomy, usage, ${recordFrom('$11')}
+      WHERE $14::integer IS NULL OR usage.image_epoch = $14 RETURNING id
     )${following}`,
 }
 
@@ -147,11 +148,17 @@ async function named<T>(name: string | null, work: Promise<T>): Promise<T> {
 
 /**
  * Stores a new sandbox.
- * @returns the tenant, for the command; undefined where its node has no room any more: choose again
+ * @param imageEpoch as of which its image was resolved; null: a base image
+ * @returns the tenant, for the command; undefined where its node has no room any more, or images went: choose again
  * @throws name_taken, quota_exceeded, tenant_suspended, tenant_not_found
  */
-export async function insertStep(store: Store, step: SandboxStep): Promise<TenantRow | undefined> {
-  const [row] = await named(step.after.name, store.rows<AppliedRow>(insertSandbox, valuesOf(step)))
+export async function insertStep(
+  store: Store,
+  step: SandboxStep,
+  imageEpoch: number | null,
+): Promise<TenantRow | undefined> {
+  const values = [...valuesOf(step), imageEpoch]
+  const [row] = await named(step.after.name, store.rows<AppliedRow>(insertSandbox, values))
   if (!row) throw tenantNotFound(step.after.tenantId)
   if (row.done) return row
   refuse(row, step)

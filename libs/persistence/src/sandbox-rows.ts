@@ -18,6 +18,7 @@ const columns: readonly (readonly [field: keyof Flat, column: string, type: stri
   ['name', 'name', 'text'],
   ['labels', 'labels', 'jsonb'],
   ['spec', 'spec', 'json'],
+  ['imageDigest', 'image_digest', 'text', 'constant'],
   ['state', 'state', 'text'],
   ['lostFrom', 'lost_from', 'text'],
   ['desired', 'desired', 'text'],
@@ -98,7 +99,7 @@ export interface TenantRow extends QuotaRow {
 
 /** What the node of a sandbox is told; undefined where it has none. */
 export function applyCommand(record: SandboxRecord, tenant: TenantRow): Addressed<ApplySandbox> | undefined {
-  const { id: sandboxId, nodeId, tenantId, generation, desired, run, stop, name, labels } = record
+  const { id: sandboxId, nodeId, tenantId, generation, desired, run, stop, name, labels, imageDigest } = record
   if (nodeId === null) return undefined
   const quota = quotaOf(tenant)
   const command: ApplySandbox = {
@@ -108,6 +109,7 @@ export function applyCommand(record: SandboxRecord, tenant: TenantRow): Addresse
     ids: idRange(tenant.uid_slot),
     tenantLimits: tenantLimits(quota),
     tenantTerminals: quota.terminals,
+    ...(imageDigest !== null && { image: imageDigest }),
     spec: { ...record.spec, labels, ...(name !== null && { name }) },
     requestedAt: record.requestedAt.toISOString(),
     clocksFrom: record.clocksFrom.toISOString(),

@@ -15,6 +15,7 @@ import {
   chooseForSandbox,
   fitsSandbox,
   newSandbox,
+  type ResolvedImage,
   reportOf,
   requestOf,
   type SandboxRequest,
@@ -23,6 +24,7 @@ import {
   sandboxView,
   stepTo,
 } from '@berth/domain'
+import { imageDigest, resolvedOr404, wantedBy } from './image-resolving.js'
 import { type NodeJson, nodeOf, nodesJson, type UseRow, useColumns, useOf } from './placing.js'
 import type {
   Access,
@@ -101,15 +103,19 @@ interface SituationRow extends UseRow, TenantRow {
   readonly state: Tenant['state']
   readonly sandboxes: number
   readonly taken: boolean
+  readonly image_digest: string | null
+  readonly image_epoch: number
   readonly nodes: readonly NodeJson[]
 }
 
 const readSituation: Statement = {
   name: 'sandbox_situation',
-  text: `SELECT t.state, t.uid_slot, ${quotaColumns}, ${useColumns}, u.sandboxes,
+  text: `WITH image AS MATERIALIZED (SELECT ${imageDigest('$1', '$4::text', '$5::text')} AS digest)
+         SELECT t.state, t.uid_slot, ${quotaColumns}, ${useColumns}, u.sandboxes, u.image_epoch,
+           (SELECT i.digest FROM image i) AS image_digest,
            EXISTS (SELECT 1 FROM sandboxes s
              WHERE s.tenant_id = $1 AND s.name = $3::text AND s.deleted_at IS NULL) AS taken,
-           ${nodesJson('ARRAY[$2::text]', 'ARRAY[$1::text]')} AS nodes
+           ${nodesJson('ARRAY[coalesce((SELECT i.digest FROM image i), $2::text)]', 'ARRAY[$1::text]')} AS nodes
          FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id WHERE t.id = $1`,
 }
 
@@ -126,26 +132,29 @@ function refuse(row: SituationRow, { tenantId, spec, start }: NewSandbox): never
   throw noCapacity(`none of ${row.nodes.length} ready nodes has image ${spec.image} and room`, asked)
 }
 
-function stepOn(store: Store, row: SituationRow, asked: NewSandbox): SandboxStep {
+function stepOn(store: Store, row: SituationRow, asked: NewSandbox, image: ResolvedImage): SandboxStep {
   const { tenantId, spec, start, by } = asked
   const now = store.clock.now()
-  const placeable = { tenantId, image: spec.image, cost: sandboxCost(spec), starts: start }
+  const placeable = { tenantId, image: image.key, cost: sandboxCost(spec), starts: start }
   const chosen = chooseForSandbox(row.nodes.map(nodeOf), placeable, now)
   if (!chosen) return refuse(row, asked)
   const id = SandboxId.parse(store.ids.mint('sandbox'))
-  const place = { nodeId: chosen.node.id, placedBecause: chosen.because }
+  const placedBecause = chosen.because.replace(image.key, spec.image)
+  const place = { nodeId: chosen.node.id, placedBecause, imageDigest: image.digest }
   return stepTo(undefined, newSandbox({ id, tenantId, spec, start, by, now, ...place }), now, { by })
 }
 
 async function create(store: Store, asked: NewSandbox): Promise<ChangedSandbox> {
-  const { tenantId, spec } = asked
-  const situation = [tenantId, spec.image, spec.name ?? null]
+  const { tenantId, spec, image: wanted = wantedBy(spec) } = asked
+  const base = wanted.base?.digest ?? wanted.base?.key
+  const situation = [tenantId, base, spec.name ?? null, wanted.reference, wanted.digest]
   for (let choice = 1; ; choice++) {
     const [row] = await store.rows<SituationRow>(readSituation, situation)
     if (!row) throw tenantNotFound(tenantId)
     if (row.taken) throw new Failure('name_taken', `there is a sandbox named ${spec.name}`)
-    const step = stepOn(store, row, asked)
-    const tenant = await storing(insertStep(store, step))
+    const image = resolvedOr404(wanted, row.image_digest)
+    const step = stepOn(store, row, asked, image)
+    const tenant = await storing(insertStep(store, step, image.digest === null ? null : row.image_epoch))
     if (tenant) return changedBy({ step, before: step.after, tenant })
     if (choice === CHOICES) throw noCapacity('other sandboxes and jobs take all room there is', step.node)
   }

@@ -19,6 +19,7 @@ const quotaData = (quota: Partial<Quota>) => ({
   ...(quota.requestsPerMinute !== undefined && { quotaRequestsPerMinute: quota.requestsPerMinute }),
   ...(quota.sandboxes !== undefined && { quotaSandboxes: quota.sandboxes }),
   ...(quota.terminals !== undefined && { quotaTerminals: quota.terminals }),
+  ...(quota.imageBytes !== undefined && { quotaImageBytes: BigInt(quota.imageBytes) }),
 })
 
 interface TenantRecord {
@@ -34,6 +35,7 @@ interface TenantRecord {
   readonly quotaRequestsPerMinute: number
   readonly quotaSandboxes: number
   readonly quotaTerminals: number
+  readonly quotaImageBytes: bigint
   readonly createdAt: Date
 }
 
@@ -51,6 +53,7 @@ const tenantOf = (row: TenantRecord): Tenant => ({
     requestsPerMinute: row.quotaRequestsPerMinute,
     sandboxes: row.quotaSandboxes,
     terminals: row.quotaTerminals,
+    imageBytes: Number(row.quotaImageBytes),
   },
   createdAt: row.createdAt.toISOString(),
 })
@@ -62,8 +65,8 @@ const insertTenant: Statement = {
   name: 'insert_tenant',
   text: `INSERT INTO tenants AS t (id, name, uid_slot, quota_unfinished_jobs, quota_concurrent_jobs, quota_cpu_millis,
            quota_memory_bytes, quota_disk_bytes, quota_pids, quota_requests_per_minute, quota_sandboxes, quota_terminals,
-           created_at)
-         SELECT $1, $2, min(free.slot), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12
+           quota_image_bytes, created_at)
+         SELECT $1, $2, min(free.slot), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
          FROM (SELECT 0 AS slot UNION ALL SELECT uid_slot + 1 FROM tenants) free
          WHERE NOT EXISTS (SELECT 1 FROM tenants taken WHERE taken.uid_slot = free.slot)`,
 }
@@ -84,6 +87,7 @@ async function create(store: Store, tenant: Parameters<Tenants['create']>[0]): P
     quota.requestsPerMinute,
     quota.sandboxes,
     quota.terminals,
+    quota.imageBytes,
   ]
   try {
     await store.transaction(async (session) => {
@@ -146,6 +150,7 @@ export const openTenants = (store: Store): Tenants => ({
 
 interface UsageRow extends UseRow, QuotaRow {
   readonly sandboxes: number
+  readonly image_bytes: number
   readonly jobs: number
   readonly attempts: number
   readonly cpu_ms: number
@@ -156,7 +161,7 @@ interface UsageRow extends UseRow, QuotaRow {
 
 const readUsage: Statement = {
   name: 'read_usage',
-  text: `SELECT ${quotaColumns}, ${useColumns}, u.sandboxes, p.*
+  text: `SELECT ${quotaColumns}, ${useColumns}, u.sandboxes, u.image_bytes, p.*
          FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id CROSS JOIN LATERAL (
            SELECT coalesce(sum(h.jobs), 0)::integer AS jobs, coalesce(sum(h.attempts), 0)::integer AS attempts,
              coalesce(sum(h.cpu_ms), 0) AS cpu_ms, coalesce(sum(h.wall_ms), 0) AS wall_ms,
@@ -181,6 +186,7 @@ async function usage(store: Store, tenantId: TenantId, from: Date, to: Date): Pr
       cpus: row.running_cpu_millis / 1000,
       memoryBytes: row.running_memory_bytes,
       diskBytes: row.running_disk_bytes,
+      imageBytes: row.image_bytes,
     },
     quota: quotaOf(row),
     period: {

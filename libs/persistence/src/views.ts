@@ -80,7 +80,7 @@ export const labelConditions = (
 /** Columns of `tenants t` that quotas are made of. */
 export const quotaColumns = `
   t.quota_unfinished_jobs, t.quota_concurrent_jobs, t.quota_cpu_millis, t.quota_memory_bytes, t.quota_disk_bytes,
-  t.quota_pids, t.quota_requests_per_minute, t.quota_sandboxes, t.quota_terminals`
+  t.quota_pids, t.quota_requests_per_minute, t.quota_sandboxes, t.quota_terminals, t.quota_image_bytes`
 
 export interface QuotaRow {
   readonly quota_unfinished_jobs: number
@@ -92,6 +92,7 @@ export interface QuotaRow {
   readonly quota_requests_per_minute: number
   readonly quota_sandboxes: number
   readonly quota_terminals: number
+  readonly quota_image_bytes: number
 }
 
 export const quotaOf = (row: QuotaRow): Quota => ({
@@ -104,6 +105,7 @@ export const quotaOf = (row: QuotaRow): Quota => ({
   requestsPerMinute: row.quota_requests_per_minute,
   sandboxes: row.quota_sandboxes,
   terminals: row.quota_terminals,
+  imageBytes: row.quota_image_bytes,
 })
 
 /** Ids of a range: as many as a 16-bit uid space, the least that images and tools expect. */
@@ -130,12 +132,13 @@ interface CommandRow extends QuotaRow {
   readonly uid_slot: number
   readonly placed_at: Date
   readonly spec: StoredSpec
+  readonly image_digest: string | null
   readonly stdin: Buffer | null
 }
 
 const commandRows: Statement = {
   name: 'run_commands',
-  text: `SELECT a.id, a.node_id, a.generation, a.job_id, a.tenant_id, a.placed_at, t.uid_slot, j.spec, j.stdin,
+  text: `SELECT a.id, a.node_id, a.generation, a.job_id, a.tenant_id, a.placed_at, t.uid_slot, j.spec, j.image_digest, j.stdin,
                 ${quotaColumns}
          FROM attempts a JOIN jobs j ON j.id = a.job_id JOIN tenants t ON t.id = a.tenant_id
          WHERE a.id = ANY($1) AND a.finished_at IS NULL ORDER BY a.id`,
@@ -155,6 +158,7 @@ export async function runCommands(session: Session, ids: readonly AttemptId[]): 
       tenantId: row.tenant_id,
       ids: idRange(row.uid_slot),
       tenantLimits: tenantLimits(quotaOf(row)),
+      ...(row.image_digest !== null && { image: row.image_digest }),
       spec: row.stdin === null ? row.spec : { ...row.spec, stdin: row.stdin.toString('base64') },
       placedAt: row.placed_at.toISOString(),
     }),

@@ -186,8 +186,13 @@ export class Auth {
 
 const sessionOver = () => new Failure('unauthenticated', 'the session is over; sign in again')
 
-/** Refuses a principal that may not call a route of this scope. @throws forbidden_scope naming what is missing */
-export function checkScope(principal: Principal, scope: Exclude<Scope, 'public'>): void {
+/**
+ * Refuses a principal that may not call a route of this scope.
+ * @param operators whether the route is one for operators too
+ * @throws forbidden_scope naming what is missing
+ */
+export function checkScope(principal: Principal, scope: Exclude<Scope, 'public'>, operators = false): void {
+  if (operators && principal.kind === 'operator') return
   if (scope === 'operator' || scope === 'node') {
     if (principal.kind === scope) return
     throw new Failure('forbidden_scope', `this route is for ${scope}s; the key belongs to a ${principal.kind}`, {

@@ -137,7 +137,7 @@ const isStream = (reply: Reply): boolean =>
   reply === 'bytes' || (typeof reply === 'object' && !(reply instanceof z.ZodType))
 
 async function admit(
-  { rate }: Route,
+  { rate, operators }: Route,
   scope: Exclude<Scope, 'public'>,
   request: FastifyRequest,
   reply: FastifyReply,
@@ -145,7 +145,7 @@ async function admit(
 ): Promise<void> {
   const principal = await auth.authenticate(askingOf(request, publicOrigin))
   request.principal = principal
-  checkScope(principal, scope)
+  checkScope(principal, scope, operators)
   if (rate !== 'none') countRequest(rateLimit, principal, reply, clock.now().getTime())
 }
 

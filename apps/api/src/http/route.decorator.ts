@@ -15,7 +15,7 @@ import {
 import { RouteConfig } from '@nestjs/platform-fastify'
 import type { FastifyRequest } from 'fastify'
 import type { z } from 'zod'
-import type { Principal, PrincipalOf } from './auth.js'
+import type { OperatorPrincipal, Principal, PrincipalOf } from './auth.js'
 import type { Asking } from './sessions.js'
 
 /** Runs `work` once per idempotency key; a repeat gets what the first run stored. See `RouteOptions.once`. */
@@ -27,7 +27,7 @@ export type Call<R extends RouteRecord> = BaseCall<R> &
   (Replies<R> extends 'socket' ? SocketCall : unknown)
 
 interface BaseCall<R extends RouteRecord> extends Input<R> {
-  readonly principal: PrincipalOf<R['scope']>
+  readonly principal: PrincipalOf<R['scope']> | (R extends { readonly operators: true } ? OperatorPrincipal : never)
   /** Aborted when the client has gone. */
   readonly signal: AbortSignal
   readonly once: Once

@@ -1,53 +1,117 @@
-// images.service.ts: what jobs can start from. Nodes tell what they hold when they join and with every heartbeat.
-import { Failure, type Image } from '@berth/contracts'
+// images.service.ts: images as their owners see them. What of them is names and numbers is in Postgres; of base images,
+// and of content, the nodes know.
+import {
+  Failure,
+  type HeldImage,
+  type Image,
+  type ImageDetails,
+  type ImageHistoryEntry,
+  InvalidRequest,
+  type Output,
+  type pruneImages,
+  type removeImage,
+} from '@berth/contracts'
+import { parseReference } from '@berth/oci'
+import type { PageOf, PageRequest } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
-import { Recent } from '../recent.js'
 import { CLOCK, type Clock, DATABASE, type Database } from '../tokens.js'
+import { historyOf } from './history.plan.js'
+import { type ImageCaller, ImageNames, ownerOf } from './image-names.js'
+import { ImageNodes } from './image-nodes.js'
+import { imageView } from './image-views.js'
+import { inFull, nameFilter, shortName } from './names.plan.js'
 
-/** How long an answer is used again, in milliseconds: every job asks. */
-const FRESH_MS = 2000
+/** A call about images, by whom. */
+export interface ImagesCall {
+  readonly principal: ImageCaller
+  /** Aborted when the client goes. */
+  readonly signal: AbortSignal
+}
+
+export interface ListFilter {
+  readonly reference?: string | undefined
+  readonly label?: readonly string[] | undefined
+  readonly dangling?: boolean | undefined
+}
 
 @Injectable()
 export class ImagesService {
-  private readonly recent: Recent<readonly Image[]>
-
   constructor(
     @Inject(DATABASE) private readonly database: Database,
-    @Inject(CLOCK) clock: Clock,
-  ) {
-    this.recent = new Recent({ clock, forMs: FRESH_MS, atMost: 1 })
+    @Inject(CLOCK) private readonly clock: Clock,
+    private readonly names: ImageNames,
+    private readonly nodes: ImageNodes,
+  ) {}
+
+  async list(principal: ImageCaller, { reference, ...filter }: ListFilter, page: PageRequest): Promise<PageOf<Image>> {
+    const scope = await this.names.scope(ownerOf(principal))
+    const found = await this.database.images.list(scope, { ...filter, ...nameFilter(reference) }, page)
+    return { ...found, items: found.items.map(imageView) }
   }
 
-  async list(): Promise<{ items: Image[]; nextCursor: null }> {
-    return { items: [...(await this.database.nodes.images())], nextCursor: null }
+  async get(call: ImagesCall, text: string): Promise<ImageDetails> {
+    const { image, held } = await this.inspect(call, text)
+    const { manifestDigest, platform, createdAt, layers, settings } = held
+    return { ...image, manifestDigest, platform, createdAt, labels: settings.labels, layers, settings }
   }
 
-  /**
-   * Refuses names that no ready node holds. With no ready node at all nothing is known, and jobs wait for one.
-   * @throws image_not_found naming the image
-   */
-  async require(references: Iterable<string>): Promise<void> {
-    const missing = missingFrom(await this.recent.get('images', () => this.database.nodes.images()), references)
-    if (missing === undefined) return
-    // It may have come within the last seconds.
-    const now = await this.database.nodes.images()
-    if (missingFrom(now, references) === undefined) return
-    const known = [...new Set(now.map(({ reference }) => reference))].slice(0, 20).join(', ')
-    throw new Failure('image_not_found', `no node has the image ${missing}; there are ${known}`, { image: missing })
+  async history(call: ImagesCall, text: string): Promise<{ items: ImageHistoryEntry[] }> {
+    const { held } = await this.inspect(call, text)
+    return { items: historyOf(held, this.clock.now()) }
+  }
+
+  /** One more name; what is not the caller's own becomes it. @throws image_not_found, quota_exceeded, no_capacity */
+  async tag(call: ImagesCall, text: string, name: string): Promise<Image> {
+    const reference = nameToGive(name)
+    const { image, held } = await this.inspect(call, text)
+    const { keyId } = call.principal
+    const nodeId = await this.database.images.holder([image.digest])
+    if (!nodeId) throw new Failure('no_capacity', `no node that is ready holds image ${text}`)
+    const images = [{ image: held, references: [reference] }]
+    const [tagged] = await this.database.images.add({ owner: ownerOf(call.principal), images, nodeId, by: keyId })
+    if (!tagged) throw new Failure('image_not_found', `image ${text} was removed meanwhile`)
+    return imageView(tagged)
+  }
+
+  async untag({ principal }: ImagesCall, text: string, name: string): Promise<Image> {
+    const { scope, wanted } = await this.names.look(ownerOf(principal), text)
+    const digest = await this.database.images.untag(scope, wanted, inFull(parseReference(name)))
+    const { image } = await this.database.images.get(scope, { text: digest, reference: null, digest, base: null })
+    return imageView(image)
+  }
+
+  async remove({ principal }: ImagesCall, text: string, force: boolean): Promise<Output<typeof removeImage>> {
+    const { scope, wanted } = await this.names.look(ownerOf(principal), text)
+    const { untagged, deleted, freedBytes } = await this.database.images.remove(scope, wanted, force)
+    return { untagged: untagged.map(shortName), deleted, freedBytes }
+  }
+
+  async prune(
+    principal: ImageCaller,
+    {
+      all,
+      olderThan,
+      label,
+    }: { readonly all: boolean; readonly olderThan?: number | undefined; readonly label: string[] },
+  ): Promise<Output<typeof pruneImages>> {
+    const before = olderThan === undefined ? null : new Date(this.clock.now().getTime() - olderThan)
+    const pruned = await this.database.images.prune(ownerOf(principal), { all, before, labels: label })
+    return { deleted: [...pruned.deleted], freedBytes: pruned.freedBytes }
+  }
+
+  private async inspect(call: ImagesCall, text: string): Promise<{ readonly image: Image; readonly held: HeldImage }> {
+    const { scope, wanted } = await this.names.look(ownerOf(call.principal), text)
+    const { image, held } = await this.database.images.get(scope, wanted)
+    if (held) return { image: imageView(image), held }
+    const nodeId = await this.database.images.holder([image.digest])
+    if (!nodeId) throw new Failure('image_not_found', `no node has base image ${text} any more`)
+    return { image: imageView(image), held: await this.nodes.held(call, nodeId, image.digest) }
   }
 }
 
-/** The first reference that none of `images` answers to; undefined when all do, or when no image is known at all. */
-export function missingFrom(images: readonly Image[], references: Iterable<string>): string | undefined {
-  if (images.length === 0) return undefined
-  const names = new Set(images.flatMap(namesOf))
-  for (const reference of references) if (!names.has(reference)) return reference
-  return undefined
-}
-
-/** Names that a job may use for an image: with and without `:latest`, by digest, and name with digest. */
-function namesOf({ reference, digest }: Image): string[] {
-  const short = reference.replace(/:latest$/, '')
-  const repository = reference.replace(/:[^:/]*$/, '')
-  return [reference, short, `${short}:latest`, digest, `${repository}@${digest}`]
+/** A name that an image is given: no digest, which nobody can give. @throws InvalidRequest */
+function nameToGive(text: string): string {
+  const reference = parseReference(text)
+  if (reference.digest === undefined) return inFull(reference)
+  throw new InvalidRequest([{ field: 'reference', message: `${text}: a name with a digest cannot be given` }])
 }

@@ -1,7 +1,7 @@
 import type { Batch, BatchId, JobId, JobSpec, TenantId } from '@berth/contracts'
 import { Inject, Injectable } from '@nestjs/common'
 import type { TenantPrincipal } from '../http/auth.js'
-import { ImagesService } from '../images/images.service.js'
+import { ImageNames } from '../images/image-names.js'
 import { Changes } from '../scheduling/changes.js'
 import { Dispatcher } from '../scheduling/dispatcher.js'
 import { DATABASE, type Database } from '../tokens.js'
@@ -14,7 +14,7 @@ const COUNT_PACE_MS = 100
 export class BatchesService {
   constructor(
     @Inject(DATABASE) private readonly database: Database,
-    private readonly images: ImagesService,
+    private readonly images: ImageNames,
     private readonly dispatcher: Dispatcher,
     private readonly changes: Changes,
     private readonly waiters: Waiters,
@@ -25,8 +25,10 @@ export class BatchesService {
     name: string | undefined,
     jobs: readonly JobSpec[],
   ): Promise<Batch & { jobIds: JobId[] }> {
-    await this.images.require(new Set(jobs.map(({ image }) => image)))
-    const { batch, jobIds, placed } = await this.database.admission.admitBatch(tenantId, name, jobs, keyId)
+    const texts = jobs.map(({ image }) => image)
+    const { batch, jobIds, placed } = await this.images.admitted(texts, (images) =>
+      this.database.admission.admitBatch(tenantId, name, jobs, keyId, images),
+    )
     this.dispatcher.dispatch(placed)
     this.changes.told(tenantId)
     this.changes.roomMade()

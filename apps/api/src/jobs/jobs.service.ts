@@ -7,7 +7,7 @@ import { Inject, Injectable } from '@nestjs/common'
 import { z } from 'zod'
 import type { TenantPrincipal } from '../http/auth.js'
 import type { Once } from '../http/route.decorator.js'
-import { ImagesService } from '../images/images.service.js'
+import { ImageNames } from '../images/image-names.js'
 import { Changes } from '../scheduling/changes.js'
 import { Dispatcher } from '../scheduling/dispatcher.js'
 import { DATABASE, type Database } from '../tokens.js'
@@ -33,7 +33,7 @@ const Created = z.object({ id: JobId })
 export class JobsService {
   constructor(
     @Inject(DATABASE) private readonly database: Database,
-    private readonly images: ImagesService,
+    private readonly images: ImageNames,
     private readonly dispatcher: Dispatcher,
     private readonly changes: Changes,
     private readonly waiters: Waiters,
@@ -90,8 +90,9 @@ export class JobsService {
   }
 
   private async admit(tenantId: TenantId, spec: JobSpec, by: string): Promise<Job> {
-    await this.images.require([spec.image])
-    const { job, placed } = await this.database.admission.admitJob(tenantId, spec, by)
+    const { job, placed } = await this.images.admitted([spec.image], ([image]) =>
+      this.database.admission.admitJob(tenantId, spec, by, image),
+    )
     if (placed) this.dispatcher.dispatch([placed])
     else this.changes.roomMade()
     this.changes.told(tenantId)

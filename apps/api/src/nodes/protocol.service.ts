@@ -45,9 +45,9 @@ export class ProtocolService {
   }
 }
 
-const answerOf = ({ unwanted, unwantedSandboxes, tenantLimits }: Omit<Standing, 'changed'>) => ({
+const answerOf = ({ unwanted, unwantedSandboxes, unwantedImages, tenantLimits }: Omit<Standing, 'changed'>) => ({
   unwanted: [...unwanted],
   unwantedSandboxes: [...unwantedSandboxes],
-  unwantedImages: [],
+  unwantedImages: [...unwantedImages],
   tenantLimits: [...tenantLimits],
 })

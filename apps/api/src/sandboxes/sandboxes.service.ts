@@ -17,7 +17,7 @@ import { z } from 'zod'
 import type { Config } from '../config.js'
 import type { TenantPrincipal } from '../http/auth.js'
 import type { Once } from '../http/route.decorator.js'
-import { ImagesService } from '../images/images.service.js'
+import { ImageNames } from '../images/image-names.js'
 import { Changes } from '../scheduling/changes.js'
 import { CLOCK, type Clock, CONFIG, DATABASE, type Database } from '../tokens.js'
 import { requireAllowed, sandboxPolicy } from './policy.js'
@@ -41,7 +41,7 @@ export class SandboxesService {
     @Inject(DATABASE) private readonly database: Database,
     @Inject(CONFIG) config: Config,
     @Inject(CLOCK) private readonly clock: Clock,
-    private readonly images: ImagesService,
+    private readonly images: ImageNames,
     private readonly changes: Changes,
   ) {
     this.policy = sandboxPolicy(config)
@@ -128,10 +128,11 @@ export class SandboxesService {
     ifExists: 'fail' | 'get',
   ) {
     requireAllowed(this.policy, spec)
-    await this.images.require([spec.image])
     for (let look = 1; ; look++) {
       try {
-        const created = await this.database.sandboxes.create({ tenantId, spec, start, by })
+        const created = await this.images.admitted([spec.image], ([image]) =>
+          this.database.sandboxes.create({ tenantId, spec, start, by, ...(image && { image }) }),
+        )
         this.changes.follow([created])
         return { sandbox: created.sandbox, made: true }
       } catch (error) {

@@ -30,7 +30,11 @@ export class NodeDoors {
   }
 
   /** Undefined when there is no such node, or it has not joined yet. */
-  async of(nodeId: NodeId, subject: SandboxId | AttemptId, action: Grant['action']): Promise<Door | undefined> {
+  async of(
+    nodeId: NodeId,
+    subject: SandboxId | AttemptId | NodeId,
+    action: Grant['action'],
+  ): Promise<Door | undefined> {
     const [node, grant] = await Promise.all([
       this.servers.get(nodeId, () => this.find(nodeId)),
       this.grants.get({ nodeId, subject, action }, this.clock.now()),

@@ -115,6 +115,7 @@ async function startApi(
     argv: [process.execPath, apiProgram],
     env: {
       ...passed(['LOG_LEVEL', 'BERTH_DB_POOL', 'BERTH_RETENTION', 'BERTH_PUBLIC_URL', 'BERTH_TRUSTED_PROXIES']),
+      ...passed(['BERTH_REGISTRY_', 'BERTH_INSECURE_REGISTRIES', 'BERTH_PRIVATE_REGISTRIES']),
       BERTH_API_HOST: hostname,
       BERTH_API_PORT: port,
       DATABASE_URL: databaseUrl,
@@ -182,7 +183,7 @@ async function startAgent(operator: Client, places: Places, credentials: Complet
 async function firstJob(credentials: Complete): Promise<void> {
   await using client = new Client({ url: credentials.url, apiKey: credentials.apiKey })
   const listed = async () =>
-    (await client.call(listImages, {})).items.some((image) => image.reference === 'python:latest')
+    (await client.call(listImages, {})).items.some((image) => image.references.includes('python:latest'))
   if (!(await until(listed, 30_000))) throw new Fault('run a first job', { cause: 'the node reports no image python' })
   const command = [
     'python3',

@@ -64,6 +64,7 @@ function Now({ usage: { now, quota } }: { readonly usage: Usage }) {
         <Meter name="CPUs" used={now.cpus} of={quota.cpus} show={number} />
         <Meter name="Memory" used={now.memoryBytes} of={quota.memoryBytes} show={bytes} />
         <Meter name="Disk" used={now.diskBytes} of={quota.diskBytes} show={bytes} />
+        <Meter name="Images" used={now.imageBytes} of={quota.imageBytes} show={bytes} />
         <Meter name="Jobs running" used={now.runningJobs} of={quota.concurrentJobs} show={number} />
         <Meter name="Jobs unfinished" used={now.unfinishedJobs} of={quota.unfinishedJobs} show={number} />
       </div>

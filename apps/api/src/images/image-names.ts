@@ -1,0 +1,82 @@
+// image-names.ts: what callers write → what admission is to look for. Nodes tell what they hold when they join and with
+// every heartbeat; which of it are base images is asked for every other second, whatever the number of jobs. Names of
+// tenants cost nothing here: the statement that admits looks them up.
+import { Failure } from '@berth/contracts'
+import { type ImageOwner, type ImageWanted, PUBLIC_OWNER } from '@berth/domain'
+import type { BaseImage, ImageScope } from '@berth/persistence'
+import { Inject, Injectable } from '@nestjs/common'
+import type { OperatorPrincipal, TenantPrincipal } from '../http/auth.js'
+import { Recent } from '../recent.js'
+import { CLOCK, type Clock, DATABASE, type Database } from '../tokens.js'
+import { baseScope, wantedOf } from './names.plan.js'
+
+/** How long an answer is used again, in milliseconds: every job asks. */
+const FRESH_MS = 2000
+const BASE = 'base'
+
+export type ImageCaller = TenantPrincipal | OperatorPrincipal
+
+/** Whose images a caller has: a tenant its own, an operator those that are public. */
+export const ownerOf = (caller: ImageCaller): ImageOwner =>
+  caller.kind === 'operator' ? PUBLIC_OWNER : caller.tenantId
+
+@Injectable()
+export class ImageNames {
+  private readonly recent: Recent<readonly BaseImage[]>
+
+  constructor(
+    @Inject(DATABASE) private readonly database: Database,
+    @Inject(CLOCK) clock: Clock,
+  ) {
+    this.recent = new Recent({ clock, forMs: FRESH_MS, atMost: 1 })
+  }
+
+  /** What a name means to an owner, with what a look-up of it needs. @throws InvalidRequest */
+  async look(owner: ImageOwner, text: string): Promise<{ readonly scope: ImageScope; readonly wanted: ImageWanted }> {
+    const base = await this.base()
+    return { scope: { owner, base: baseScope(base) }, wanted: wantedOf(text, base) }
+  }
+
+  async scope(owner: ImageOwner): Promise<ImageScope> {
+    return { owner, base: baseScope(await this.base()) }
+  }
+
+  /**
+   * Admits something that starts from images.
+   * @param texts names as written
+   * @param admit told what they mean, in the same order
+   * @throws InvalidRequest for what is no name; image_not_found saying what base images there are
+   */
+  async admitted<T>(texts: readonly string[], admit: (images: readonly ImageWanted[]) => Promise<T>): Promise<T> {
+    const before = await this.base()
+    try {
+      return await admit(wantedEach(texts, before))
+    } catch (error) {
+      if (!(error instanceof Failure) || error.code !== 'image_not_found') throw error
+      // A base image may have come within the last seconds.
+      this.recent.drop(BASE)
+      const now = await this.base()
+      if (!sameBase(before, now)) return admit(wantedEach(texts, now))
+      const known = [...new Set(now.map(({ reference }) => reference))].slice(0, 20).join(', ')
+      throw new Failure(error.code, `${error.message}; base images are ${known}`, error.data)
+    }
+  }
+
+  private base(): Promise<readonly BaseImage[]> {
+    return this.recent.get(BASE, () => this.database.images.base())
+  }
+}
+
+function wantedEach(texts: readonly string[], base: readonly BaseImage[]): readonly ImageWanted[] {
+  const wanted = new Map<string, ImageWanted>()
+  return texts.map((text) => {
+    const known = wanted.get(text) ?? wantedOf(text, base)
+    wanted.set(text, known)
+    return known
+  })
+}
+
+const sameBase = (a: readonly BaseImage[], b: readonly BaseImage[]): boolean => {
+  const key = (all: readonly BaseImage[]) => all.map(({ reference, digest }) => `${reference} ${digest}`).join('\n')
+  return key(a) === key(b)
+}

@@ -1,0 +1,74 @@
+import { InvalidRequest } from '@berth/contracts'
+import { describe, expect, test } from '@jest/globals'
+import { baseScope, nameFilter, nameOf, namesOf, shortName, wantedOf } from './names.plan.js'
+
+const [a, b] = [`sha256:${'a'.repeat(64)}`, `sha256:${'b'.repeat(64)}`]
+const base = [
+  { reference: 'python:latest', digest: a, sizeBytes: 3 },
+  { reference: 'registry.local:5000/team/app:1', digest: a, sizeBytes: 4 },
+]
+
+describe('names in full, as Docker has them', () => {
+  test.each([
+    ['python', 'docker.io/library/python:latest', 'python:latest'],
+    ['python:3', 'docker.io/library/python:3', 'python:3'],
+    ['docker.io/library/python', 'docker.io/library/python:latest', 'python:latest'],
+    ['team/app', 'docker.io/team/app:latest', 'team/app:latest'],
+    ['localhost/app', 'localhost/app:latest', 'localhost/app:latest'],
+    ['GHCR.io/team/app:1', 'ghcr.io/team/app:1', 'ghcr.io/team/app:1'],
+    ['registry.local:5000/app', 'registry.local:5000/app:latest', 'registry.local:5000/app:latest'],
+    [`app:1@${a}`, 'docker.io/library/app:1', 'app:1'],
+    [`app@${a}`, `docker.io/library/app@${a}`, `app@${a}`],
+  ])('%s is %s, and is shown as %s', (text, full, short) => {
+    expect(nameOf(text)).toBe(full)
+    expect(shortName(full)).toBe(short)
+    expect(nameOf(short)).toBe(full)
+  })
+
+  test.each(['', 'App', 'a b', 'a:b:c', 'a@b', '../a', `a@sha256:${'g'.repeat(64)}`, 'a//b', '-a', 'a:-b'])(
+    '%j is none',
+    (text) => {
+      expect(() => nameOf(text)).toThrow(InvalidRequest)
+      expect(namesOf([text, 'good'])).toEqual(['docker.io/library/good:latest'])
+    },
+  )
+})
+
+describe('what is looked for', () => {
+  test('a name is looked for in full, and is a base image where nodes have one of it', () => {
+    const reference = 'docker.io/library/python:latest'
+    expect(wantedOf('python', base)).toEqual({
+      ...{ text: 'python', reference, digest: null, base: { key: 'python:latest', digest: null } },
+    })
+    expect(wantedOf('python:3', base).base).toBeNull()
+    expect(wantedOf('registry.local:5000/team/app:1', base).base?.key).toBe('registry.local:5000/team/app:1')
+  })
+
+  test('a digest decides, with a name or without', () => {
+    const found = { reference: null, digest: a, base: { key: 'python:latest', digest: a } }
+    expect(wantedOf(a, base)).toEqual({ text: a, ...found })
+    expect(wantedOf(`python:2@${a}`, base)).toEqual({ text: `python:2@${a}`, ...found })
+    expect(wantedOf(b, base)).toEqual({ text: b, reference: null, digest: b, base: null })
+  })
+
+  test('while no node is known a name may be a base image, a digest is not', () => {
+    expect(wantedOf('docker.io/library/python', []).base).toEqual({ key: 'python:latest', digest: null })
+    expect(wantedOf(a, []).base).toBeNull()
+    expect(wantedOf(`python@${a}`, []).base).toBeNull()
+  })
+
+  test('base images are told by digest, with all their names', () => {
+    const references = ['docker.io/library/python:latest', 'registry.local:5000/team/app:1']
+    expect(baseScope(base)).toEqual([{ digest: a, references, sizeBytes: 4 }])
+  })
+})
+
+test.each([
+  [undefined, {}],
+  ['python', { prefix: 'docker.io/library/python:' }],
+  ['python:3', { reference: 'docker.io/library/python:3' }],
+  ['py*', { prefix: 'docker.io/library/py' }],
+  ['team/*', { prefix: 'docker.io/team/' }],
+  ['ghcr.io/team/*', { prefix: 'ghcr.io/team/' }],
+  ['*', { prefix: '' }],
+])('a list is filtered by %s', (text, filter) => expect(nameFilter(text)).toEqual(filter))

@@ -1,0 +1,58 @@
+// registries.service.ts: how owners are known to registries. A password is sealed before it is stored, and opened only to
+// be sent to a node that is about to speak to that registry.
+import { Failure, type listRegistries, type Output, type RegistryAccount, type RegistryLogin } from '@berth/contracts'
+import type { ImageOwner } from '@berth/domain'
+import type { SealedLogin } from '@berth/persistence'
+import { Inject, Injectable } from '@nestjs/common'
+import { Secrets } from '../secrets.js'
+import { DATABASE, type Database } from '../tokens.js'
+import { type ImageCaller, ownerOf } from './image-names.js'
+
+const accountOf = ({ registry, username, updatedAt }: SealedLogin): RegistryAccount => ({
+  registry,
+  username,
+  updatedAt,
+})
+
+/** What a password was sealed for: moved to another row, it opens nowhere. */
+const contextOf = (owner: ImageOwner, registry: string, username: string): string =>
+  JSON.stringify(['registry login', owner, registry, username])
+
+@Injectable()
+export class RegistriesService {
+  constructor(
+    @Inject(DATABASE) private readonly database: Database,
+    private readonly secrets: Secrets,
+  ) {}
+
+  async list(caller: ImageCaller): Promise<Output<typeof listRegistries>> {
+    return { items: (await this.database.images.logins.list(ownerOf(caller))).map(accountOf) }
+  }
+
+  /** @throws registry_not_found */
+  async get(caller: ImageCaller, registry: string): Promise<RegistryAccount> {
+    const login = await this.database.images.logins.get(ownerOf(caller), registry)
+    if (!login) throw new Failure('registry_not_found', `there is no login for ${registry}`)
+    return accountOf(login)
+  }
+
+  async put(caller: ImageCaller, registry: string, { username, password }: RegistryLogin): Promise<RegistryAccount> {
+    const owner = ownerOf(caller)
+    const sealedPassword = this.secrets.sealLogin(password, contextOf(owner, registry, username))
+    return accountOf(await this.database.images.logins.put(owner, { registry, username, sealedPassword }, caller.keyId))
+  }
+
+  /** @throws registry_not_found */
+  delete(caller: ImageCaller, registry: string): Promise<void> {
+    return this.database.images.logins.delete(ownerOf(caller), registry)
+  }
+
+  /** The login itself, for a node. @throws registry_denied where it was sealed with keys that are lost */
+  async login(owner: ImageOwner, registry: string): Promise<RegistryLogin | null> {
+    const sealed = await this.database.images.logins.get(owner, registry)
+    if (!sealed) return null
+    const password = this.secrets.openLogin(sealed.sealedPassword, contextOf(owner, registry, sealed.username))
+    if (password !== undefined) return { username: sealed.username, password }
+    throw new Failure('registry_denied', `the login for ${registry} cannot be read any more: set it again`)
+  }
+}

@@ -1,0 +1,195 @@
+// transfers.service.ts: images that come and go: pull, load, import, push, save. The node does it while the caller is
+// there; what it is done with becomes the caller's in one transaction, which counts the quota again. Killed anywhere
+// before that, nothing is listed, and the node drops what nobody has.
+
+import { readFile } from 'node:fs/promises'
+import type { Readable } from 'node:stream'
+import {
+  Failure,
+  Fault,
+  type Image,
+  type ImageProgress,
+  type ImageStep,
+  type ImportConfig,
+  InvalidRequest,
+  type NodeId,
+  type RegistryAccess,
+} from '@berth/contracts'
+import type { NodeAnswer } from '@berth/node-rpc'
+import { parseReference, type Reference } from '@berth/oci'
+import { Inject, Injectable } from '@nestjs/common'
+import type { Config } from '../config.js'
+import { CONFIG, DATABASE, type Database } from '../tokens.js'
+import { ImageNames, ownerOf } from './image-names.js'
+import { ImageNodes, type NodeRequest } from './image-nodes.js'
+import { imageView } from './image-views.js'
+import type { ImagesCall } from './images.service.js'
+import { inFull, nameOf, namesOf, shortName } from './names.plan.js'
+import { RegistriesService } from './registries.service.js'
+import { routeTo } from './registry.plan.js'
+import { Turns } from './turns.js'
+
+/** What is told of an operation; a Failure ends it. */
+export type Step = Exclude<ImageProgress, { readonly step: 'failed' }> | Failure
+
+/** Most bytes that a node is asked to take in where no quota says less. */
+const NO_LIMIT = 2 ** 50
+
+/** An operation that takes images in. */
+interface Taking {
+  /** The name that it is for, which may lead to something already. */
+  readonly reference: string | null
+  readonly request: (maxBytes: number) => Promise<NodeRequest> | NodeRequest
+  /** Names in full of an image that came, by what the archive says of it. */
+  readonly names: (told: readonly string[]) => readonly string[]
+}
+
+@Injectable()
+export class TransfersService {
+  private readonly turns = new Turns()
+
+  constructor(
+    @Inject(DATABASE) private readonly database: Database,
+    @Inject(CONFIG) private readonly config: Config,
+    private readonly names: ImageNames,
+    private readonly nodes: ImageNodes,
+    private readonly registries: RegistriesService,
+  ) {}
+
+  /** @throws InvalidRequest, policy_forbidden */
+  pull(call: ImagesCall, text: string, platform: string | undefined): AsyncGenerator<Step> {
+    const reference = parseReference(text)
+    const name = inFull(reference)
+    return this.take(call, {
+      reference: reference.digest === undefined ? name : null,
+      request: async (maxBytes) => {
+        const access = await this.access(call, reference, 'pull')
+        const wanted = reference.tag !== undefined && reference.digest ? `${name}@${reference.digest}` : name
+        return { method: 'POST', rest: ['pull'], json: { reference: wanted, platform, access, maxBytes } }
+      },
+      names: () => [name],
+    })
+  }
+
+  load(call: ImagesCall, body: Readable): AsyncGenerator<Step> {
+    const request = (maxBytes: number) => ({ method: 'POST', rest: ['load'], query: { maxBytes }, body }) as const
+    return this.take(call, { reference: null, request, names: namesOf })
+  }
+
+  /** @throws InvalidRequest */
+  import(call: ImagesCall, text: string | undefined, config: ImportConfig, body: Readable): AsyncGenerator<Step> {
+    const name = text === undefined ? [] : [nameOf(text)]
+    return this.take(call, {
+      reference: null,
+      request: (maxBytes) => ({
+        ...{ method: 'POST', rest: ['import'], query: { config: JSON.stringify(config), maxBytes }, body },
+      }),
+      names: () => name,
+    })
+  }
+
+  /** @param to where to; default: the name that was given. @throws InvalidRequest, image_not_found, policy_forbidden */
+  async *push(call: ImagesCall, text: string, to: string | undefined): AsyncGenerator<Step> {
+    const target = pushTarget(to ?? text)
+    const { scope, wanted } = await this.names.look(ownerOf(call.principal), text)
+    const { image } = await this.database.images.get(scope, wanted)
+    const access = await this.access(call, target, 'push')
+    const nodeId = await this.holder([image.digest], text)
+    const give = await this.turns.take(ownerOf(call.principal), call.signal)
+    try {
+      const json = { digest: image.digest, reference: inFull(target), access }
+      for await (const step of this.nodes.steps(call, nodeId, { method: 'POST', rest: ['push'], json }))
+        yield step.step === 'done' ? { step: 'done', images: [imageView(image)] } : told(step)
+    } finally {
+      give()
+    }
+  }
+
+  /** @throws image_not_found; no_capacity where no one node has them all */
+  async archive(call: ImagesCall, texts: readonly string[], format: 'docker' | 'oci'): Promise<NodeAnswer> {
+    const found = await Promise.all(
+      texts.map(async (text) => {
+        const { scope, wanted } = await this.names.look(ownerOf(call.principal), text)
+        const { image } = await this.database.images.get(scope, wanted)
+        const references = wanted.reference === null ? image.references : [wanted.reference]
+        return { digest: image.digest, names: references.filter((name) => !name.includes('@')).map(shortName) }
+      }),
+    )
+    const digests = [...new Set(found.map(({ digest }) => digest))]
+    const nodeId = await this.holder(digests, texts.join(', '))
+    const pairs = found.flatMap(({ digest, names }) => names.map((name) => `${digest}=${name}`))
+    const query = { image: digests, name: [...new Set(pairs)], format }
+    return this.nodes.call(call, nodeId, { method: 'GET', rest: ['archive'], query })
+  }
+
+  private async *take(call: ImagesCall, taking: Taking): AsyncGenerator<Step> {
+    const { principal, signal } = call
+    const owner = ownerOf(principal)
+    const give = await this.turns.take(owner, signal)
+    try {
+      const { limit, used } = await this.database.images.use(owner)
+      const request = await taking.request(Math.max(0, Math.min(limit - used, NO_LIMIT)))
+      const nodeId = await this.taker(owner, taking.reference)
+      for await (const step of this.nodes.steps(call, nodeId, request)) {
+        if (step.step !== 'done') yield told(step)
+        else yield { step: 'done', images: await this.keep(call, nodeId, step, taking.names) }
+      }
+    } finally {
+      give()
+    }
+  }
+
+  private async keep(
+    { principal }: ImagesCall,
+    nodeId: NodeId,
+    done: ImageStep & { readonly step: 'done' },
+    names: Taking['names'],
+  ): Promise<Image[]> {
+    const images = done.images.map(({ image, references }) => ({ image, references: names(references) }))
+    const kept = await this.database.images.add({ owner: ownerOf(principal), images, nodeId, by: principal.keyId })
+    return kept.map(imageView)
+  }
+
+  /** A node to take an image in: one that has it, or what its name leads to now, saves the most. @throws no_capacity */
+  private async taker(owner: string, reference: string | null): Promise<NodeId> {
+    const scope = await this.names.scope(owner)
+    const now = reference === null ? [] : (await this.database.images.list(scope, { reference }, { limit: 1 })).items
+    const nodeId = await this.database.images.taker(now[0]?.digest ?? null)
+    if (!nodeId) throw new Failure('no_capacity', 'no node is ready to take an image in')
+    return nodeId
+  }
+
+  private async holder(digests: readonly string[], text: string): Promise<NodeId> {
+    const nodeId = await this.database.images.holder(digests)
+    if (!nodeId) throw new Failure('no_capacity', `no one node that is ready holds ${text}`)
+    return nodeId
+  }
+
+  private async access(call: ImagesCall, { registry }: Reference, use: 'pull' | 'push'): Promise<RegistryAccess> {
+    const name = registry.toLowerCase()
+    const route = routeTo(name, this.config, use)
+    const login = await this.registries.login(ownerOf(call.principal), name)
+    return { ...route, endpoints: [...route.endpoints], certificates: await this.certificates(), login }
+  }
+
+  /** Read each time: an authority that the operator adds is trusted from then on. */
+  private async certificates(): Promise<string | null> {
+    const file = this.config.BERTH_REGISTRY_CA
+    if (file === undefined) return null
+    return readFile(file, 'utf8').catch((cause: unknown) => {
+      throw new Fault(`read the certificates of BERTH_REGISTRY_CA (${file})`, { cause })
+    })
+  }
+}
+
+/** @throws InvalidRequest for what names no tag to push to */
+function pushTarget(text: string): Reference {
+  const reference = parseReference(text)
+  if (reference.tag !== undefined && !text.startsWith('sha256:')) return { ...reference, digest: undefined }
+  const message = 'say where to: a registry and a repository with a tag'
+  throw new InvalidRequest([{ field: 'reference', message: `${text}: ${message}` }])
+}
+
+function told(step: Exclude<ImageStep, { readonly step: 'done' }>): Step {
+  return step.step === 'failed' ? new Failure(step.code, step.message) : step
+}

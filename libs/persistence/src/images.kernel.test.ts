@@ -1,0 +1,379 @@
+import { Failure, GiB, type HeldImage, MiB, type NodeId, QuotaExceeded, type TenantId } from '@berth/contracts'
+import { baseImage, type ImageWanted, PUBLIC_OWNER } from '@berth/domain'
+import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
+import {
+  bookkeepingErrors,
+  debian,
+  finished,
+  givenNode,
+  givenTenant,
+  HandClock,
+  openTestDatabase,
+  type Postgres,
+  query,
+  sandboxSpec,
+  spec,
+  standing,
+  startPostgres,
+} from './postgres.fixture.js'
+import type { Database, ImageScope } from './repositories.js'
+
+let postgres: Postgres
+let db: Database
+const clock = new HandClock()
+beforeAll(async () => {
+  postgres = await startPostgres()
+  db = openTestDatabase(postgres.url, clock, 20)
+})
+afterAll(async () => {
+  await db.close()
+  await postgres[Symbol.asyncDispose]()
+})
+afterEach(async () => {
+  expect(await bookkeepingErrors(postgres.url)).toEqual([])
+  const tables = 'tenants, nodes, attempts, jobs, batches, usage_hours, events, images, registry_logins, sandboxes'
+  await query(postgres.url, `TRUNCATE ${tables} CASCADE`)
+})
+
+let made = 0
+const digest = (): string => `sha256:${(++made).toString(16).padStart(64, '0')}`
+const layer = (bytes: number, diffId = digest()) => ({
+  ...{
+    diffId,
+    digest: diffId,
+    mediaType: 'application/vnd.oci.image.layer.v1.tar',
+    sizeBytes: 1,
+    unpackedBytes: bytes,
+  },
+})
+const image = (layers: HeldImage['layers'], labels: Record<string, string> = {}): HeldImage => ({
+  digest: digest(),
+  manifestDigest: digest(),
+  platform: 'linux/amd64',
+  createdAt: '2025-01-01T00:00:00Z',
+  layers,
+  history: [],
+  settings: {
+    ...{ env: [], entrypoint: [], command: [], workingDir: null, user: null, stopSignal: null },
+    ...{ labels, exposedPorts: [], volumes: [] },
+  },
+})
+const named = (reference: string): ImageWanted => ({ text: reference, reference, digest: null, base: null })
+const byDigest = (one: string): ImageWanted => ({ text: one, reference: null, digest: one, base: null })
+const scope = (owner: string, base: ImageScope['base'] = []): ImageScope => ({ owner, base })
+const app = 'docker.io/team/app:latest'
+
+const add = (owner: string, nodeId: NodeId, held: HeldImage, ...references: string[]) =>
+  db.images.add({ owner, nodeId, by: 'key', images: [{ image: held, references }] })
+const listed = async (owner: string, filter = {}) =>
+  (await db.images.list(scope(owner), filter, { limit: 100 })).items.map((one) => one.digest)
+const code = (work: Promise<unknown>) =>
+  work.then(
+    () => 'done',
+    (error: unknown) => (error instanceof Failure ? error.code : error),
+  )
+
+async function given() {
+  const [tenant, other, node] = [await givenTenant(db), await givenTenant(db), await givenNode(db)]
+  return { tenant, other, node }
+}
+
+describe('what is whose', () => {
+  test("a tenant's image is none to another, by name and by both digests, and not listed", async () => {
+    const { tenant, other, node } = await given()
+    const held = image([layer(10)])
+    await add(tenant, node, held, app)
+    for (const wanted of [named(app), byDigest(held.digest), byDigest(held.manifestDigest)]) {
+      expect((await db.images.get(scope(tenant), wanted)).image).toMatchObject({
+        digest: held.digest,
+        references: [app],
+      })
+      expect(await code(db.images.get(scope(other), wanted))).toBe('image_not_found')
+      expect(await code(db.images.remove(scope(other), wanted, true))).toBe('image_not_found')
+      expect(await code(db.images.untag(scope(other), wanted, app))).toBe('image_not_found')
+      expect(await code(db.admission.admitJob(other, spec(), 'key', wanted))).toBe('image_not_found')
+      expect(await code(db.admission.admitBatch(other, undefined, [spec()], 'key', [wanted]))).toBe('image_not_found')
+      const asked = { tenantId: other, spec: sandboxSpec(), start: true, by: 'key', image: wanted }
+      expect(await code(db.sandboxes.create(asked))).toBe('image_not_found')
+    }
+    expect([await listed(tenant), await listed(other), await listed(PUBLIC_OWNER)]).toEqual([[held.digest], [], []])
+  })
+
+  test('an own name hides a public one, that one a base image', async () => {
+    const { tenant, other, node } = await given()
+    const [own, open] = [image([layer(1)]), image([layer(2)])]
+    const python = 'docker.io/library/python:latest'
+    const base = [{ digest: digest(), references: [python], sizeBytes: 7 }]
+    const found = async (owner: string) => (await db.images.get(scope(owner, base), named(python))).image.digest
+    expect(await found(tenant)).toBe(base[0]?.digest)
+    await add(PUBLIC_OWNER, node, open, python)
+    expect(await found(tenant)).toBe(open.digest)
+    await add(tenant, node, own, python)
+    expect([await found(tenant), await found(other)]).toEqual([own.digest, open.digest])
+    const { items } = await db.images.list(scope(tenant, base), {}, { limit: 9 })
+    expect(items.map((one) => [one.digest, one.visibility, one.base, one.references])).toEqual(
+      expect.arrayContaining([
+        [own.digest, 'tenant', false, [python]],
+        [open.digest, 'public', false, []],
+        [base[0]?.digest, 'public', true, []],
+      ]),
+    )
+    const wanted = { ...named(python), base: { key: 'python:latest', digest: null } }
+    const runs = async (tenantId: TenantId) =>
+      (await db.admission.admitJob(tenantId, spec(), 'key', wanted)).placed?.command.image
+    expect([await runs(tenant), await runs(other)]).toEqual([own.digest, open.digest])
+  })
+
+  test('pages go through all, newest first, base images last', async () => {
+    const { tenant, node } = await given()
+    const all: string[] = []
+    for (let i = 0; i < 5; i++) {
+      const held = image([layer(1)])
+      await add(tenant, node, held)
+      all.unshift(held.digest)
+      clock.advance(i % 2)
+    }
+    const base = [{ digest: digest(), references: [app], sizeBytes: 7 }]
+    const seen: string[] = []
+    for (let after: string | null | undefined; after !== null; ) {
+      const page = await db.images.list(scope(tenant, base), {}, { limit: 2, ...(after !== undefined && { after }) })
+      seen.push(...page.items.map((one) => one.digest))
+      after = page.next
+    }
+    expect(seen).toHaveLength(6)
+    expect(new Set(seen)).toEqual(new Set([...all, base[0]?.digest]))
+    expect(seen.at(-1)).toBe(base[0]?.digest)
+  })
+
+  test('filters by name, beginning of a name, label and want of a name', async () => {
+    const { tenant, node } = await given()
+    const [a, b] = [image([layer(1)], { stage: 'test' }), image([layer(1)])]
+    await add(tenant, node, a, app, 'docker.io/team/app:1')
+    await add(tenant, node, b)
+    expect(await listed(tenant, { reference: app })).toEqual([a.digest])
+    expect(await listed(tenant, { prefix: 'docker.io/team/' })).toEqual([a.digest])
+    expect(await listed(tenant, { prefix: 'docker.io/team/%' })).toEqual([])
+    expect(await listed(tenant, { label: ['stage=test'] })).toEqual([a.digest])
+    expect(await listed(tenant, { dangling: true })).toEqual([b.digest])
+    expect(await listed(tenant, { dangling: false })).toEqual([a.digest])
+  })
+})
+
+describe('bytes', () => {
+  test('layers count once, and are unique or shared', async () => {
+    const { tenant, node } = await given()
+    const shared = layer(100)
+    const [a, b] = [image([shared, layer(10)]), image([shared, layer(1)])]
+    await add(tenant, node, a)
+    await add(tenant, node, b)
+    await add(tenant, node, b, app)
+    const { image: seen } = await db.images.get(scope(tenant), byDigest(a.digest))
+    expect(seen).toMatchObject({ sizeBytes: 110, uniqueBytes: 10, sharedBytes: 100 })
+    expect((await db.images.use(tenant)).used).toBe(111)
+    expect((await db.usage.get(tenant, clock.now(), clock.now())).now.imageBytes).toBe(111)
+    expect(await db.images.remove(scope(tenant), byDigest(a.digest), false)).toMatchObject({ freedBytes: 10 })
+    expect((await db.images.use(tenant)).used).toBe(101)
+  })
+
+  test('50 that end at once never overshoot the quota, and leave nothing of those refused', async () => {
+    const node = await givenNode(db)
+    const tenant = await givenTenant(db, { imageBytes: 7 * MiB })
+    const shared = layer(MiB)
+    const ends = await Promise.all(
+      Array.from({ length: 50 }, () => code(add(tenant, node, image([shared, layer(MiB)]), app))),
+    )
+    expect(ends.filter((end) => end === 'done')).toHaveLength(6)
+    expect(ends.filter((end) => end === 'quota_exceeded')).toHaveLength(44)
+    expect((await db.images.use(tenant)).used).toBe(7 * MiB)
+    expect(await listed(tenant)).toHaveLength(6)
+  })
+
+  test('a lowered quota refuses more, and what is there stays usable', async () => {
+    const { tenant, node } = await given()
+    const held = image([layer(GiB)])
+    await add(tenant, node, held)
+    await db.tenants.update(tenant, { quota: { imageBytes: 1 } })
+    await add(tenant, node, held, app)
+    await expect(add(tenant, node, image([layer(5)]))).rejects.toEqual(new QuotaExceeded('imageBytes', 1, GiB, 5))
+  })
+
+  test('one tenant does not pay for what another has, nor for what is public', async () => {
+    const { tenant, other, node } = await given()
+    const held = image([layer(50)])
+    await add(tenant, node, held)
+    await add(PUBLIC_OWNER, node, held)
+    expect((await db.images.use(other)).used).toBe(0)
+    await add(other, node, held)
+    expect((await db.images.use(other)).used).toBe(50)
+  })
+})
+
+describe('removal', () => {
+  test('a name goes, with the last one the image', async () => {
+    const { tenant, node } = await given()
+    const held = image([layer(1)])
+    await add(tenant, node, held, app, 'docker.io/team/app:1')
+    expect(await db.images.remove(scope(tenant), named(app), false)).toEqual({
+      ...{ untagged: [app], deleted: null, freedBytes: 0 },
+    })
+    expect(await db.images.remove(scope(tenant), named('docker.io/team/app:1'), false)).toMatchObject({
+      deleted: held.digest,
+    })
+    expect(await listed(tenant)).toEqual([])
+  })
+
+  test('what a sandbox or an unfinished job uses is refused, naming them; force takes the names only', async () => {
+    const { tenant, node } = await given()
+    const held = image([layer(1)])
+    await add(tenant, node, held, app)
+    const { sandbox } = await db.sandboxes.create({
+      ...{ tenantId: tenant, spec: sandboxSpec({ image: 'team/app' }), start: true, by: 'key', image: named(app) },
+    })
+    const { job, placed } = await db.admission.admitJob(tenant, spec(), 'key', named(app))
+    const refused = db.images.remove(scope(tenant), named(app), false)
+    await expect(refused).rejects.toMatchObject({
+      ...{ code: 'image_in_use', data: { sandboxes: [sandbox.id], jobs: [job.id] } },
+    })
+    expect(await db.images.prune(tenant, { all: true, before: null, labels: [] })).toEqual({
+      deleted: [],
+      freedBytes: 0,
+    })
+    expect(await db.images.remove(scope(tenant), named(app), true)).toMatchObject({ untagged: [app], deleted: null })
+    expect(await listed(tenant)).toEqual([held.digest])
+
+    if (!placed) throw new Error('the job was not placed')
+    await db.jobs.recordFinished(node, finished(placed.command, clock.now()))
+    expect(await code(db.images.remove(scope(tenant), byDigest(held.digest), false))).toBe('image_in_use')
+    await db.sandboxes.request({ tenantId: tenant }, sandbox.id, { kind: 'delete', force: true }, { by: 'key' })
+    expect(await db.images.remove(scope(tenant), byDigest(held.digest), false)).toMatchObject({ deleted: held.digest })
+  })
+
+  test('prune removes what is unused, and says what that frees', async () => {
+    const { tenant, node } = await given()
+    const shared = layer(100)
+    const [named1, dangling] = [image([shared, layer(10)]), image([shared, layer(1)])]
+    await add(tenant, node, named1, app)
+    await add(tenant, node, dangling)
+    expect(await db.images.prune(tenant, { all: false, before: null, labels: [] })).toEqual({
+      ...{ deleted: [dangling.digest], freedBytes: 1 },
+    })
+    expect(await db.images.prune(tenant, { all: true, before: clock.now(), labels: [] })).toMatchObject({ deleted: [] })
+    expect(await db.images.prune(tenant, { all: true, before: null, labels: [] })).toEqual({
+      ...{ deleted: [named1.digest], freedBytes: 110 },
+    })
+  })
+
+  test('a public image is for operators to change', async () => {
+    const { tenant, node } = await given()
+    const held = image([layer(1)])
+    await add(PUBLIC_OWNER, node, held, app)
+    expect(await code(db.images.remove(scope(tenant), named(app), true))).toBe('policy_forbidden')
+    expect(await code(db.images.untag(scope(tenant), byDigest(held.digest), app))).toBe('policy_forbidden')
+    expect(await db.images.remove(scope(PUBLIC_OWNER), named(app), false)).toMatchObject({ deleted: held.digest })
+    expect(await code(db.admission.admitJob(tenant, spec(), 'key', named(app)))).toBe('image_not_found')
+  })
+
+  test('nothing is ever admitted with an image that went meanwhile, own or public', async () => {
+    const { tenant, node } = await given()
+    for (let round = 0; round < 12; round++) {
+      const owner = round % 2 === 0 ? tenant : PUBLIC_OWNER
+      const held = image([layer(1)])
+      await add(owner, node, held, app)
+      const job = () => code(db.admission.admitJob(tenant, spec(), 'key', named(app)))
+      const batch = () =>
+        code(db.admission.admitBatch(tenant, undefined, [spec(), spec()], 'key', [named(app), named(app)]))
+      const sandbox = () =>
+        code(db.sandboxes.create({ tenantId: tenant, spec: sandboxSpec(), start: false, by: 'key', image: named(app) }))
+      const remove = () => code(db.images.remove(scope(owner), named(app), false))
+      const ends = await Promise.all([job(), remove(), sandbox(), batch(), remove(), job()])
+      const users = await query<{ id: string }>(
+        postgres.url,
+        `SELECT id FROM jobs WHERE image_digest = $1 UNION SELECT id FROM sandboxes WHERE image_digest = $1`,
+        [held.digest],
+      )
+      const there = (await listed(owner)).includes(held.digest)
+      expect({ there, ends, users: users.length > 0 }).toMatchObject({ users: there })
+      expect(ends.filter((end) => !['done', 'image_not_found', 'image_in_use'].includes(String(end)))).toEqual([])
+      await query(postgres.url, 'UPDATE jobs SET image_digest = NULL')
+      await query(postgres.url, 'UPDATE sandboxes SET image_digest = NULL')
+      await db.images.prune(owner, { all: true, before: null, labels: [] })
+    }
+  }, 60_000)
+})
+
+describe('nodes', () => {
+  test('what runs from an image goes to a node that has it, and is told its digest', async () => {
+    const tenant = await givenTenant(db)
+    const nodes = [await givenNode(db), await givenNode(db), await givenNode(db)]
+    const held = image([layer(1)])
+    await add(tenant, nodes[1] as NodeId, held, app)
+    const { placed } = await db.admission.admitJob(tenant, spec(), 'key', named(app))
+    expect(placed).toMatchObject({ nodeId: nodes[1], command: { image: held.digest } })
+    const asked = {
+      tenantId: tenant,
+      spec: sandboxSpec({ image: 'team/app' }),
+      start: true,
+      by: 'key',
+      image: named(app),
+    }
+    const { command, sandbox } = await db.sandboxes.create(asked)
+    expect(command).toMatchObject({ nodeId: nodes[1], command: { image: held.digest, spec: { image: 'team/app' } } })
+    expect(sandbox.placedBecause).toContain('have image team/app')
+    expect(await db.images.holder([held.digest])).toBe(nodes[1])
+    expect(await db.images.taker(held.digest)).toBe(nodes[1])
+    expect(await db.images.holder([held.digest, digest()])).toBeUndefined()
+  })
+
+  test('a job whose image no living node has waits, and holds up nobody', async () => {
+    const { tenant, other, node } = await given()
+    const held = image([layer(1)])
+    await add(tenant, node, held, app)
+    // The node says that it has lost it.
+    await db.nodes.heartbeat(node, standing())
+    const waiting = await db.admission.admitJob(tenant, spec(), 'key', named(app))
+    expect(waiting.job.state).toBe('queued')
+    expect((await db.admission.admitJob(other, spec(), 'key')).job.state).toBe('placed')
+    expect(await db.admission.placeQueued(10)).toEqual([])
+    await db.nodes.heartbeat(node, { ...standing(), images: [debian, { digest: held.digest, sizeBytes: 1 }] })
+    const [placed] = await db.admission.placeQueued(10)
+    expect(placed?.command).toMatchObject({ jobId: waiting.job.id, image: held.digest })
+  })
+
+  test('a node is told to drop what nobody has, once it has had it for a while', async () => {
+    const { tenant, node } = await given()
+    const held = image([layer(1)])
+    await add(tenant, node, held)
+    const now = clock.now().getTime()
+    const since = (minutes: number) => new Date(now - minutes * 60_000).toISOString()
+    const [old, young, mine] = [digest(), digest(), held.digest]
+    const images = [
+      debian,
+      { digest: old, sizeBytes: 1, heldSince: since(16) },
+      { digest: young, sizeBytes: 1, heldSince: since(14) },
+      { digest: mine, sizeBytes: 1, heldSince: since(99) },
+      { digest: digest(), sizeBytes: 1 },
+    ]
+    expect((await db.nodes.heartbeat(node, { ...standing(), images })).unwantedImages).toEqual([old])
+    await db.images.remove(scope(tenant), byDigest(mine), false)
+    expect((await db.nodes.heartbeat(node, { ...standing(), images })).unwantedImages).toEqual([old, mine])
+  })
+
+  test('a base image is run by its name, as before', async () => {
+    const { tenant } = await given()
+    const { placed } = await db.admission.admitJob(tenant, spec(), 'key', baseImage('debian:latest'))
+    expect(placed?.command).not.toHaveProperty('image')
+    expect(await db.images.base()).toEqual([debian])
+  })
+})
+
+test('a login is its owner’s, replaced by the next one, and gone when deleted', async () => {
+  const { tenant, other } = await given()
+  const { logins } = db.images
+  await logins.put(tenant, { registry: 'r.example', username: 'a', sealedPassword: 'x' }, 'key')
+  await logins.put(tenant, { registry: 'r.example', username: 'b', sealedPassword: 'y' }, 'key')
+  expect(await logins.get(tenant, 'r.example')).toMatchObject({ username: 'b', sealedPassword: 'y' })
+  expect([await logins.get(other, 'r.example'), await logins.list(other)]).toEqual([undefined, []])
+  expect(await code(logins.delete(other, 'r.example'))).toBe('registry_not_found')
+  await logins.delete(tenant, 'r.example')
+  expect(await logins.list(tenant)).toEqual([])
+})
