@@ -61,15 +61,6 @@ static void on_signal(int signo) {
 static char out[CHUNK];
 static size_t out_bytes;
 
-bool give(int fd, const void *bytes, size_t n) {
-  for (const char *from = bytes, *end = from + n; from < end; ) {
-    ssize_t written = write(fd, from, (size_t)(end - from));
-    if (written < 0 && errno != EINTR) return false;
-    if (written > 0) from += written;
-  }
-  return true;
-}
-
 void flush(void) {
   if (!give(1, out, out_bytes)) fail_errno("stdout");
   out_bytes = 0;
@@ -90,27 +81,6 @@ void put_text(const char *format, ...) {
   int n = vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
   put(text, (size_t)n);
-}
-
-size_t take(int fd, void *bytes, size_t n, const char *path) {
-  size_t taken = 0;
-  while (taken < n) {
-    ssize_t got = read(fd, (char *)bytes + taken, n - taken);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) fail_errno(path);
-    if (got == 0) break;
-    taken += (size_t)got;
-  }
-  return taken;
-}
-
-void *grown(void *array, size_t *room, size_t need, size_t size) {
-  if (need <= *room) return array;
-  size_t more = *room * 2 > need ? *room * 2 : need + 16;
-  void *larger = realloc(array, more * size);
-  if (!larger) fail("path", ENOMEM, "", "");
-  *room = more;
-  return larger;
 }
 
 static char kind_of(mode_t mode) {

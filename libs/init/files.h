@@ -1,12 +1,14 @@
-/* files.h: the parts of berth-files and what they ask of each other.
+/* files.h: the parts of berth-files and berth-layer, and what they ask of each other.
  *
  *   files.c   arguments, output, failures; stat, list, read, write, mkdir, rename
+ *   io.c      reading and writing all of it
  *   place.c   new files made beside their target and moved over it whole; where a path leads
  *   tree.c    remove: trees of any depth without recursion
  *   watch.c   inotify as a stream of events
  *   pack.c    a tree as a tar
  *   untar.c   a tar as entries; no file is touched here, so fuzz/tar.c can link it alone
- *   unpack.c  entries as files */
+ *   unpack.c  entries as files
+ *   layer.c   berth-layer: entries as a lower directory of overlayfs; it has untar.c, tree.c and io.c besides */
 #ifndef BERTH_FILES_H
 #define BERTH_FILES_H
 
@@ -33,9 +35,11 @@ void put(const void *bytes, size_t n);           /* to stdout, buffered */
 void put_text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void put_stat(const struct stat *st, const char *name, const char *target);
 void flush(void);
+bool of_kernel(int fd);      /* a file system whose files are made up by the kernel as they are read */
+
+/* ---- io.c ---- */
 size_t take(int fd, void *bytes, size_t n, const char *path);   /* as read(2), but all of it unless the file ends */
 bool give(int fd, const void *bytes, size_t n);  /* all of it; false: errno is set */
-bool of_kernel(int fd);      /* a file system whose files are made up by the kernel as they are read */
 void *grown(void *array, size_t *room, size_t need, size_t size);   /* realloc to hold `need` elements; never NULL */
 
 /* ---- place.c ---- */
@@ -80,10 +84,21 @@ enum {
   MAX_PARTS = 512,           /* directories above each other */
   MAX_NAME = 16 << 10,
   MAX_EXTENDED = 1 << 20,    /* bytes of a pax header */
+  MAX_ATTRIBUTES = 256,      /* of one entry */
   MAX_ABOUT_NEXT = 8,        /* headers about one entry */
   MAX_TRAILING = 1 << 20,    /* bytes after the end marker */
 };
-enum entry_type { ENTRY_FILE, ENTRY_HARD_LINK, ENTRY_SYMLINK, ENTRY_DIRECTORY, ENTRY_FIFO };
+enum entry_type { ENTRY_FILE, ENTRY_HARD_LINK, ENTRY_SYMLINK, ENTRY_DIRECTORY, ENTRY_FIFO, ENTRY_DEVICE };
+
+/* How archives are read; all false: what a user sends. */
+struct untar_rules {
+  bool as_layer;             /* names from the root, device nodes, no end marker, anything after it */
+  unsigned long max_entries; /* 0: MAX_ENTRIES */
+};
+extern struct untar_rules untar_rules;
+
+/* An extended attribute, of a pax header `SCHILY.xattr.NAME`. */
+struct attribute { char *name, *value; size_t bytes; };
 
 struct entry {
   enum entry_type type;
@@ -92,6 +107,8 @@ struct entry {
   mode_t mode;               /* 07777 */
   uint64_t uid, gid, size;
   struct timespec mtime;
+  const struct attribute *attributes;
+  size_t nattributes;
 };
 
 /* Reads a tar from `input` (all of n unless stdin ends) to its end marker and to the end of input. For each entry:

@@ -24,6 +24,11 @@ static struct {
   struct timespec mtime;
 } extended;
 
+struct untar_rules untar_rules;
+
+static struct attribute attributes[MAX_ATTRIBUTES];
+static size_t nattributes;
+
 static char current[512];   /* for messages: the last name that was read */
 
 static _Noreturn void invalid(const char *why) { fail("archive", 0, current, why); }
@@ -86,7 +91,7 @@ static char *copy(const char *text, size_t n) {
 /* Without ".", repeated slashes and a slash at the end; a part ".." or a slash at the beginning is refused. */
 static char *relative(const char *name) {
   size_t parts = 0, length = 0;
-  if (name[0] == '/') invalid("an absolute name");
+  if (name[0] == '/' && !untar_rules.as_layer) invalid("an absolute name");
   if (strlen(name) > MAX_NAME) invalid("a name is too long");
   char *made = copy(name, strlen(name));
   for (size_t n; *name; name += n + (name[n] == '/')) {
@@ -138,11 +143,26 @@ static struct timespec moment(char *value) {
   return t;
 }
 
-/* Keywords that are not here say nothing that is kept: other times, names of owners, comments, attributes. */
+/* Values may hold anything; of two with one name the later counts. */
+static void set_attribute(const char *name, const char *value, size_t n) {
+  size_t at = 0;
+  while (at < nattributes && strcmp(attributes[at].name, name) != 0) at++;
+  if (at == MAX_ATTRIBUTES) invalid("too many extended attributes");
+  char *bytes = malloc(n + 1);
+  if (!bytes) invalid("out of memory");
+  memcpy(bytes, value, n);
+  if (at < nattributes) free(attributes[at].value);
+  else attributes[nattributes++].name = copy(name, strlen(name));
+  attributes[at].value = bytes;
+  attributes[at].bytes = n;
+}
+
+/* Keywords that are not here say nothing that is kept: other times, names of owners, comments. */
 static void set_keyword(const char *key, char *value, size_t n, bool global) {
   bool path = strcmp(key, "path") == 0, link = strcmp(key, "linkpath") == 0, size = strcmp(key, "size") == 0;
   bool uid = strcmp(key, "uid") == 0, gid = strcmp(key, "gid") == 0, mtime = strcmp(key, "mtime") == 0;
   if (strncmp(key, "GNU.sparse.", 11) == 0) invalid("a sparse file");
+  if (untar_rules.as_layer && !global && strncmp(key, "SCHILY.xattr.", 13) == 0) return set_attribute(key + 13, value, n);
   if (!path && !link && !size && !uid && !gid && !mtime) return;
   if (global) invalid("a global header that names or owns every entry");
   if (path) set_text(&extended.path, value, n);
@@ -191,6 +211,10 @@ static void forget_extended(void) {
   free(extended.path);
   free(extended.link);
   memset(&extended, 0, sizeof extended);
+  for (; nattributes > 0; nattributes--) {
+    free(attributes[nattributes - 1].name);
+    free(attributes[nattributes - 1].value);
+  }
 }
 
 /* ---- entries ---- */
@@ -214,7 +238,9 @@ static enum entry_type type_of(const struct header *h, const char *name) {
       return n > 0 && name[n - 1] == '/' ? ENTRY_DIRECTORY : ENTRY_FILE;
     case '1': return ENTRY_HARD_LINK;
     case '2': return ENTRY_SYMLINK;
-    case '3': case '4': invalid("a device node");
+    case '3': case '4':
+      if (!untar_rules.as_layer) invalid("a device node");
+      return ENTRY_DEVICE;
     case '5': return ENTRY_DIRECTORY;
     case '6': return ENTRY_FIFO;
     case 'S': invalid("a sparse file");
@@ -256,6 +282,8 @@ static void read_entry(const struct header *h) {
   e.mtime = extended.has_mtime ? extended.mtime : (struct timespec){.tv_sec = number(h->mtime, sizeof h->mtime, "a time is no number")};
   /* Only files have content; some writers give others a size nevertheless. */
   if (e.type == ENTRY_FILE) e.size = extended.has_size ? extended.size : natural(h->size, sizeof h->size);
+  e.attributes = attributes;
+  e.nattributes = nattributes;
   entry_begin(&e);
   read_content(e.size);
   entry_end(&e);
@@ -297,23 +325,26 @@ static bool is_zero(const char *bytes, size_t n) {
 static void read_trailing(void) {
   static char rest[64 << 10];
   for (size_t n, all = 0; (n = input(rest, sizeof rest)) > 0; all += n)
-    if (!is_zero(rest, n) || all > MAX_TRAILING) invalid("something comes after its end");
+    if (untar_rules.as_layer) continue;
+    else if (!is_zero(rest, n) || all > MAX_TRAILING) invalid("something comes after its end");
 }
 
 void untar(void) {
   struct header h;
   int about_next = 0;
-  unsigned long entries = 0;
+  unsigned long entries = 0, most = untar_rules.max_entries ? untar_rules.max_entries : MAX_ENTRIES;
   current[0] = 0;
   forget_extended();
   for (;;) {
-    if (!read_block(&h)) invalid("it ends without its end marker");
+    bool there = read_block(&h);
+    if (!there && untar_rules.as_layer) break;
+    if (!there) invalid("it ends without its end marker");
     if (is_zero((const char *)&h, sizeof h)) break;
     bool more = read_header(&h);
     about_next = more ? about_next + 1 : 0;
     entries += !more;
     if (about_next > MAX_ABOUT_NEXT) invalid("too many extended headers");
-    if (entries > MAX_ENTRIES) invalid("too many entries");
+    if (entries > most) invalid("too many entries");
   }
   if (about_next > 0 && (extended.path || extended.link || extended.has_size)) invalid("an extended header without its entry");
   read_trailing();

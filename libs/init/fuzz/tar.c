@@ -44,6 +44,8 @@ void entry_begin(const struct entry *e) {
   content = 0;
   if (*e->path) check_relative(e->path);
   else assert(e->type == ENTRY_DIRECTORY);
+  assert(e->type != ENTRY_DEVICE || untar_rules.as_layer);
+  assert(e->nattributes == 0 || untar_rules.as_layer);
   if (e->type == ENTRY_HARD_LINK) check_relative(e->link);
   else if (e->type == ENTRY_SYMLINK) assert(*e->link && strlen(e->link) < PATH_BYTES);
   else assert(!e->link);
@@ -69,6 +71,7 @@ static void mend_checksum(uint8_t *block) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
+  untar_rules.as_layer = size > 0 && bytes[size - 1] & 1;   /* both ways of reading */
   uint8_t *mended = malloc(size + 1);
   memcpy(mended, bytes, size);
   for (size_t at = 0; at + BLOCK <= size; at += BLOCK)

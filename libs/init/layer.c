@@ -1,0 +1,357 @@
+/* layer.c: berth-layer, one image layer from a tar on stdin to a directory that overlayfs takes as a lower one.
+ *
+ *   berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES
+ *
+ * DIRECTORY is empty and nobody else's. On success: `ENTRIES BYTES` on stdout, everything on disk. A failure is one line
+ * on stderr and an exit code: 3 the layer is refused, 4 no room, 1 anything else.
+ *
+ * Layers come from anywhere. The process is confined to DIRECTORY by chroot(2) before it reads a byte, and no link is
+ * followed on the way to an entry. Whiteouts become what overlayfs knows (overlayfs.rst, "whiteouts and opaque
+ * directories"); those, and what an archive says of trusted.*, can be made by nothing else in it. Owners are the image's
+ * own: they are shifted into a tenant's range when the layer is mounted. */
+#define _GNU_SOURCE
+#include "files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+enum { FAILED = 1, MISUSED = 2, REFUSED = 3, NO_ROOM = 4 };
+enum { MAX_MEMORY = 512 << 20 };   /* names of directories are all that is kept */
+
+static const char WHITEOUT[] = ".wh.", METADATA[] = ".wh..wh.", OPAQUE[] = ".wh..wh..opq";
+
+/* A directory whose time is set in the end: each new entry changes it. */
+struct late { char *path; struct timespec mtime; };
+
+static struct {
+  int root;
+  uint64_t max_bytes, bytes, entries;
+  struct late *late;
+  size_t nlate, late_room;
+  /* The directory of the last entry: archives are mostly in order. "" is the root. */
+  int dir;
+  char *dir_path;
+  int fd;                    /* the file being written, or -1 */
+  const char *shown;         /* the entry at hand */
+} to = {.fd = -1, .shown = ""};
+
+/* ---- failures ---- */
+
+static _Noreturn void leave(int code, const char *path, const char *text) {
+  static char line[1024];
+  char *at = line;
+  for (const unsigned char *c = (const unsigned char *)path; *c && at < line + 512; c++)
+    if (*c > ' ' && *c < 0x7f && *c != '%') *at++ = (char)*c;
+    else at += snprintf(at, 4, "%%%02X", *c);
+  int n = snprintf(at, sizeof line - (size_t)(at - line), "%s%s\n", at > line ? ": " : "", text);
+  ssize_t told = write(2, line, (size_t)(at - line) + (size_t)n);
+  _exit(told < 0 ? FAILED : code);
+}
+
+_Noreturn void fail(const char *word, long long number, const char *path, const char *text) {
+  if (strcmp(word, "archive") == 0) leave(REFUSED, path, text);
+  if (number == ENOMEM) leave(REFUSED, path, "it takes too much memory");
+  if (number == ENOSPC || number == EDQUOT) leave(NO_ROOM, path, strerror((int)number));
+  /* Names that the kernel does not take are the archive's matter. */
+  if (number == ENAMETOOLONG || number == EILSEQ || number == EMLINK) leave(REFUSED, path, strerror((int)number));
+  leave(FAILED, path, number ? strerror((int)number) : text);
+}
+
+_Noreturn void fail_errno(const char *path) { fail("path", errno, path, ""); }
+
+static _Noreturn void fail_here(void) { fail_errno(to.shown); }
+static _Noreturn void refuse(const char *why) { leave(REFUSED, to.shown, why); }
+
+size_t input(void *bytes, size_t n) { return take(0, bytes, n, "stdin"); }
+
+static char *copy(const char *text, size_t n) {
+  char *made = strndup(text, n);
+  if (!made) fail("path", ENOMEM, to.shown, "");
+  return made;
+}
+
+/* ---- directories ---- */
+
+/* What is there under a name. */
+enum found { NOTHING, DIRECTORY, HIDDEN, OTHER };
+
+static enum found look(int dir, const char *name) {
+  struct stat st;
+  if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+    if (errno != ENOENT) fail_here();
+    return NOTHING;
+  }
+  if (S_ISDIR(st.st_mode)) return DIRECTORY;
+  return S_ISCHR(st.st_mode) && st.st_rdev == 0 ? HIDDEN : OTHER;
+}
+
+static void set_opaque(int dir) {
+  if (fsetxattr(dir, "trusted.overlay.opaque", "y", 1, 0) < 0) fail_here();
+}
+
+static int open_directory(int dir, const char *name) {
+  return openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+static void remember(const char *path, size_t n, struct timespec mtime) {
+  to.late = grown(to.late, &to.late_room, to.nlate + 1, sizeof *to.late);
+  to.late[to.nlate++] = (struct late){copy(path, n), mtime};
+}
+
+/* Makes a directory where none is, and opens it. One that takes the place of a whiteout hides what is below it. */
+static int make_directory(int dir, const char *name) {
+  enum found was = look(dir, name);
+  if (was == OTHER) refuse("something on its way is no directory");
+  if (was == HIDDEN && unlinkat(dir, name, 0) < 0) fail_here();
+  if (was != DIRECTORY && mkdirat(dir, name, 0755) < 0) fail_here();
+  int fd = open_directory(dir, name);
+  if (fd < 0) fail_here();
+  if (was == HIDDEN) set_opaque(fd);
+  return fd;
+}
+
+/* The directory that holds `path`, made where it is missing and `make`; its last part is `name`. */
+static int parent_of(const char *path, bool make, const char **name) {
+  const char *slash = strrchr(path, '/');
+  size_t n = slash ? (size_t)(slash - path) : 0, known = strlen(to.dir_path);
+  *name = slash ? slash + 1 : path;
+  if (known == n && strncmp(path, to.dir_path, n) == 0) return to.dir;
+  bool below = known > 0 && known < n && path[known] == '/' && strncmp(path, to.dir_path, known) == 0;
+  int dir = below ? to.dir : to.root;
+  char *text = copy(path, n), *rest = NULL;
+  for (char *part = strtok_r(text + (below ? known : 0), "/", &rest); part; part = strtok_r(NULL, "/", &rest)) {
+    bool is_new = make && look(dir, part) != DIRECTORY;
+    int next = make ? make_directory(dir, part) : open_directory(dir, part);
+    /* No entry named it, or not yet: unpacked again it is the same. */
+    if (is_new) remember(path, (size_t)(part - text) + strlen(part), (struct timespec){0});
+    if (next < 0) refuse("a hard link to what is not in this layer");
+    if (dir != to.root && dir != to.dir) close(dir);
+    dir = next;
+  }
+  if (to.dir != to.root && to.dir != dir) close(to.dir);
+  free(text);
+  free(to.dir_path);
+  to.dir_path = copy(path, n);
+  return to.dir = dir;
+}
+
+/* What was remembered may be below what is removed. */
+static void forget_directory(void) {
+  if (to.dir != to.root) close(to.dir);
+  to.dir = to.root;
+  to.dir_path[0] = 0;
+}
+
+/* Makes room for an entry that is no directory. */
+static int clear_way(const char *path, const char **name) {
+  int dir = parent_of(path, true, name);
+  enum found was = look(dir, *name);
+  if (was == DIRECTORY) {
+    int kept = fcntl(dir, F_DUPFD_CLOEXEC, 3);
+    if (kept < 0) fail_here();
+    remove_tree(kept, *name, path);
+    close(kept);
+    forget_directory();
+    dir = parent_of(path, true, name);
+  } else if (was != NOTHING && unlinkat(dir, *name, 0) < 0) fail_here();
+  return dir;
+}
+
+/* ---- attributes ---- */
+
+/* Those that mean the same in any sandbox; all others, as the host's own (trusted.*, system.*), are left out. */
+static bool is_kept(const char *name) {
+  if (strncmp(name, "user.overlay.", 13) == 0) return false;
+  return strncmp(name, "user.", 5) == 0 || strcmp(name, "security.capability") == 0;
+}
+
+static void set_attributes(const struct entry *e, int fd) {
+  for (size_t i = 0; i < e->nattributes; i++) {
+    const struct attribute *a = &e->attributes[i];
+    if (!is_kept(a->name) || fsetxattr(fd, a->name, a->value, a->bytes, 0) == 0) continue;
+    if (errno == EINVAL || errno == ERANGE || errno == E2BIG) refuse("an extended attribute that cannot be");
+    if (errno != ENOTSUP && errno != EPERM) fail_here();
+  }
+}
+
+static void check_owner(const struct entry *e) {
+  if (e->uid >= UINT32_MAX || e->gid >= UINT32_MAX) refuse("an owner beyond all ids");
+}
+
+/* Mode after owner, attributes after both: a change of owner clears set-id bits and capabilities. */
+static void finish(const struct entry *e, int fd) {
+  struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, e->mtime};
+  if (fchown(fd, (uid_t)e->uid, (gid_t)e->gid) < 0 || fchmod(fd, e->mode) < 0) fail_here();
+  set_attributes(e, fd);
+  if (futimens(fd, times) < 0) fail_here();
+}
+
+/* Of what cannot be opened without an effect. */
+static void finish_named(const struct entry *e, int dir, const char *name) {
+  struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, e->mtime};
+  if (fchownat(dir, name, (uid_t)e->uid, (gid_t)e->gid, AT_SYMLINK_NOFOLLOW) < 0) fail_here();
+  if (e->type != ENTRY_SYMLINK && fchmodat(dir, name, e->mode, 0) < 0) fail_here();
+  if (utimensat(dir, name, times, AT_SYMLINK_NOFOLLOW) < 0) fail_here();
+}
+
+/* ---- entries ---- */
+
+/* `.wh.NAME`. One that this layer has already is in the place of what is below: only a directory would be merged. */
+static void place_whiteout(const char *path, const char *base) {
+  const char *name;
+  const char *hidden = base + sizeof WHITEOUT - 1;
+  if (!*hidden || strcmp(hidden, ".") == 0 || strcmp(hidden, "..") == 0) refuse("it hides nothing");
+  int dir = parent_of(path, true, &name);
+  enum found was = look(dir, hidden);
+  if (was == NOTHING && mknodat(dir, hidden, S_IFCHR, makedev(0, 0)) < 0) fail_here();
+  if (was != DIRECTORY) return;
+  int fd = open_directory(dir, hidden);
+  if (fd < 0) fail_here();
+  set_opaque(fd);
+  close(fd);
+}
+
+static void place_directory(const struct entry *e) {
+  const char *name;
+  int fd, dir = *e->path ? parent_of(e->path, true, &name) : to.root;
+  if (!*e->path) fd = fcntl(to.root, F_DUPFD_CLOEXEC, 3);
+  else {
+    /* Here, unlike on the way to something, a file or a link gives way. */
+    if (look(dir, name) == OTHER && unlinkat(dir, name, 0) < 0) fail_here();
+    fd = make_directory(dir, name);
+  }
+  if (fd < 0) fail_here();
+  finish(e, fd);
+  close(fd);
+  remember(e->path, strlen(e->path), e->mtime);
+}
+
+static void place_hard_link(const struct entry *e) {
+  const char *source, *name;
+  struct stat st;
+  int from = fcntl(parent_of(e->link, false, &source), F_DUPFD_CLOEXEC, 3);
+  if (from < 0) fail_here();
+  if (fstatat(from, source, &st, AT_SYMLINK_NOFOLLOW) < 0) refuse("a hard link to what is not in this layer");
+  if (S_ISDIR(st.st_mode) || S_ISCHR(st.st_mode)) refuse("a hard link to what is no file");
+  if (strcmp(e->path, e->link) != 0) {
+    int dir = clear_way(e->path, &name);
+    int made = linkat(from, source, dir, name, 0);
+    if (made < 0 && errno == ENOENT) refuse("a hard link to what it replaces");
+    if (made < 0) fail_here();
+  }
+  close(from);
+}
+
+static void place_file(const struct entry *e) {
+  const char *name;
+  if (e->size > to.max_bytes - to.bytes) refuse("the layer is too large");
+  int dir = clear_way(e->path, &name);
+  to.fd = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+  if (to.fd < 0) fail_here();
+}
+
+/* A sandbox has a /dev of its own, which hides what is there; anywhere else a node would open a device of the host. */
+static void leave_out_device(const struct entry *e) {
+  if (strncmp(e->path, "dev/", 4) != 0) refuse("a device node: sandboxes get theirs from the runtime");
+}
+
+void entry_begin(const struct entry *e) {
+  const char *slash = strrchr(e->path, '/'), *base = slash ? slash + 1 : e->path, *name;
+  to.shown = e->path;
+  to.entries++;
+  check_owner(e);
+  if (strlen(e->path) >= PATH_BYTES) refuse("a name is too long");
+  if (strcmp(base, OPAQUE) == 0) {
+    set_opaque(parent_of(e->path, true, &name));
+    return;
+  }
+  if (strncmp(base, METADATA, sizeof METADATA - 1) == 0) return;   /* of aufs, for nobody else */
+  if (strncmp(base, WHITEOUT, sizeof WHITEOUT - 1) == 0) return place_whiteout(e->path, base);
+  switch (e->type) {
+    case ENTRY_DIRECTORY: return place_directory(e);
+    case ENTRY_HARD_LINK: return place_hard_link(e);
+    case ENTRY_DEVICE: return leave_out_device(e);
+    case ENTRY_FILE: return place_file(e);
+    case ENTRY_SYMLINK: {
+      int dir = clear_way(e->path, &name);
+      if (symlinkat(e->link, dir, name) < 0) fail_here();
+      return finish_named(e, dir, name);
+    }
+    case ENTRY_FIFO: {
+      int dir = clear_way(e->path, &name);
+      if (mkfifoat(dir, name, 0600) < 0) fail_here();
+      return finish_named(e, dir, name);
+    }
+  }
+}
+
+void entry_data(const void *bytes, size_t n) {
+  if (to.fd < 0) return;     /* of what was left out */
+  if (!give(to.fd, bytes, n)) fail_here();
+  to.bytes += n;
+}
+
+void entry_end(const struct entry *e) {
+  if (to.fd < 0) return;
+  finish(e, to.fd);
+  if (close(to.fd) < 0) fail_here();
+  to.fd = -1;
+}
+
+/* Of a directory that was named twice the later counts. What was replaced since is no directory any more. */
+static void set_times(void) {
+  for (const struct late *late = to.late; late < to.late + to.nlate; late++) {
+    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, late->mtime};
+    char *path = copy(late->path, strlen(late->path)), *rest = NULL;
+    int dir = fcntl(to.root, F_DUPFD_CLOEXEC, 3);
+    to.shown = late->path;
+    for (char *part = strtok_r(path, "/", &rest); part && dir >= 0; part = strtok_r(NULL, "/", &rest)) {
+      int next = open_directory(dir, part);
+      close(dir);
+      dir = next;
+    }
+    if (dir >= 0 && futimens(dir, times) < 0) fail_here();
+    if (dir >= 0) close(dir);
+    free(path);
+  }
+}
+
+static uint64_t whole(const char *text) {
+  char *end;
+  errno = 0;
+  unsigned long long n = strtoull(text, &end, 10);
+  if (errno || *end || end == text) leave(MISUSED, text, "berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES");
+  return n;
+}
+
+int main(int argc, char **argv) {
+  char answer[64];
+  if (argc != 4) leave(MISUSED, "", "berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES");
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  umask(0);
+#ifndef __SANITIZE_ADDRESS__
+  setrlimit(RLIMIT_AS, &(struct rlimit){MAX_MEMORY, MAX_MEMORY});
+#endif
+  to.max_bytes = whole(argv[2]);
+  untar_rules = (struct untar_rules){.as_layer = true, .max_entries = (unsigned long)whole(argv[3])};
+  if (chdir(argv[1]) < 0 || chroot(".") < 0) fail_errno(argv[1]);
+  to.root = to.dir = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (to.root < 0) fail_errno("/");
+  to.dir_path = copy("", 0);
+  remember("", 0, (struct timespec){0});
+  untar();
+  set_times();
+  to.shown = "";
+  if (syncfs(to.root) < 0) fail_here();
+  int n = snprintf(answer, sizeof answer, "%llu %llu\n", (unsigned long long)to.entries, (unsigned long long)to.bytes);
+  return give(1, answer, (size_t)n) ? 0 : FAILED;
+}
