@@ -16,7 +16,8 @@ const packages = [
   ['runc', '/usr/sbin/runc', 'second OCI runtime'],
   ['btrfs-progs', '/usr/bin/btrfs', 'hard disk limits of sandboxes'],
   ['mmdebstrap', '/usr/bin/mmdebstrap', 'makes the base images'],
-  ['attr', '/usr/bin/setfattr', 'opaque directories of image layers'],
+  ['attr', '/usr/bin/getfattr', 'checks image layers'],
+  ['zstd', '/usr/bin/zstd', 'unpacks image layers'],
   ['redis-server', '/usr/bin/redis-server', 'queues'],
   ['postgresql', '/usr/lib/postgresql', 'database'],
   ['iproute2', '/usr/sbin/ip', 'networks'],
@@ -27,6 +28,7 @@ const packages = [
 /** What only `./berth test` needs. */
 const testPackages = [
   ['busybox-static', '/usr/bin/busybox', 'the smallest image, in tests'],
+  ['docker-registry', '/usr/bin/docker-registry', 'a registry to pull from, in tests'],
   ['clang', '/usr/bin/clang', 'fuzzes berth-init'],
   ['libclang-rt-dev', '/var/lib/dpkg/info/libclang-rt-dev.list', 'fuzzes berth-init'],
 ]

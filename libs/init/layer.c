@@ -3,7 +3,7 @@
  *   berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES
  *
  * DIRECTORY is empty and nobody else's. On success: `ENTRIES BYTES` on stdout, everything on disk. A failure is one line
- * on stderr and an exit code: 3 the layer is refused, 4 no room, 1 anything else.
+ * on stderr and an exit code: 3 the layer is refused, 4 no room, 5 more than MAX-BYTES, 1 anything else.
  *
  * Layers come from anywhere. The process is confined to DIRECTORY by chroot(2) before it reads a byte, and no link is
  * followed on the way to an entry. Whiteouts become what overlayfs knows (overlayfs.rst, "whiteouts and opaque
@@ -24,7 +24,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-enum { FAILED = 1, MISUSED = 2, REFUSED = 3, NO_ROOM = 4 };
+enum { FAILED = 1, MISUSED = 2, REFUSED = 3, NO_ROOM = 4, TOO_LARGE = 5 };
 enum { MAX_MEMORY = 512 << 20 };   /* names of directories are all that is kept */
 
 static const char WHITEOUT[] = ".wh.", METADATA[] = ".wh..wh.", OPAQUE[] = ".wh..wh..opq";
@@ -253,7 +253,7 @@ static void place_hard_link(const struct entry *e) {
 
 static void place_file(const struct entry *e) {
   const char *name;
-  if (e->size > to.max_bytes - to.bytes) refuse("the layer is too large");
+  if (e->size > to.max_bytes - to.bytes) leave(TOO_LARGE, to.shown, "the layer is too large");
   int dir = clear_way(e->path, &name);
   to.fd = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
   if (to.fd < 0) fail_here();

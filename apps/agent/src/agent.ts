@@ -26,6 +26,7 @@ import type { Config } from './config.js'
 import { type ExecDriver, InitDriver } from './exec/exec-driver.js'
 import { Execs } from './exec/execs.js'
 import { OciDriver } from './exec/oci-driver.js'
+import { type Findings, fsck } from './images/fsck.js'
 import { Images } from './images/images.js'
 import { Journal } from './journal.js'
 import { SandboxLogs } from './logs/sandbox-logs.js'
@@ -54,6 +55,8 @@ const READY_LAYERS = { count: 4, limitBytes: GiB } as const
 /** What is not reported by then is reported by the next agent. */
 const LAST_REPORTS_MS = 2_000
 const EXPIRY_MS = 600_000
+/** What no image has any more goes within so long. */
+const COLLECT_MS = 60_000
 /** How long a clean-up waits for another one. */
 const CLEANS_MS = 30_000
 const CLAIM_EVERY_MS = 100
@@ -64,8 +67,8 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const spawning = await spawnThrough(join(config.BERTH_INIT_DIR, 'berth-run'))
   const shop = await openShop(config, READY_LAYERS.count, log)
   const journal = new Journal(config.BERTH_AGENT_DATA)
-  const images = await Images.open(config.BERTH_AGENT_DATA)
-  const importImages = importer(images, config.BERTH_IMAGES_DIR, log)
+  const images = await openImages(config)
+  const importImages = importer(images, log)
   await importImages()
   const api = new ApiClient(config.BERTH_API_URL, config.BERTH_NODE_TOKEN.reveal())
   const reports = new Reports({
@@ -79,7 +82,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const around = {
     shop,
     log,
-    resolveImage: async (reference: string) => resolve(images, reference),
+    resolveImage: async (reference: string, digest: string | undefined) => resolve(images, reference, digest),
     starts: new Turns(2 * availableParallelism()),
   }
   const supervisor = new Supervisor({
@@ -103,7 +106,10 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const certificate = await nodeCertificate(config.BERTH_AGENT_DATA)
   let membership: Membership | undefined
   const observation = { logs, shop, diff: join(config.BERTH_INIT_DIR, 'berth-diff') }
-  const handlers = streamHandlers({ journal, supervisor, residents, execs, terminals, observation, log })
+  const inUse = () => new Set([...supervisor.layersInUse(), ...residents.layersInUse()])
+  const imageParts = { images, inUse, log }
+  const parts = { journal, supervisor, residents, execs, terminals, observation, images: imageParts, log }
+  const handlers = streamHandlers(parts)
   const streams = await serve(config, { ...certificate, log, handlers, joined: () => membership?.joined })
   membership = new Membership({
     api,
@@ -122,12 +128,14 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
     handle: (command) => carryOut(supervisor, residents, command),
     discard: (id) => supervisor.discard(id),
     discardSandbox: (id) => residents.discard(id),
+    dropImages: (digests) => images.dropAll(digests),
     limitTenant: (id, limits) => shop.tenants.renew(id, limits),
     concurrency: 32,
   })
   await membership.start()
   const upkeep = everyNow(log, [
     { everyMs: 2_000, work: importImages },
+    { everyMs: COLLECT_MS, work: async () => void (await images.collect(inUse())) },
     { everyMs: EXPIRY_MS, work: async () => void (await journal.expire(new Date())) },
   ])
   return {
@@ -142,6 +150,24 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
       await spawning[Symbol.asyncDispose]()
     },
   }
+}
+
+const openImages = (config: Config) =>
+  Images.open(config.BERTH_AGENT_DATA, config.BERTH_IMAGES_DIR, join(config.BERTH_INIT_DIR, 'berth-layer'))
+
+/**
+ * Checks the images of a node. Beside an agent that runs it leaves alone what that may be working on; without one it
+ * first clears away what the last one left half-made, as the next start would.
+ */
+export async function checkImages(config: Config): Promise<Findings> {
+  const busy = await claim(config.BERTH_AGENT_DATA).then(
+    () => false,
+    () => true,
+  )
+  const images = busy
+    ? await Images.view(config.BERTH_AGENT_DATA, config.BERTH_IMAGES_DIR, join(config.BERTH_INIT_DIR, 'berth-layer'))
+    : await openImages(config)
+  return fsck(images, busy, new AbortController().signal)
 }
 
 /** Starts commands in a run of a sandbox that is up. */
@@ -240,9 +266,9 @@ async function compose(journal: Journal, id: AttemptId): Promise<AttemptFinished
 }
 
 /** A reference that is none names no image. */
-function resolve(images: Images, reference: string): RunnableImage | undefined {
+function resolve(images: Images, reference: string, digest: string | undefined): RunnableImage | undefined {
   try {
-    return images.resolve(reference)
+    return images.resolve(reference, digest)
   } catch (error) {
     if (error instanceof Failure) return undefined
     throw error
@@ -250,13 +276,14 @@ function resolve(images: Images, reference: string): RunnableImage | undefined {
 }
 
 /** Imports the layout whenever its index has changed. One that is not there yet may come. */
-function importer(images: Images, layout: string, log: Logger): () => Promise<void> {
+function importer(images: Images, log: Logger): () => Promise<void> {
+  const { layout } = images.content
   let seen: number | undefined
   return async () => {
     const changedAt = statSync(join(layout, 'index.json'), { throwIfNoEntry: false })?.mtimeMs
     if (changedAt === undefined || changedAt === seen) return
     try {
-      const changed = await images.importLayout(layout)
+      const changed = await images.importLayout()
       seen = changedAt
       log.info({ layout, images: changed }, 'images.imported')
     } catch (err) {

@@ -2,11 +2,13 @@
 //
 //   node main.js            run
 //   node main.js --config   print every option, with its meaning and the value in effect
+//   node main.js --fsck     check the images of this node: what is wrong as lines, exit code 1 where anything is
 //   node main.js --clean    end all sandboxes, remove what they hold on the node, and exit
 
 import { createLogger } from '@berth/telemetry'
-import { type Agent, cleanNode, startAgent } from './agent.js'
+import { type Agent, checkImages, cleanNode, startAgent } from './agent.js'
 import { type Config, describeConfig, InvalidConfig, readConfig } from './config.js'
+import { describeFindings } from './images/fsck.js'
 
 async function main(argument: string | undefined): Promise<void> {
   const config = configOrExit()
@@ -18,12 +20,18 @@ async function main(argument: string | undefined): Promise<void> {
     case '--config':
       process.stdout.write(describeConfig(config))
       return
+    case '--fsck': {
+      const findings = await checkImages(config)
+      process.stdout.write(describeFindings(findings))
+      process.exit(findings.problems.length > 0 ? 1 : 0)
+      break
+    }
     case '--clean':
       await cleanNode(config, createLogger({ name: 'agent', level: config.LOG_LEVEL }))
       process.exit(0)
       break
     default:
-      process.stderr.write(`unknown argument ${argument}; usage: main.js [--config | --clean]\n`)
+      process.stderr.write(`unknown argument ${argument}; usage: main.js [--config | --fsck | --clean]\n`)
       process.exitCode = 2
   }
 }

@@ -18,6 +18,8 @@ export interface MembershipOptions {
   readonly discard: (id: AttemptId) => Promise<void>
   /** Nor of this sandbox. */
   readonly discardSandbox: (id: SandboxId) => void
+  /** Nobody has a name or a use for these any more. */
+  readonly dropImages: (digests: readonly string[]) => Promise<void>
   /** What a tenant may have on the node is not what the node holds it to. */
   readonly limitTenant: (id: TenantId, limits: TenantLimits) => void
   /** How many commands may be in hand at once; each only until it is written down. */
@@ -25,7 +27,7 @@ export interface MembershipOptions {
   readonly log: Logger
 }
 
-type Answer = Pick<Joined, 'unwanted' | 'unwantedSandboxes' | 'tenantLimits'>
+type Answer = Pick<Joined, 'unwanted' | 'unwantedSandboxes' | 'tenantLimits' | 'unwantedImages'>
 
 const RETRY_MS = { first: 200, most: 5_000 } as const
 
@@ -122,9 +124,10 @@ export class Membership {
   }
 
   /** Does what the API answers to what the node has. */
-  async #obey({ unwanted, unwantedSandboxes, tenantLimits }: Answer): Promise<void> {
+  async #obey({ unwanted, unwantedSandboxes, unwantedImages, tenantLimits }: Answer): Promise<void> {
     for (const { tenantId, limits } of tenantLimits) this.#options.limitTenant(tenantId, limits)
     for (const id of unwantedSandboxes) this.#options.discardSandbox(id)
+    await this.#options.dropImages(unwantedImages)
     await Promise.all(unwanted.map((id) => this.#options.discard(id)))
   }
 

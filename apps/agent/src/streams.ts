@@ -7,6 +7,7 @@ import { execHandler } from './exec/exec-handler.js'
 import type { Execs } from './exec/execs.js'
 import { Files } from './files/files.js'
 import { filesHandler } from './files/files-handler.js'
+import { type ImageParts, imagesHandler } from './images/images-handler.js'
 import type { Journal } from './journal.js'
 import { readOutput } from './logs/store.js'
 import { type ObservationParts, observationHandler } from './observation/observation-handler.js'
@@ -23,11 +24,12 @@ export interface StreamParts {
   readonly execs: Execs
   readonly terminals: Terminals
   readonly observation: Omit<ObservationParts, 'find'>
+  readonly images: ImageParts
   readonly log: Logger
 }
 
 /** The handlers of `serveStreams`. */
-export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' | 'sandbox'> {
+export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' | 'sandbox' | 'node'> {
   const { residents, execs, terminals, observation, log } = parts
   return {
     output: (call) => call.bytes(attemptOutput(parts, call.wanted, call.signal)),
@@ -47,6 +49,7 @@ export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' 
       signal: signalHandler(residents),
       observation: observationHandler({ find: (id) => residents.find(id), ...observation }),
     },
+    node: { images: imagesHandler(parts.images) },
   }
 }
 

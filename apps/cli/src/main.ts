@@ -2,6 +2,7 @@ import { Fault } from '@berth/contracts'
 import { ApiError, Unreachable } from '@berth/sdk'
 import { Command, InvalidArgumentError } from 'commander'
 import { readCredentials } from './credentials.js'
+import { checkImages } from './images.js'
 import { runJob } from './run.js'
 import { runTests } from './test.js'
 import { placesFrom } from './up/config.js'
@@ -65,6 +66,13 @@ program
   .passThroughOptions()
   .action(async (command: string[], options) => {
     process.exitCode = await runJob(places, command, options)
+  })
+const images = program.command('images').description('images of this machine')
+images
+  .command('fsck')
+  .description('check every blob and layer; the exit code is 1 when something is wrong')
+  .action(async () => {
+    process.exitCode = await checkImages(places)
   })
 program
   .command('test')

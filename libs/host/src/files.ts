@@ -34,7 +34,8 @@ export async function writeAtomic(path: string, data: string | Uint8Array, optio
   }
 }
 
-async function syncDirectory(path: string): Promise<void> {
+/** What was named or renamed in a directory survives a crash of the machine. */
+export async function syncDirectory(path: string): Promise<void> {
   const directory = await open(path, 'r')
   try {
     await directory.sync()

@@ -16,15 +16,19 @@ class NoImage extends Error {
   }
 }
 
-/** @throws where there is no such image, or the layer cannot be made; what is half-made then goes with the next try */
+/**
+ * @param digest what the API resolved the image to
+ * @throws where there is no such image, or the layer cannot be made; what is half-made then goes with the next try
+ */
 export async function makeFiles(
   { shop, resolveImage }: Surroundings,
   { spec, ids, hostname }: LiveSandbox,
+  digest: string | undefined,
   named: Named,
   log: Logger,
 ): Promise<Pick<ResidentState, 'image' | 'diskBytes' | 'phases'>> {
   const began = performance.now()
-  const image = await resolveImage(spec.image)
+  const image = await resolveImage(spec.image, digest)
   if (!image) throw new NoImage(spec.image)
   const resolved = performance.now()
   const shape = sandboxShape(spec, shop.abilities)

@@ -278,7 +278,8 @@ export class Resident {
   #prepare(): void {
     this.memory.save(this.memory.to('prepare'))
     this.#context.onChange(this, false)
-    this.#operations.begin(() => makeFiles(this.#context.around, this.live, this.#named, this.#log))
+    const { image } = this.memory.command
+    this.#operations.begin(() => makeFiles(this.#context.around, this.live, image, this.#named, this.#log))
   }
 
   #start(run: number, restart: number, hidden: boolean): void {

@@ -35,8 +35,11 @@ export interface RunnableImage extends SandboxImage {
 /** What every sandbox of an agent shares. */
 export interface Surroundings {
   readonly shop: Workshop
-  /** @returns undefined when the node has no such image */
-  readonly resolveImage: (reference: string) => Promise<RunnableImage | undefined>
+  /**
+   * @param digest what the API resolved the reference to
+   * @returns undefined when the node has no such image
+   */
+  readonly resolveImage: (reference: string, digest: string | undefined) => Promise<RunnableImage | undefined>
   /** How many containers may be starting at once. */
   readonly starts: Turns
   readonly log: Logger
@@ -86,6 +89,8 @@ export class Sandbox implements Named {
   #abandoned = false
   #concluded = false
   readonly paths: AttemptPaths
+  /** Directories of the layers that it is on, once its image was found. */
+  layers: readonly string[] = []
 
   constructor(around: AttemptSurroundings, life: Life) {
     this.#around = around
@@ -208,8 +213,9 @@ export class Sandbox implements Named {
 
   /** Image and user: what can be wrong with the spec on this node. */
   async #prepare(): Promise<{ readonly image: RunnableImage; readonly spawn: SpawnRequest } | NotRun> {
-    const { spec, ids } = this.command
-    const image = await this.#around.resolveImage(spec.image)
+    const { spec, ids, image: digest } = this.command
+    const image = await this.#around.resolveImage(spec.image, digest)
+    this.layers = image?.layers ?? []
     if (!image) return { kind: 'notRun', code: 'image_not_found', message: `the node has no image ${spec.image}` }
     try {
       const who = identify(spec.user ?? image.config.user, readAccounts(image.layers), ids.count)

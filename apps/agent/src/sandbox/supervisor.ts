@@ -103,6 +103,11 @@ export class Supervisor {
       .map(([id, { sandbox }]) => ({ id, generation: sandbox.generation }))
   }
 
+  /** Directories of image layers that sandboxes are on. */
+  layersInUse(): readonly string[] {
+    return [...this.#attempts.values()].flatMap(({ sandbox }) => sandbox.layers)
+  }
+
   /** A stream that is being written; undefined once it is over, or of an unknown attempt. */
   async output(id: AttemptId, stream: StreamName): Promise<OutputFile | undefined> {
     return this.#attempts.get(id)?.sandbox.output(stream)

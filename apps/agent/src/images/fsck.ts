@@ -1,0 +1,201 @@
+// fsck.ts: whether the store is what it says: every blob has its digest, every layer is what its blob unpacks to, every
+// image has all that it names, and nothing is there that nobody names.
+import { createHash } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import { lstat, open, readdir, readlink } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Failure, Fault } from '@berth/contracts'
+import { expectSuccess, run } from '@berth/host'
+import { layersOf } from '@berth/oci'
+import { digestOf } from './content.js'
+import type { Images } from './images.js'
+import type { Wanted } from './layers.js'
+
+export interface Findings {
+  readonly images: number
+  readonly layers: number
+  readonly blobs: number
+  /** What is wrong, a line each. */
+  readonly problems: readonly string[]
+  /** What is there for a while only, and right: parts of blobs, blobs of pulls that were broken off. */
+  readonly notes: readonly string[]
+}
+
+/**
+ * Checks a store. Nothing is changed but for copies of layers, made to compare with and removed.
+ * @param busy an agent works on it: what is half-made may be its
+ */
+export async function fsck(images: Images, busy: boolean, signal: AbortSignal): Promise<Findings> {
+  const checking = new Fsck(images, busy, signal)
+  await checking.run()
+  return checking.findings()
+}
+
+/** As text: problems first, a summary last. */
+export function describeFindings({ images, layers, blobs, problems, notes }: Findings): string {
+  const lines = [...problems.map((problem) => `wrong: ${problem}`), ...notes.map((note) => `note: ${note}`)]
+  const verdict = problems.length === 0 ? 'nothing is wrong' : `${problems.length} wrong`
+  return [...lines, `${images} images, ${layers} layers, ${blobs} blobs: ${verdict}`, ''].join('\n')
+}
+
+class Fsck {
+  readonly #problems: string[] = []
+  readonly #notes: string[] = []
+  readonly #bad = new Set<string>()
+  #counts = { images: 0, layers: 0, blobs: 0 }
+
+  constructor(
+    private readonly images: Images,
+    private readonly busy: boolean,
+    private readonly signal: AbortSignal,
+  ) {}
+
+  findings = (): Findings => ({ ...this.#counts, problems: this.#problems, notes: this.#notes })
+
+  async run(): Promise<void> {
+    await this.#blobs()
+    const layers = await this.#images()
+    await this.#layers(layers)
+    await this.#halfMade()
+  }
+
+  async #blobs(): Promise<void> {
+    const named = this.images.names()
+    for (const digest of await this.images.content.list()) {
+      this.#counts.blobs++
+      this.signal.throwIfAborted()
+      const found = await digestOfFile(this.images.content.path(digest))
+      if (found !== digest) {
+        this.#bad.add(digest)
+        this.#problems.push(`blob ${digest}: its bytes are ${found}`)
+      } else if (!named.has(digest)) this.#notes.push(`blob ${digest}: of no image, kept for an hour for the next pull`)
+    }
+  }
+
+  /** Layers of all images by diffID, each with a blob that it comes from. */
+  async #images(): Promise<ReadonlyMap<string, Wanted>> {
+    const layers = new Map<string, Wanted>()
+    const check = async (name: string, manifestDigest: string) => {
+      this.#counts.images++
+      try {
+        for (const layer of await this.#image(manifestDigest)) layers.set(layer.diffId, layer)
+      } catch (error) {
+        if (!(error instanceof Failure || error instanceof Fault)) throw error
+        this.#problems.push(`image ${name}: ${error.message}`)
+      }
+    }
+    for (const { reference, manifestDigest } of this.images.base()) await check(reference, manifestDigest)
+    for (const [digest, { manifests }] of this.images.held())
+      for (const { manifest } of manifests) await check(digest, manifest.digest)
+    return layers
+  }
+
+  async #image(manifestDigest: string): Promise<readonly Wanted[]> {
+    const { content } = this.images
+    const found = await content.find(manifestDigest)
+    if (!found) throw new Fault(`find ${manifestDigest}`, { cause: 'its manifest is missing' })
+    const { manifest, config } = await this.images.documents({ digest: manifestDigest, size: found.bytes })
+    const layers = layersOf(manifest, config)
+    for (const { descriptor, diffId } of layers) {
+      const blob = await content.find(descriptor.digest)
+      if (blob?.bytes !== descriptor.size)
+        throw new Fault(`find ${descriptor.digest}`, { cause: 'the blob is missing' })
+      if ((await this.images.layers.bytes(diffId)) === undefined)
+        throw new Fault(`find ${diffId}`, { cause: 'the layer is not unpacked' })
+    }
+    return layers.map(({ descriptor, diffId, compression }) => ({ digest: descriptor.digest, diffId, compression }))
+  }
+
+  async #layers(named: ReadonlyMap<string, Wanted>): Promise<void> {
+    const { layers } = this.images
+    for (const diffId of await layers.list()) {
+      this.#counts.layers++
+      const wanted = named.get(diffId)
+      if (!wanted) {
+        const told = `layer ${diffId}: of no image`
+        if (this.busy) this.#notes.push(`${told}, being made or used`)
+        else this.#problems.push(told)
+        continue
+      }
+      if (this.#bad.has(wanted.digest)) continue
+      const problem = await layers.withCopy(wanted, this.signal, async (copy) =>
+        copy.diffId === diffId ? differenceOf(layers.path(diffId), copy.path) : `its blob holds ${copy.diffId}`,
+      )
+      if (problem !== undefined) this.#problems.push(`layer ${diffId}: ${problem}`)
+    }
+  }
+
+  async #halfMade(): Promise<void> {
+    const { content } = this.images
+    const into = (list: string) => (this.busy ? this.#notes.push(list) : this.#problems.push(list))
+    for (const name of await readdir(join(content.directory, 'layers/sha256')))
+      if (!/^[0-9a-f]{64}$/.test(name)) into(`layers/sha256/${name}: half-made`)
+    for (const name of await readdir(join(content.directory, 'incoming'))) into(`incoming/${name}: half-made`)
+    for (const name of await readdir(join(content.directory, 'blobs/sha256')))
+      if (!/^[0-9a-f]{64}(\.json)?$/.test(name)) into(`blobs/sha256/${name}: half-made`)
+    for (const name of await readdir(join(content.directory, 'partial')))
+      this.#notes.push(`partial/${name}: kept for a day for the next pull`)
+  }
+}
+
+async function digestOfFile(path: string): Promise<string> {
+  const hash = createHash('sha256')
+  for await (const chunk of createReadStream(path, { highWaterMark: 1024 * 1024 })) hash.update(chunk)
+  return digestOf(hash)
+}
+
+/** The first thing in which two trees differ; undefined where they are the same. */
+async function differenceOf(a: string, b: string): Promise<string | undefined> {
+  const different = await treeDifference(a, b, '')
+  if (different !== undefined) return `${different} is not as in its blob`
+  const [here, there] = await Promise.all([a, b].map(attributesOf))
+  return here === there ? undefined : 'extended attributes are not as in its blob'
+}
+
+async function treeDifference(a: string, b: string, path: string): Promise<string | undefined> {
+  const [here, there] = await Promise.all([lstat(join(a, path)), lstat(join(b, path))])
+  const facts = ({ mode, uid, gid, rdev, nlink, mtimeMs, size }: typeof here) => {
+    const isDirectory = (mode & 0o170000) === 0o040000
+    return [mode, uid, gid, rdev, mtimeMs, ...(isDirectory ? [] : [nlink, size])].join(' ')
+  }
+  if (facts(here) !== facts(there)) return `/${path}`
+  if (here.isSymbolicLink() && (await readlink(join(a, path))) !== (await readlink(join(b, path)))) return `/${path}`
+  if (here.isFile() && !(await sameContent(join(a, path), join(b, path)))) return `/${path}`
+  if (!here.isDirectory()) return undefined
+  const [names, others] = [(await readdir(join(a, path))).sort(), (await readdir(join(b, path))).sort()]
+  if (names.join('\0') !== others.join('\0')) return `/${path}`
+  for (const name of names) {
+    const different = await treeDifference(a, b, path === '' ? name : `${path}/${name}`)
+    if (different !== undefined) return different
+  }
+  return undefined
+}
+
+async function sameContent(a: string, b: string): Promise<boolean> {
+  const [here, there] = [await open(a), await open(b)]
+  const [one, other] = [Buffer.allocUnsafe(256 * 1024), Buffer.allocUnsafe(256 * 1024)]
+  try {
+    for (;;) {
+      const [mine, theirs] = await Promise.all([here.read(one, 0, one.length), there.read(other, 0, other.length)])
+      if (mine.bytesRead !== theirs.bytesRead) return false
+      if (mine.bytesRead === 0) return true
+      if (one.compare(other, 0, theirs.bytesRead, 0, mine.bytesRead) !== 0) return false
+    }
+  } finally {
+    await Promise.all([here.close(), there.close()])
+  }
+}
+
+/** All of a tree, in the order of its names. */
+async function attributesOf(root: string): Promise<string> {
+  const argv = ['getfattr', '--recursive', '--physical', '--no-dereference', '--dump', '--match=-', '.'] as const
+  const { stdout } = expectSuccess(
+    await run(argv, {
+      cwd: root,
+      timeoutMs: 600_000,
+      maxOutputBytes: 64 * 1024 * 1024,
+      env: { LC_ALL: 'C', PATH: process.env.PATH ?? '' },
+    }),
+  )
+  return stdout.split('\n\n').sort().join('\n\n')
+}

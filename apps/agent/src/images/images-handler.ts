@@ -1,0 +1,143 @@
+// images-handler.ts: what the API may ask about images; see image-node.ts of libs/contracts. The request is the
+// operation: when its caller goes it stops.
+import {
+  Failure,
+  type HeldImage,
+  ImageDigest,
+  type ImageStep,
+  ImportConfig,
+  InvalidRequest,
+  PullImage,
+  PushImage,
+} from '@berth/contracts'
+import type { NodeHandler, RestCall } from '@berth/node-rpc'
+import type { Logger } from '@berth/telemetry'
+import { z } from 'zod'
+import type { Images } from './images.js'
+import { importRoot } from './import.js'
+import { load } from './load.js'
+import { type Progress, steps } from './progress.js'
+import { pull } from './pull.js'
+import { push } from './push.js'
+import { parseSave, save } from './save.js'
+
+export interface ImageParts {
+  readonly images: Images
+  /** Directories of layers that sandboxes are on. */
+  readonly inUse: () => ReadonlySet<string>
+  readonly log: Logger
+}
+
+type Answer = (call: RestCall, parts: ImageParts) => Promise<void>
+
+const answers: ReadonlyMap<string, Answer> = new Map<string, Answer>([
+  [
+    'POST pull',
+    async (call, parts) => {
+      const request = await call.json(PullImage)
+      await told(call, parts, async (progress) => alone(await pull(parts.images, request, call.signal, progress)))
+    },
+  ],
+  [
+    'POST push',
+    async (call, parts) => {
+      const request = await call.json(PushImage)
+      await told(call, parts, async (progress) => alone(await push(parts.images, request, call.signal, progress)))
+    },
+  ],
+  [
+    'POST load',
+    async (call, parts) => {
+      const { maxBytes } = queryOf(call, z.object({ maxBytes: MaxBytes }))
+      await told(call, parts, () => load(parts.images, call.body, maxBytes, call.signal))
+    },
+  ],
+  [
+    'POST import',
+    async (call, parts) => {
+      const { config, maxBytes: most } = queryOf(call, z.object({ maxBytes: MaxBytes, config: Config }))
+      await told(call, parts, async () => alone(await importRoot(parts.images, call.body, config, most, call.signal)))
+    },
+  ],
+  [
+    'GET archive',
+    async (call, { images }) => {
+      const archive = await save(images, parseSave(call.query), call.signal)
+      await call.bytes(archive, { headers: { 'content-type': 'application/x-tar' } })
+    },
+  ],
+])
+
+export function imagesHandler(parts: ImageParts): NodeHandler {
+  return {
+    async request(call) {
+      const [, word, ...more] = call.rest
+      const digest = ImageDigest.safeParse(word)
+      const answer = digest.success ? ofImage(call.method, digest.data) : answers.get(`${call.method} ${word}`)
+      if (!answer || more.length > 0) throw new Failure('route_not_found', 'no such request about images')
+      await answer(call, parts)
+    },
+  }
+}
+
+function ofImage(method: string, digest: ImageDigest): Answer | undefined {
+  if (method === 'GET') return async (call, { images }) => call.answer(200, (await images.get(digest)).image)
+  if (method !== 'DELETE') return undefined
+  return async (call, parts) => {
+    if (!(await parts.images.drop(digest))) throw new Failure('image_not_found', `the node has no image ${digest}`)
+    call.answer(204)
+    await collect(parts)
+  }
+}
+
+/** Answers with steps. What work that failed has left goes at once, but for blobs, which the next try finds. */
+async function told(call: RestCall, parts: ImageParts, work: (progress: Progress) => Promise<Done>): Promise<void> {
+  let worked = false
+  const whole = async (progress: Progress) => {
+    const done = await work(progress)
+    worked = true
+    return done
+  }
+  try {
+    await call.lines(steps(whole, call.signal, parts.log))
+  } finally {
+    if (!worked) await collect(parts)
+  }
+}
+
+/** Never rejects: what is not collected now is later. */
+async function collect({ images, inUse, log }: ImageParts): Promise<void> {
+  await images.collect(inUse()).catch((err: unknown) => log.error({ err }, 'images.collect_failed'))
+}
+
+type Done = Extract<ImageStep, { step: 'done' }>['images']
+
+const alone = (image: HeldImage): Done => [{ image, references: [] }]
+
+const MaxBytes = z.coerce.number().int().min(0).optional()
+const Config = z
+  .string()
+  .max(64 * 1024)
+  .default('{}')
+  .transform((text, context) => {
+    const parsed = ImportConfig.safeParse(parseJson(text))
+    if (parsed.success) return parsed.data
+    context.addIssue({ code: 'custom', message: parsed.error.issues[0]?.message ?? 'must be JSON' })
+    return z.NEVER
+  })
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined // refused by the schema
+  }
+}
+
+function queryOf<S extends z.ZodType>(call: RestCall, schema: S): z.output<S> {
+  const parsed = schema.safeParse(Object.fromEntries(call.query))
+  if (parsed.success) return parsed.data
+  throw new InvalidRequest(
+    parsed.error.issues.map(({ path, message }) => ({ field: path.map(String).join('.'), message })),
+  )
+}
