@@ -9,16 +9,24 @@ jest.setTimeout(300_000)
 
 let browser: Browser
 let t: TestTenant
+let newcomer: TestTenant
 let sandboxId: string
+let endedId: string
 let jobId: string
 beforeAll(async () => {
   browser = await openBrowser()
   t = await tenant()
-  const script = 'echo ready; while :; do echo tick; echo oops >&2; sleep 1; done'
-  const spec = { name: 'web', labels: { team: 'shop' }, env: { MODE: 'demo' }, command: ['sh', '-c', script] }
+  newcomer = await tenant()
+  const tree = 'mkdir -p /srv/work/empty; echo first line >/srv/work/notes.txt; ln -s notes.txt /srv/work/latest'
+  const long = `/srv/work/${'a-rather-long-name-of-a-file-'.repeat(4)}.tar.gz`
+  const script = `${tree}; echo x >${long}; echo ready; while :; do echo tick; echo oops >&2; sleep 1; done`
+  const limits = { memoryBytes: '256m', cpuset: '0', cpuShares: 512 }
+  const spec = { name: 'web', labels: { team: 'shop' }, env: { MODE: 'demo' }, limits, command: ['sh', '-c', script] }
   const made = await t.post('/v1/sandboxes?wait=running&timeoutMs=60s', spec)
   if (made.body.state !== 'running') throw new Error(`sandbox: ${JSON.stringify(made.body)}`)
   sandboxId = made.body.id
+  const ended = await t.post('/v1/sandboxes?wait=stopped&timeoutMs=60s', { name: 'worker', ...sh('exit 3') })
+  endedId = ended.body.id
   jobId = (await run(t, { name: 'report', ...sh('echo all is well; echo but this >&2; exit 3') })).id
   await t.post('/v1/keys', { name: 'reader', scopes: ['jobs:read'] })
 }, 600_000)
@@ -43,6 +51,61 @@ const pages: readonly {
     },
   },
   { name: 'overview', path: () => `/sandboxes/${sandboxId}`, there: (page) => page.getByText('Ready after').waitFor() },
+  {
+    name: 'limits',
+    path: () => `/sandboxes/${sandboxId}`,
+    there: async (page) => {
+      await page.getByRole('button', { name: 'Limits' }).click()
+      await page.getByLabel('CPU weight').waitFor()
+    },
+  },
+  {
+    name: 'delete',
+    path: () => `/sandboxes/${sandboxId}`,
+    there: (page) => page.getByRole('button', { name: 'Delete' }).click(),
+  },
+  {
+    name: 'logs',
+    path: () => `/sandboxes/${sandboxId}/logs`,
+    there: (page) => page.getByText('oops').first().waitFor(),
+  },
+  {
+    name: 'charts',
+    path: () => `/sandboxes/${sandboxId}/charts`,
+    there: (page) => page.locator('.chart path').first().waitFor({ state: 'attached' }),
+  },
+  {
+    name: 'files',
+    path: () => `/sandboxes/${sandboxId}/files`,
+    there: (page) => page.getByRole('button', { name: 'etc/', exact: true }).waitFor(),
+  },
+  {
+    name: 'directory',
+    path: () => `/sandboxes/${sandboxId}/files?path=/srv/work`,
+    there: (page) => page.getByRole('button', { name: 'notes.txt', exact: true }).waitFor(),
+  },
+  {
+    name: 'file',
+    path: () => `/sandboxes/${sandboxId}/files?path=/srv/work`,
+    there: async (page) => {
+      await page.getByRole('button', { name: 'notes.txt', exact: true }).click()
+      await page.getByText('first line').waitFor()
+    },
+  },
+  {
+    name: 'empty-directory',
+    path: () => `/sandboxes/${sandboxId}/files?path=/srv/work/empty`,
+    there: (page) => page.getByRole('button', { name: '← up' }).waitFor(),
+  },
+  {
+    name: 'processes',
+    path: () => `/sandboxes/${sandboxId}/processes`,
+    there: (page) =>
+      page
+        .getByRole('row', { name: /sleep \d/ })
+        .last()
+        .waitFor(),
+  },
   { name: 'terminal', path: () => `/sandboxes/${sandboxId}/terminal`, there: openTerminal },
   {
     name: 'events',
@@ -52,6 +115,26 @@ const pages: readonly {
         .getByRole('row', { name: /running/ })
         .first()
         .waitFor(),
+  },
+  {
+    name: 'ended',
+    path: () => `/sandboxes/${endedId}`,
+    there: (page) => page.getByRole('row', { name: /exit nonzero/ }).waitFor(),
+  },
+  {
+    name: 'no-processes',
+    path: () => `/sandboxes/${endedId}/processes`,
+    there: (page) => page.getByText('has no processes').waitFor(),
+  },
+  {
+    name: 'no-sandbox',
+    path: () => '/sandboxes/none-such',
+    there: (page) => page.getByText('there is no sandbox').waitFor(),
+  },
+  {
+    name: 'no-job',
+    path: () => '/jobs/none-such',
+    there: (page) => page.getByText('That is not the id of a job.').waitFor(),
   },
   { name: 'jobs', path: () => '/jobs', there: (page) => page.getByRole('link', { name: 'report' }).waitFor() },
   { name: 'job', path: () => `/jobs/${jobId}`, there: (page) => page.getByText('all is well').first().waitFor() },
@@ -108,8 +191,18 @@ test.each(windows)('%s, %s: every page fits and has no barrier', async (colorSch
     await there(page)
     await look(name)
   }
+  await page.goto(`${stack().url}/console`)
+  await page.getByRole('button', { name: 'Sign out' }).click()
+  await page.getByLabel('API key').waitFor()
+  await signIn(page, stack().url, newcomer.key)
+  await page.getByText('There is no sandbox yet.').waitFor()
+  await look('sandboxes-none')
+  await page.goto(`${stack().url}/console/jobs`)
+  await page.getByText('There is no job yet.').waitFor()
+  await look('jobs-none')
   expect(found).toEqual({})
-  expect(one.troubles()).toEqual([])
+  // The browser's own notes: of the sandbox that is not there, and of the stream of events that the sign-out ended.
+  expect(one.troubles(/status of 404/, /ERR_INCOMPLETE_CHUNKED_ENCODING/)).toEqual([])
 })
 
 test('the theme is chosen, kept, and drawn before anything else', async () => {

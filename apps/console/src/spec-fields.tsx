@@ -1,8 +1,9 @@
 // spec-fields.tsx: parts of a specification, to type and to read, that sandboxes and jobs have in common.
 import { listImages, type Sandbox } from '@berth/contracts'
-import { useCallback } from 'react'
+import { useCallback, useState } from 'react'
 import { bytes } from './format.js'
 import { useApi, useLoaded } from './live.js'
+import { optionalLimits } from './spec-form.js'
 import { Field } from './ui.js'
 
 /** What a sandbox is called: its name, else the end of its id, which differs where the beginning is a time. */
@@ -38,6 +39,59 @@ export function LimitFields({ now }: { readonly now?: Sandbox['spec']['limits'] 
         {(input) => <input {...input} placeholder={String(now?.pids ?? 256)} inputMode="numeric" autoComplete="off" />}
       </Field>
     </div>
+  )
+}
+
+/** Limits that a sandbox need not have, filled with what they are. */
+export function OptionalLimitFields({ now }: { readonly now: Sandbox['spec']['limits'] }) {
+  const texts = optionalLimits(now)
+  const [open] = useState(Object.values(texts).some((text) => text !== ''))
+  return (
+    <details open={open}>
+      <summary>Soft memory limit, CPUs by number, weights</summary>
+      <p className="hint">One that is emptied is unset.</p>
+      <div className="columns halves">
+        <Field label="Soft memory limit" name="reservation" field="limits.memoryReservationBytes">
+          {(input) => <input {...input} defaultValue={texts.reservation} placeholder="none" autoComplete="off" />}
+        </Field>
+        <Field label="CPUs it may run on" name="cpuset" field="limits.cpuset">
+          {(input) => <input {...input} defaultValue={texts.cpuset} placeholder="all" autoComplete="off" />}
+        </Field>
+        <Field label="CPU weight" name="cpuShares" field="limits.cpuShares">
+          {(input) => (
+            <input
+              {...input}
+              defaultValue={texts.cpuShares}
+              placeholder="1024 a CPU"
+              inputMode="numeric"
+              autoComplete="off"
+            />
+          )}
+        </Field>
+        <Field label="CPU period, in µs" name="cpuPeriod" field="limits.cpuPeriodUs">
+          {(input) => (
+            <input
+              {...input}
+              defaultValue={texts.cpuPeriod}
+              placeholder="100000"
+              inputMode="numeric"
+              autoComplete="off"
+            />
+          )}
+        </Field>
+        <Field label="Disk weight" name="ioWeight" field="limits.ioWeight">
+          {(input) => (
+            <input
+              {...input}
+              defaultValue={texts.ioWeight}
+              placeholder="the kernel's"
+              inputMode="numeric"
+              autoComplete="off"
+            />
+          )}
+        </Field>
+      </div>
+    </details>
   )
 }
 

@@ -1,8 +1,17 @@
-import { createBatch, createJob, createSandbox } from '@berth/contracts'
+import { createBatch, createJob, createSandbox, SandboxLimits, updateSandbox } from '@berth/contracts'
 import { expect, test } from '@jest/globals'
 import fc from 'fast-check'
 import { commandLine } from './format.js'
-import { batchBodies, FormProblem, jobBody, pairsOf, sandboxBody, splitWords } from './spec-form.js'
+import {
+  batchBodies,
+  FormProblem,
+  jobBody,
+  limitsBody,
+  optionalLimits,
+  pairsOf,
+  sandboxBody,
+  splitWords,
+} from './spec-form.js'
 
 test.each<[string, readonly string[]]>([
   ['', []],
@@ -51,6 +60,19 @@ test('a full form asks for all that was typed', () => {
     clocks: { maxLifetimeMs: 3_600_000, idleTimeoutMs: 600_000, pausedForMs: null, deleteAfterMs: 86_400_000 },
     restart: { policy: 'on-failure' },
   })
+})
+
+test('a form of limits sends what was typed; emptied, a limit that need not be there is unset', () => {
+  const now = SandboxLimits.parse({ cpuset: '0-1', cpuShares: 512, memoryReservationBytes: '100m' })
+  const untouched = { memory: '', cpus: '', disk: '', pids: '', ...optionalLimits(now) }
+  expect(untouched).toMatchObject({ reservation: '100 MiB', cpuset: '0-1', cpuShares: '512', ioWeight: '' })
+  expect(limitsBody(untouched, now)).toEqual({ limits: {} })
+  const typed = { ...untouched, pids: '9', reservation: ' ', cpuset: '', cpuShares: '700', ioWeight: '20' }
+  expect(updateSandbox.body.parse(limitsBody(typed, now))).toEqual({
+    limits: { pids: 9, memoryReservationBytes: null, cpuset: null, cpuShares: 700, ioWeight: 20 },
+  })
+  for (const wrong of [{ cpuShares: 'lots' }, { cpus: 'all' }, { ioWeight: 'Infinity' }])
+    expect(() => limitsBody({ ...untouched, ...wrong }, now)).toThrow('must be a number')
 })
 
 test('a job is a script unless words are asked for', () => {

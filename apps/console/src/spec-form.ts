@@ -1,6 +1,7 @@
 // spec-form.ts: what people type into forms as the bodies of requests. What is wrong with a value is for the API to say,
 // which knows all rules; here only text is taken apart.
-import type { Arguments, createJob, createSandbox } from '@berth/contracts'
+import type { Arguments, createJob, createSandbox, SandboxLimits } from '@berth/contracts'
+import { bytes } from './format.js'
 
 /** Names of fields → what was typed. */
 export type Fields = Readonly<Record<string, string>>
@@ -72,10 +73,23 @@ function given<T extends Record<string, unknown>>(values: T): { [K in keyof T]?:
 
 const isGiven = <V>(value: V): value is Exclude<V, '' | undefined> => value !== '' && value !== undefined
 
-const numberOf = (text: string | undefined): number | undefined => (text ? Number(text) : undefined)
+/** In JSON what is no number would be null, which has a meaning of its own. @throws FormProblem */
+function parsed(text: string, field: string): number {
+  const value = Number(text)
+  if (Number.isFinite(value)) return value
+  throw new FormProblem(field, 'must be a number')
+}
+
+const numberOf = (text: string | undefined, field: string): number | undefined =>
+  text ? parsed(text, field) : undefined
 
 const limitsOf = ({ memory, cpus, disk, pids }: Fields) =>
-  given({ memoryBytes: memory, cpus: numberOf(cpus), diskBytes: disk, pids: numberOf(pids) })
+  given({
+    memoryBytes: memory,
+    cpus: numberOf(cpus, 'limits.cpus'),
+    diskBytes: disk,
+    pids: numberOf(pids, 'limits.pids'),
+  })
 
 export type SandboxBody = NonNullable<Arguments<typeof createSandbox>['body']>
 export type JobBody = Arguments<typeof createJob>['body']
@@ -104,8 +118,38 @@ export function sandboxBody(fields: Fields): SandboxBody {
   }
 }
 
-/** The body of `updateSandbox` from the form that changes limits. */
-export const limitsBody = (fields: Fields) => ({ limits: limitsOf(fields) })
+const textOf = (value: number | undefined): string => (value === undefined ? '' : String(value))
+
+/** Limits that a sandbox need not have, as they stand in their fields before anything is typed; empty where unset. */
+export const optionalLimits = (limits: SandboxLimits) => ({
+  reservation: limits.memoryReservationBytes === undefined ? '' : bytes(limits.memoryReservationBytes),
+  cpuset: limits.cpuset ?? '',
+  cpuShares: textOf(limits.cpuShares),
+  cpuPeriod: textOf(limits.cpuPeriodUs),
+  ioWeight: textOf(limits.ioWeight),
+})
+
+/**
+ * The body of `updateSandbox` from the form that changes limits: an optional one that was emptied is unset.
+ * @param now what the form was filled with
+ * @throws FormProblem
+ */
+export function limitsBody(fields: Fields, now: SandboxLimits) {
+  const before = optionalLimits(now)
+  const change = <T>(name: keyof typeof before, field: string, parse: (text: string, field: string) => T) => {
+    const typed = fields[name]?.trim()
+    if (typed === undefined || typed === before[name]) return undefined
+    return typed === '' ? null : parse(typed, `limits.${field}`)
+  }
+  const optional = given({
+    memoryReservationBytes: change('reservation', 'memoryReservationBytes', (text) => text),
+    cpuset: change('cpuset', 'cpuset', (text) => text),
+    cpuShares: change('cpuShares', 'cpuShares', parsed),
+    cpuPeriodUs: change('cpuPeriod', 'cpuPeriodUs', parsed),
+    ioWeight: change('ioWeight', 'ioWeight', parsed),
+  })
+  return { limits: { ...limitsOf(fields), ...optional } }
+}
 
 /** The body of `createJob`. @throws FormProblem */
 export function jobBody(fields: Fields): JobBody {
@@ -116,7 +160,7 @@ export function jobBody(fields: Fields): JobBody {
     env: pairsOf(env, 'env'),
     labels: pairsOf(labels, 'labels'),
     limits: limitsOf(fields),
-    ...(fields.attempts ? { retry: { maxAttempts: Number(fields.attempts) } } : {}),
+    ...(fields.attempts ? { retry: { maxAttempts: parsed(fields.attempts, 'retry.maxAttempts') } } : {}),
   }
 }
 

@@ -4,6 +4,12 @@ import { bytes, duration, number } from '../format.js'
 import { useApi, useLoaded, useReloadOn } from '../live.js'
 import { Facts, Heading, Loading, Trouble } from '../ui.js'
 
+/** Memory by time, to a thousandth at least. */
+function memoryHours(byteMs: number): string {
+  const hours = byteMs / 1024 ** 3 / 3_600_000
+  return hours > 0 && hours < 0.001 ? 'under 0.001 GiB hours' : `${number(hours)} GiB hours`
+}
+
 const DAY_MS = 86_400_000
 
 export function UsagePage() {
@@ -45,7 +51,7 @@ export function UsagePage() {
               ['Attempts', number(value.period.attempts)],
               ['CPU time', duration(value.period.cpuMs)],
               ['Wall time', duration(value.period.wallMs)],
-              ['Memory', `${number(value.period.memoryByteMs / 1024 ** 3 / 3_600_000)} GiB hours`],
+              ['Memory', memoryHours(value.period.memoryByteMs)],
               ['Output', bytes(value.period.outputBytes)],
             ]}
           />

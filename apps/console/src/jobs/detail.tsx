@@ -10,7 +10,20 @@ import { JobOutput } from './output.js'
 
 export function JobPage({ jobId: text }: { readonly jobId: string }) {
   const id = JobId.safeParse(text)
-  return id.success ? <KnownJob jobId={id.data} /> : <Trouble error={new Error('That is not the id of a job.')} />
+  return id.success ? <KnownJob jobId={id.data} /> : <NoJob error={new Error('That is not the id of a job.')} />
+}
+
+/** The page of a job that cannot be told. */
+function NoJob(props: { readonly error: unknown; readonly retry?: () => void }) {
+  return (
+    <>
+      <p className="crumbs">
+        <Link href="/jobs">Jobs</Link>
+      </p>
+      <Heading title="Job" />
+      <Trouble {...props} />
+    </>
+  )
 }
 
 const isFinal = ({ state }: Job): boolean => finalJobStates.some((one) => one === state)
@@ -23,7 +36,7 @@ function KnownJob({ jobId }: { readonly jobId: JobId }) {
   const loaded = useLoaded(load)
   useReloadOn(loaded, ({ subject }) => subject === jobId)
   const { value: job, error } = loaded
-  if (!job) return error === undefined ? <Loading /> : <Trouble error={error} retry={loaded.reload} />
+  if (!job) return error === undefined ? <Loading /> : <NoJob error={error} retry={loaded.reload} />
   return (
     <>
       <p className="crumbs">

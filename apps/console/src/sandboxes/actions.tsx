@@ -12,7 +12,7 @@ import {
 } from '@berth/contracts'
 import { useState } from 'react'
 import { useApi } from '../live.js'
-import { LimitFields, titleOf } from '../spec-fields.js'
+import { LimitFields, OptionalLimitFields, titleOf } from '../spec-fields.js'
 import { type Fields, limitsBody } from '../spec-form.js'
 import { Action, Confirm, Dialog, Form, useTell } from '../ui.js'
 
@@ -87,13 +87,19 @@ export function SandboxActions({ sandbox, brief = false }: { readonly sandbox: S
   )
 }
 
+const limitFields = [
+  ...['limits.memoryBytes', 'limits.cpus', 'limits.diskBytes', 'limits.pids', 'limits.memoryReservationBytes'],
+  ...['limits.cpuset', 'limits.cpuShares', 'limits.cpuPeriodUs', 'limits.ioWeight'],
+]
+
 function ChangeLimits({ sandbox, onClose }: { readonly sandbox: Sandbox; readonly onClose: () => void }) {
   const api = useApi()
   const tell = useTell()
+  const { limits } = sandbox.spec
   const change = async (fields: Fields) => {
     await api.call(
       updateSandbox,
-      { params: { sandbox: sandbox.id }, body: limitsBody(fields) },
+      { params: { sandbox: sandbox.id }, body: limitsBody(fields, limits) },
       // What is shown is what is changed: not what somebody else has made of it meanwhile.
       { headers: { 'if-match': `"${sandbox.version}"` } },
     )
@@ -102,16 +108,12 @@ function ChangeLimits({ sandbox, onClose }: { readonly sandbox: Sandbox; readonl
   }
   return (
     <Dialog title={`Limits of ${titleOf(sandbox)}`} onClose={onClose}>
-      <Form
-        send={change}
-        submit="Change"
-        onCancel={onClose}
-        fields={['limits.memoryBytes', 'limits.cpus', 'limits.diskBytes', 'limits.pids']}
-      >
+      <Form send={change} submit="Change" onCancel={onClose} fields={limitFields}>
         <p className="hint">
           Fields that are left empty stay as they are. A running sandbox gets the new limits at once.
         </p>
-        <LimitFields now={sandbox.spec.limits} />
+        <LimitFields now={limits} />
+        <OptionalLimitFields now={limits} />
       </Form>
     </Dialog>
   )

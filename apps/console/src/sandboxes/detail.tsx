@@ -1,6 +1,6 @@
 // detail.tsx: one sandbox: what it is and does, and the tabs to work with it.
 import { getSandbox, type Sandbox } from '@berth/contracts'
-import { lazy, Suspense, useCallback, useState } from 'react'
+import { lazy, Suspense, useCallback, useEffect, useRef, useState } from 'react'
 import { Link } from 'wouter'
 import { useApi, useLoaded, useReloadOn } from '../live.js'
 import { titleOf } from '../spec-fields.js'
@@ -34,13 +34,33 @@ export function SandboxPage({ sandbox: ref, tab }: { readonly sandbox: string; r
   )
   const loaded = useLoaded(load)
   const { value: sandbox, error } = loaded
+  const tabBar = useRef<HTMLElement>(null)
+  const there = sandbox !== undefined
+  // On a phone not all tabs fit: the one that is shown is moved to where it is seen.
+  // biome-ignore lint/correctness/useExhaustiveDependencies: whenever another tab is shown, and once there are tabs
+  useEffect(() => {
+    const [bar, current] = [tabBar.current, tabBar.current?.querySelector<HTMLElement>('[aria-current]')]
+    if (bar && current) bar.scrollLeft = current.offsetLeft - (bar.clientWidth - current.offsetWidth) / 2
+  }, [tab, there])
   useReloadOn(loaded, ({ subject }) => subject === (sandbox?.id ?? ref))
-  if (!sandbox) return error === undefined ? <Loading /> : <Trouble error={error} retry={loaded.reload} />
+  const crumbs = (
+    <p className="crumbs">
+      <Link href="/sandboxes">Sandboxes</Link>
+    </p>
+  )
+  if (!sandbox)
+    return error === undefined ? (
+      <Loading />
+    ) : (
+      <>
+        {crumbs}
+        <Heading title="Sandbox" />
+        <Trouble error={error} retry={loaded.reload} />
+      </>
+    )
   return (
     <>
-      <p className="crumbs">
-        <Link href="/sandboxes">Sandboxes</Link>
-      </p>
+      {crumbs}
       <Heading
         title={
           <>
@@ -52,7 +72,7 @@ export function SandboxPage({ sandbox: ref, tab }: { readonly sandbox: string; r
       </Heading>
       <Trouble error={error} retry={loaded.reload} />
       {sandbox.state === 'deleted' && <Notice>This sandbox is deleted. Its record stays for 30 days.</Notice>}
-      <nav className="tabs" aria-label="Sandbox">
+      <nav className="tabs" aria-label="Sandbox" ref={tabBar}>
         {tabs.map(([name, label]) => (
           <Link
             key={name}

@@ -1,5 +1,6 @@
 import { type BerthEvent, listEvents } from '@berth/contracts'
 import { useCallback } from 'react'
+import { z } from 'zod'
 import { actor, commandLine, time } from '../format.js'
 import { useApi, useLoaded, useReloadOn } from '../live.js'
 import { Empty, Loading, Trouble } from '../ui.js'
@@ -70,7 +71,11 @@ function More({ data }: { readonly data: BerthEvent['data'] }) {
   )
 }
 
+const Reason = z.object({ code: z.string(), message: z.string() })
+
 function Value({ value }: { readonly value: unknown }) {
+  const reason = Reason.safeParse(value).data
+  if (reason) return <>{[reason.code.replaceAll('_', ' '), reason.message].filter(Boolean).join(': ')}</>
   const isArgv = Array.isArray(value) && value.every((one) => typeof one === 'string')
   return <code className="wrap">{isArgv ? commandLine(value) : JSON.stringify(value)}</code>
 }

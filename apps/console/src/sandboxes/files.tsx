@@ -169,7 +169,7 @@ function Listing({
   readonly download: (entry: FileStat) => AsyncIterable<Uint8Array>
 }) {
   if (entries.length === 0 && path === '/') return <Empty>The directory is empty.</Empty>
-  return (
+  const table = (
     <table className="files">
       <caption className="visually-hidden">{counted(entries.length, 'entry', 'entries')}</caption>
       <thead>
@@ -244,6 +244,12 @@ function Listing({
         ))}
       </tbody>
     </table>
+  )
+  return (
+    <>
+      {table}
+      {entries.length === 0 && <Empty>The directory is empty.</Empty>}
+    </>
   )
 }
 

@@ -74,6 +74,12 @@ export function Overview({ sandbox }: { readonly sandbox: Sandbox }) {
             ['Disk', bytes(spec.limits.diskBytes)],
             ['Processes', number(spec.limits.pids)],
             ['Shared memory', bytes(spec.limits.shmBytes)],
+            ['Soft memory limit', optional(spec.limits.memoryReservationBytes, bytes)],
+            ['Swap', spec.limits.swapBytes > 0 && bytes(spec.limits.swapBytes)],
+            ['Runs on CPUs', spec.limits.cpuset],
+            ['CPU weight', optional(spec.limits.cpuShares, number)],
+            ['CPU period', optional(spec.limits.cpuPeriodUs, (us) => duration(us / 1000))],
+            ['Disk weight', optional(spec.limits.ioWeight, number)],
             ['Node', sandbox.nodeId && <code>{sandbox.nodeId}</code>],
             ['Why there', sandbox.placedBecause],
           ]}
@@ -83,6 +89,9 @@ export function Overview({ sandbox }: { readonly sandbox: Sandbox }) {
     </div>
   )
 }
+
+const optional = (value: number | undefined, shown: (value: number) => string) =>
+  value === undefined ? undefined : shown(value)
 
 const clockNames = {
   maxLifetimeMs: 'longest life',

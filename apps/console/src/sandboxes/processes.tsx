@@ -6,6 +6,17 @@ import { Empty, Loading, Trouble } from '../ui.js'
 
 const EVERY_MS = 3000
 
+/** Name, and where it is shown: on a phone what matters most. */
+const columns = [
+  ['PID', ''],
+  ['User', ''],
+  ['State', 'wide-only'],
+  ['CPU time', 'wide-only'],
+  ['Memory', ''],
+  ['Threads', 'wide-only'],
+  ['Command', ''],
+] as const
+
 /** The processes of a running sandbox, looked at again every few seconds while they are seen. */
 export function Processes({ sandbox }: { readonly sandbox: Sandbox }) {
   if (sandbox.state !== 'running') return <Empty>A sandbox that is {sandbox.state} has no processes to show.</Empty>
@@ -29,12 +40,13 @@ function ProcessTable({ id }: { readonly id: string }) {
   return (
     <>
       <Trouble error={error} retry={reload} />
-      <div className="scroll">
+      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: a box that scrolls must be reachable by keyboard */}
+      <section className="scroll" aria-label="Processes" tabIndex={0}>
         <table className="dense">
           <thead>
             <tr>
-              {['PID', 'User', 'State', 'CPU time', 'Memory', 'Threads', 'Command'].map((name) => (
-                <th key={name} scope="col">
+              {columns.map(([name, place]) => (
+                <th key={name} scope="col" className={place}>
                   {name}
                 </th>
               ))}
@@ -45,18 +57,18 @@ function ProcessTable({ id }: { readonly id: string }) {
               <tr key={process.pid}>
                 <td>{process.pid}</td>
                 <td>{process.user ?? process.uid}</td>
-                <td>{process.state}</td>
-                <td>{duration(process.cpuMs)}</td>
+                <td className="wide-only">{process.state}</td>
+                <td className="wide-only">{duration(process.cpuMs)}</td>
                 <td>{bytes(process.residentBytes)}</td>
-                <td>{process.threads}</td>
-                <td>
+                <td className="wide-only">{process.threads}</td>
+                <td className="command">
                   <code>{commandLine(process.command)}</code>
                 </td>
               </tr>
             ))}
           </tbody>
         </table>
-      </div>
+      </section>
     </>
   )
 }
