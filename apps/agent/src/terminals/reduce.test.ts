@@ -4,7 +4,7 @@ import fc from 'fast-check'
 import { Emulator } from './emulator.js'
 import { redraw } from './redraw.js'
 import { Reducer, type Step } from './reduce.js'
-import { alongLine, dump, flood, mode, pieces, runs, size, style } from './screen.fixture.js'
+import { alongLine, dump, endless, flood, mode, pieces, runs, size, style } from './screen.fixture.js'
 
 const scrollback = () => 8
 /** Small ones, so that short streams are cut often. */
@@ -93,6 +93,28 @@ describe('what is drawn of a stream gives the screen of all of it', () => {
     expect(drawn / sent).toBeLessThan(0.6)
   })
 
+  test('where it is one without line ends', () => {
+    const some = fc.oneof(
+      { weight: 12, arbitrary: endless },
+      { weight: 3, arbitrary: style },
+      { weight: 1, arbitrary: flood },
+      { weight: 1, arbitrary: fc.oneof(alongLine, mode, fc.constant('\x1bc'), fc.constant('\r')) },
+    )
+    let sent = 0
+    let drawn = 0
+    fc.assert(
+      fc.property(size, fc.array(some, { minLength: 5, maxLength: 40 }), course, (size, pieces, course) => {
+        const stream = Buffer.from(`${pieces.join('')}\x18`)
+        const { whole, budgeted, bytes } = run(size, stream, { ...course, costs: [0] })
+        expect(dump(budgeted)).toEqual(dump(whole))
+        sent += stream.length
+        drawn += bytes
+      }),
+      runs(150),
+    )
+    expect(drawn / sent).toBeLessThan(0.6)
+  })
+
   test('and of a long one nearly nothing', () => {
     const size = { rows: 24, columns: 80 }
     const reducer = new Reducer({ size, scrollback: () => 1000, offset: 0 })
@@ -110,12 +132,28 @@ describe('what is drawn of a stream gives the screen of all of it', () => {
   })
 })
 
+test('of megabytes without a line end, what screen and scrollback hold is drawn', () => {
+  for (const columns of [80, 64]) {
+    const size = { rows: 24, columns }
+    const reducer = new Reducer({ size, scrollback: () => 1000, offset: 0 })
+    for (let i = 0; i < 200; i++) {
+      reducer.feed(Buffer.alloc(65_536, 'x'))
+      expect(reducer.weight).toBeLessThan(500_000)
+    }
+    const emulator = new Emulator(size)
+    expect(apply(emulator, reducer.take(Number.POSITIVE_INFINITY))).toBeLessThan(500_000)
+    const { lines, ybase } = dump(emulator).normal
+    expect(ybase).toBe(1000)
+    expect(lines.at(-1)).toBe(`W${'x'.repeat(((200 * 65_536 - 1) % columns) + 1)}`)
+  }
+})
+
 describe('places to go on from', () => {
   test('a cut spares everything before it, on the screen of any place in its run', () => {
     fc.assert(
       fc.property(
         size,
-        fc.array(fc.oneof(flood, style, alongLine), { minLength: 5, maxLength: 40 }),
+        fc.array(fc.oneof(flood, endless, style, alongLine), { minLength: 5, maxLength: 40 }),
         (size, pieces) => {
           const stream = Buffer.from(pieces.join(''))
           const reducer = new Reducer({ size, scrollback, offset: 0, grain })

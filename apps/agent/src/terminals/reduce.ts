@@ -21,6 +21,7 @@ import {
   unfinished,
 } from './sequence.js'
 import { beginning, C1_LEAD, ESC, nextSpecial, type Piece, SI, Slice, SO, weightOf } from './slice.js'
+import { Wrapping } from './wrapping.js'
 
 /** After ESC. */
 const OSC = 0x5d
@@ -40,10 +41,13 @@ export type Step =
   | { readonly kind: 'draw'; readonly to: number; readonly bytes: Uint8Array }
   | { readonly kind: 'resize'; readonly to: number; readonly size: TerminalSize }
 
-/** A place in a run where the cursor is at the beginning of a line, and what was set by then. */
+/** A place in a run where the column of the cursor is known, and what was set by then. */
 interface Mark {
   readonly offset: number
   readonly carry: Carry
+  readonly column: number
+  /** Lines that text had begun by itself, without a line feed. */
+  readonly wrapped: number
 }
 
 /** Output that moves along lines or down, so far. */
@@ -108,6 +112,7 @@ export class Reducer {
   #cut: Cut | undefined
   /** In xterm.js the alternate buffer keeps lines above it after it was made smaller while it was not in use. */
   #mostRows: number
+  readonly #wrapping: Wrapping
   readonly #mode = { alternate: false, normalRegion: false, alternateRegion: false, upwards: false }
 
   constructor(options: ReducerOptions) {
@@ -115,6 +120,8 @@ export class Reducer {
     this.#grain = options.grain ?? GRAIN
     this.#size = options.size
     this.#mostRows = options.size.rows
+    this.#wrapping = new Wrapping(columnsOf(options.size))
+    if (options.offset > 0) this.#wrapping.lose()
     this.#end = options.offset
     this.#taken = options.offset
     this.#run = this.#newRun(options.offset)
@@ -174,6 +181,7 @@ export class Reducer {
     this.#size = size
     this.#mostRows = Math.max(this.#mostRows, size.rows)
     this.#mode.normalRegion = this.#mode.alternateRegion = false
+    this.#wrapping.resize(columnsOf(size))
     const at = this.#string?.from ?? this.offset
     this.#push({ from: at, to: at, bytes: EMPTY, cost: size.rows * size.columns, size })
     this.#run = this.#newRun(at)
@@ -197,12 +205,14 @@ export class Reducer {
   jump(offset: number): void {
     this.feed(Buffer.of(CAN))
     this.#end = offset
+    this.#wrapping.lose()
     this.#run = this.#newRun(offset)
   }
 
   /** Goes on where output was cut before; what waits has to be at `cut.from` or later. */
   skip({ to, bytes }: Cut): void {
     this.#push({ from: this.offset, to, bytes, cost: bytes.length })
+    this.#wrapping.lose()
     this.#end = to
     this.#run = this.#newRun(to)
   }
@@ -246,7 +256,10 @@ export class Reducer {
     if (byte === C1_LEAD) {
       const next = data[at + 1]
       if (next === undefined) return this.#atEnd(slice)
-      if (next < 0x80 || next > 0x9f) return at + 2
+      if (next < 0x80 || next > 0x9f) {
+        this.#wrapping.lose()
+        return at + 2
+      }
     }
     if (byte === ESC && data[at + 1] === OSC) return this.#begin(slice, at, at + 2, 'osc')
     const end = byte === ESC ? plainCsiEnd(data, at) : 0
@@ -268,6 +281,7 @@ export class Reducer {
 
   #begin(slice: Slice, at: number, end: number, kind: StringKind): number {
     slice.flush(at)
+    this.#wrapping.lose()
     this.#string = { kind, from: slice.base + at, text: '' }
     slice.skip(end)
     return end
@@ -276,17 +290,32 @@ export class Reducer {
   /** Nothing from `from` to `to` is more than text and controls that stay below. */
   #text(slice: Slice, from: number, to: number): void {
     const marked = this.#run.marks.at(-1)?.offset ?? this.#run.from
-    if (slice.base + to - marked >= this.#grain.mark) this.#mark(slice, from, to)
+    if (to > from && slice.base + to - marked >= this.#grain.mark) this.#mark(slice, from, to)
+    else this.#wrapping.text(slice.data, from, to)
     slice.limit(from, to)
   }
 
-  /** Marks the first line that begins in this text: only what was set before counts for it. */
+  /** Marks the first line that begins in this text, else its end: only what was set before counts for it. */
   #mark(slice: Slice, from: number, to: number): void {
-    const at = slice.data.indexOf(CRLF, from)
-    if (at < 0 || at + CRLF.length > to) return
-    slice.limit(from, at)
-    slice.flush(at + CRLF.length)
-    this.#run.marks.push({ offset: slice.base + at + CRLF.length, carry: new Carry(this.#run.carry) })
+    const line = slice.data.indexOf(CRLF, from) + CRLF.length
+    const begins = line >= from + CRLF.length && line <= to
+    // Of two places next to each other one is not beyond the last column.
+    for (const [start, end] of begins
+      ? ([[from, line]] as const)
+      : ([
+          [from, to - 1],
+          [to - 1, to],
+        ] as const)) {
+      this.#wrapping.text(slice.data, start, end)
+      const column = begins ? 0 : this.#wrapping.column
+      if (column === undefined) continue
+      slice.limit(start, end)
+      slice.flush(end)
+      const { lines } = this.#wrapping
+      this.#run.marks.push({ offset: slice.base + end, carry: new Carry(this.#run.carry), column, wrapped: lines })
+      this.#wrapping.text(slice.data, end, to)
+      return
+    }
   }
 
   /** The rest was text; it may end in the middle of a character. */
@@ -331,8 +360,10 @@ export class Reducer {
     const { rows, columns } = this.#size
     switch (plainEffects[data[end - 1] ?? 0]) {
       case plain.along:
+        this.#wrapping.lose()
         return true
       case plain.inLine:
+        this.#wrapping.lose()
         slice.cost += columns / 8
         return true
       case plain.style: {
@@ -356,9 +387,11 @@ export class Reducer {
   #keep(setting: Setting): void {
     this.#run.carry ??= new Carry()
     this.#run.carry.set(setting)
+    this.#wrapping.set(setting.key, setting.bytes.endsWith('h'))
   }
 
   #endRun(slice: Slice, end: number): void {
+    this.#wrapping.lose()
     if (slice.base + end >= this.#run.cutAt) {
       slice.flush(end)
       this.#cutRun()
@@ -370,6 +403,7 @@ export class Reducer {
     const { end, controls, canonical } = parsed
     const sequence = this.#bounded(parsed.sequence)
     const effect = effectOf(sequence)
+    this.#wrapping.lose()
     if (effect.kind === 'keep') for (const setting of effect.settings) this.#keep(setting)
     if (!canonical || sequence !== parsed.sequence) this.#replace(slice, at, end, controls, encode(sequence))
     slice.cost += this.#costOf(sequence)
@@ -382,6 +416,7 @@ export class Reducer {
 
   /** Puts controls and then `bytes` in the place of what is from `at` to `end`. */
   #replace(slice: Slice, at: number, end: number, controls: Uint8Array, bytes: Uint8Array): number {
+    this.#wrapping.lose()
     for (const control of controls) if (control === SO || control === SI) this.#keep(shiftBy(control))
     slice.flush(at)
     slice.replace(end, Buffer.concat([controls, bytes]))
@@ -419,10 +454,13 @@ export class Reducer {
     switch (`${kind} ${prefix}${intermediates}${final}`) {
       case 'esc c':
         mode.alternate = mode.normalRegion = mode.alternateRegion = mode.upwards = false
+        this.#wrapping.reset()
+        this.#wrapping.home()
         break
       case 'csi !p':
         this.#region(false)
         mode.upwards = false
+        this.#wrapping.reset()
         break
       case 'csi r': {
         const { rows } = this.#size
@@ -470,12 +508,14 @@ export class Reducer {
     const { rows, columns } = this.#size
     // Until the cursor is at the bottom, lines may be drawn over others; from then on each is a new one.
     const above = mode.alternate ? this.#mostRows - rows : this.#options.scrollback(columns)
-    const last = this.#startOfLast(above + 2 * rows + 2)
-    const index = run.marks.findLastIndex((mark) => mark.offset <= last)
+    const lines = above + 2 * rows + 2
+    const last = this.#startOfLast(lines)
+    const wrapped = this.#wrapping.lines - lines
+    const index = run.marks.findLastIndex((mark) => mark.offset <= last || mark.wrapped <= wrapped)
     const mark = run.marks[index]
     if (!mark || mark.offset <= this.#taken) return
     run.marks.splice(0, index)
-    const bytes = Buffer.concat([mark.carry.bytes, RETURN])
+    const bytes = Buffer.concat([mark.carry.bytes, toColumn(mark.column)])
     this.#cut = { from: run.from, to: mark.offset, bytes }
     const before = this.#pieces.flatMap((piece) => beginning(piece, run.from))
     const after = this.#pieces.filter((piece) => piece.from >= mark.offset)
@@ -498,8 +538,11 @@ export class Reducer {
 
 const EMPTY = Buffer.alloc(0)
 const NUL = Uint8Array.of(0)
-const RETURN = Uint8Array.of(CR)
 const CRLF = Buffer.of(CR, LF)
+
+const toColumn = (column: number): Buffer => Buffer.from(column === 0 ? '\r' : `\r\x1b[${column}C`)
+/** xterm.js has two at least. */
+const columnsOf = ({ columns }: TerminalSize): number => Math.max(2, columns)
 
 const introducers: Readonly<Record<StringKind, string>> = { osc: '\x1b]7770;', dcs: '\x1bP7770z', ignored: '\x1b_' }
 

@@ -121,6 +121,11 @@ export const flood = fc
   })
   .map(({ line, end, count }) => `${line}${end}`.repeat(count))
 
+/** Text that goes down the screen by itself. */
+export const endless = fc
+  .record({ text: fc.constantFrom('abcdefg', 'x', '0 1 ~'), count: fc.integer({ min: 1, max: 300 }) })
+  .map(({ text, count }) => text.repeat(count))
+
 const sgrCode = fc.oneof(
   fc.constantFrom(
     '',

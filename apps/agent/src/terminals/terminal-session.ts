@@ -42,8 +42,9 @@ export interface TerminalHooks {
 const KEEP_BYTES = 4 * MiB
 /** Where even the fastest viewer is further behind, the program is slowed down, by little: it never stands still. */
 const PACE_ABOVE = 512 * KiB
-const PACE_MS = 10
-const PACES = 5
+const PACE_MS = 50
+/** How often it is looked whether the screen has caught up. */
+const LOOK_MS = 10
 /** Viewers of one terminal. */
 const MAX_VIEWERS = 64
 const TOO_MANY_VIEWERS = 4429
@@ -60,6 +61,9 @@ export class TerminalSession implements Viewed {
   readonly #hooks: TerminalHooks
   readonly #gone = new AbortController()
   readonly #viewers = new Set<Viewer>()
+  /** Acknowledgements that wait for viewers, up to a time (of `performance.now()`), or for the screen; in their order. */
+  #held: { readonly acknowledge: () => void; readonly until: number }[] = []
+  #look: NodeJS.Timeout | undefined
   readonly #recording: Recording | undefined
   #record: TerminalRecord
   #process: SandboxProcess | undefined
@@ -290,12 +294,25 @@ export class TerminalSession implements Viewed {
   }
 
   /** Acknowledges now, or a little later where nobody keeps up: berth-init then lets the program wait. */
-  #pace(acknowledge: () => void, paces = PACES): void {
-    const nearest = Math.max(...[...this.#viewers].map((viewer) => viewer.position))
+  #pace(acknowledge: () => void): void {
+    this.#held.push({ acknowledge, until: performance.now() + PACE_MS })
+    this.advanced()
+  }
+
+  advanced(): void {
+    if (this.#held.length === 0) return
+    const now = performance.now()
     // It would wait for ever on a screen that nobody draws any more.
-    if (this.#screen.behind && !this.#gone.signal.aborted) setTimeout(() => this.#pace(acknowledge, paces), PACE_MS)
-    else if (paces === 0 || this.#viewers.size === 0 || this.spool.total - nearest <= PACE_ABOVE) acknowledge()
-    else setTimeout(() => this.#pace(acknowledge, paces - 1), PACE_MS)
+    const stands = this.#screen.behind && !this.#gone.signal.aborted
+    const nearest = Math.max(...[...this.#viewers].map((viewer) => viewer.position))
+    const slow = this.#viewers.size > 0 && this.spool.total - nearest > PACE_ABOVE
+    const wait = this.#held.findIndex(({ until }) => stands || (slow && now < until))
+    for (const { acknowledge } of this.#held.splice(0, wait < 0 ? this.#held.length : wait)) acknowledge()
+    if (wait < 0) return
+    this.#look ??= setTimeout(() => {
+      this.#look = undefined
+      this.advanced()
+    }, LOOK_MS)
   }
 
   async #live(process: SandboxProcess): Promise<void> {

@@ -34,6 +34,8 @@ export interface Viewed {
   write(bytes: Buffer): Promise<boolean>
   resize(size: TerminalSize): void
   signal(signal: number): void
+  /** A viewer has been given more. */
+  advanced(): void
 }
 
 export interface ViewerOptions {
@@ -131,6 +133,7 @@ export class Viewer {
           return
         } else await changes.after(seen, signal)
         this.#position = reader.offset
+        this.#session.advanced()
       }
     } finally {
       await reader.close()
