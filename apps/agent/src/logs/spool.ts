@@ -72,6 +72,11 @@ interface Pending {
 
 /** What was written this little ago is in the page cache: reading it is no wait, and needs no other open file. */
 const HOT_BYTES = 64 * KiB
+/** Of a flood, that much is held in memory as it came, for those who read along with it, and for so long. */
+const FLOOD_BYTES = 512 * KiB
+const FLOOD_MS = 1000
+/** Less at once is no flood; besides, a short piece may hold the memory of a long one. */
+const FLOOD_PIECE = 16 * KiB
 const OFFSET_DIGITS = 16
 const NOTHING = Buffer.alloc(0)
 
@@ -90,6 +95,10 @@ export class Spool implements OutputSink {
   #taken: number
   #pending: Pending[] = []
   #writing: Promise<void> | undefined
+  /** The last pieces of a flood, in their order. */
+  #flood: Pending[] = []
+  #flooded = 0
+  #ebb: NodeJS.Timeout | undefined
   #ended = false
   #failure: Fault | undefined
 
@@ -182,6 +191,7 @@ export class Spool implements OutputSink {
   /** Lets go of the files; another process may go on with the stream. */
   async close(): Promise<void> {
     await this.#writing
+    this.#forget()
     this.#closeFile()
   }
 
@@ -237,6 +247,8 @@ export class Spool implements OutputSink {
   /** For readers: bytes that were written a moment ago, without a wait; undefined where that cannot be. */
   readHot(offset: number, end: number): Buffer | undefined {
     if (this.#held) return this.#held.subarray(offset, end)
+    const piece = this.#flood.find((part) => offset >= part.offset && offset < part.offset + part.bytes.length)
+    if (piece) return piece.bytes.subarray(offset - piece.offset, end - piece.offset)
     const last = this.#segments.at(-1)
     if (!last || offset < last.start || this.#total - offset > HOT_BYTES) return undefined
     return this.#fd === undefined ? undefined : readNow(this.#fd, offset - last.start, end - offset)
@@ -301,11 +313,28 @@ export class Spool implements OutputSink {
       const offset = batch[0]?.offset ?? this.#total
       const bytes = batch.length === 1 && batch[0] ? batch[0].bytes : Buffer.concat(batch.map((part) => part.bytes))
       await this.#keep(offset, bytes)
+      for (const part of batch) this.#remember(part)
       this.#advance(offset + bytes.length)
       batch.at(-1)?.stored(this.#total)
       for (const segment of this.#outdated()) await this.#remove(segment)
     }
     this.#writing = undefined
+  }
+
+  #remember(part: Pending): void {
+    if (part.bytes.length < FLOOD_PIECE || this.#failure) return
+    this.#flood.push(part)
+    this.#flooded += part.bytes.length
+    while (this.#flooded > FLOOD_BYTES) this.#flooded -= this.#flood.shift()?.bytes.length ?? this.#flooded
+    if (this.#ebb) this.#ebb.refresh()
+    else this.#ebb = setTimeout(() => this.#forget(), FLOOD_MS).unref()
+  }
+
+  #forget(): void {
+    clearTimeout(this.#ebb)
+    this.#ebb = undefined
+    this.#flood = []
+    this.#flooded = 0
   }
 
   async #keep(offset: number, bytes: Buffer): Promise<void> {

@@ -218,29 +218,57 @@ const text = (value: string) => {
   return Buffer.concat([u32(bytes.length), bytes])
 }
 
-/** Cuts a byte stream into events. Holds back at most one unfinished frame. */
+/** Cuts a byte stream into events. Holds back at most one unfinished frame, and copies no other. */
 export class EventReader {
-  #rest: Buffer = Buffer.alloc(0)
+  /** The beginning of a header. */
+  #rest: Buffer = NOTHING
+  #frame: Buffer | undefined
+  /** Bytes of it that have come. */
+  #filled = 0
 
   /**
    * @param chunk bytes as they came from the socket, cut anywhere; kept by reference in `data` events
    * @throws ProtocolError on a frame that is too large, of an unknown type or too short for its type
    */
   push(chunk: Buffer): readonly InitEvent[] {
-    let rest = this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk])
     const events: InitEvent[] = []
-    while (rest.length >= HEADER_BYTES) {
-      const length = rest.readUInt32LE(0)
-      if (length > MAX_EVENT_BYTES) throw new ProtocolError(`a frame of ${length} bytes`)
-      if (rest.length < HEADER_BYTES + length) break
-      const payload = rest.subarray(HEADER_BYTES, HEADER_BYTES + length)
-      events.push(decode(rest.readUInt8(4), rest.readUInt8(5), rest.readUInt32LE(8), payload))
-      rest = rest.subarray(HEADER_BYTES + length)
+    let rest = this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk])
+    this.#rest = NOTHING
+    while (rest.length > 0) {
+      if (!this.#frame && rest.length < HEADER_BYTES) {
+        this.#rest = rest
+        break
+      }
+      const length = this.#frame?.length ?? frameLength(rest)
+      if (!this.#frame && rest.length >= length) {
+        events.push(decodeFrame(rest.subarray(0, length)))
+        rest = rest.subarray(length)
+        continue
+      }
+      this.#frame ??= Buffer.allocUnsafe(length)
+      const copied = rest.copy(this.#frame, this.#filled)
+      this.#filled += copied
+      rest = rest.subarray(copied)
+      if (this.#filled < length) break
+      events.push(decodeFrame(this.#frame))
+      this.#frame = undefined
+      this.#filled = 0
     }
-    this.#rest = rest
     return events
   }
 }
+
+const NOTHING = Buffer.alloc(0)
+
+/** Of a frame whose header is there. */
+function frameLength(header: Buffer): number {
+  const length = header.readUInt32LE(0)
+  if (length > MAX_EVENT_BYTES) throw new ProtocolError(`a frame of ${length} bytes`)
+  return HEADER_BYTES + length
+}
+
+const decodeFrame = (frame: Buffer): InitEvent =>
+  decode(frame.readUInt8(4), frame.readUInt8(5), frame.readUInt32LE(8), frame.subarray(HEADER_BYTES))
 
 function decode(type: number, stream: number, proc: number, payload: Buffer): InitEvent {
   const known = eventTypes.get(type)

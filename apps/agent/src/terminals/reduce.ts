@@ -20,7 +20,7 @@ import {
   stringEnd,
   unfinished,
 } from './sequence.js'
-import { beginning, C1_LEAD, ESC, nextSpecial, type Piece, SI, Slice, SO, weightOf } from './slice.js'
+import { beginning, C1_LEAD, ESC, type Piece, SI, Slice, SO, weightOf } from './slice.js'
 import { Wrapping } from './wrapping.js'
 
 /** After ESC. */
@@ -245,7 +245,7 @@ export class Reducer {
 
   #onGround(slice: Slice, from: number): number {
     const { data } = slice
-    const at = nextSpecial(data, from)
+    const at = slice.nextSpecial(from)
     this.#text(slice, from, at)
     const byte = data[at]
     if (byte === undefined) return this.#atEnd(slice)
@@ -529,6 +529,7 @@ export class Reducer {
     for (let i = this.#pieces.length - 1; i >= 0; i--) {
       const piece = this.#pieces[i]
       if (!piece || piece.to <= this.#run.from) return -1
+      if (!piece.bytes.includes(LF)) continue
       for (let at = piece.bytes.length - 1; at >= 0; at--)
         if (piece.bytes[at] === LF && --missing === 0) return piece.from
     }

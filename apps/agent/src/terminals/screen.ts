@@ -261,7 +261,7 @@ export class Screen {
     const lag = this.#lag
     if (lag > keepBytes / 8) {
       const { cut } = this.#reducer
-      if (cut && this.#usable(cut) && cut.to > this.needs + keepBytes / 64) {
+      if (cut && this.#usable(cut) && cut.to > this.needs + keepBytes / 16) {
         store.saveCut(cut)
         this.#cut = cut
       } else if (lag > keepBytes / 4) this.#save()

@@ -16,6 +16,18 @@ export interface Piece {
 /** What a piece takes in memory beside its bytes. */
 const PIECE_OVERHEAD = 128
 
+export const ESC = 0x1b
+/** The first byte of U+0080 to U+009F. */
+export const C1_LEAD = 0xc2
+export const SO = 0x0e
+export const SI = 0x0f
+
+const specials = [ESC, C1_LEAD, SO, SI]
+const special = new Uint8Array(256)
+for (const byte of specials) special[byte] = 1
+/** Programs that colour and move do so every few bytes; what is further away is found by memchr. */
+const NEAR_BYTES = 48
+
 /** What of a piece lies before an offset. A run begins anywhere in what goes through as it came, and nowhere else. */
 export function beginning(piece: Piece, to: number): readonly Piece[] {
   if (piece.to <= to) return [piece]
@@ -36,6 +48,8 @@ export class Slice {
   readonly base: number
   readonly #most: number
   readonly #push: (piece: Piece) => void
+  /** Where each of `specials` is next. */
+  readonly #far = specials.map(() => -1)
 
   /** @param base offset of the first byte of `data` @param most bytes of a piece, about */
   constructor(data: Buffer, base: number, most: number, push: (piece: Piece) => void) {
@@ -68,24 +82,25 @@ export class Slice {
     this.skip(to)
   }
 
+  /** Index of the next byte that may be more than text, from `from` on; the length when there is none. */
+  nextSpecial(from: number): number {
+    const { data } = this
+    const near = Math.min(data.length, from + NEAR_BYTES)
+    for (let at = from; at < near; at++) if (special[data[at] ?? 0] === 1) return at
+    let next = data.length
+    for (const [i, byte] of specials.entries()) {
+      // Each is looked for once in all of the data, not again from every place before it.
+      let found = this.#far[i] ?? -1
+      if (found < near) found = data.indexOf(byte, near)
+      if (found < 0) found = data.length
+      this.#far[i] = found
+      next = Math.min(next, found)
+    }
+    return next
+  }
+
   skip(to: number): void {
     this.at = to
     this.cost = 0
   }
-}
-
-export const ESC = 0x1b
-/** The first byte of U+0080 to U+009F. */
-export const C1_LEAD = 0xc2
-export const SO = 0x0e
-export const SI = 0x0f
-
-const special = new Uint8Array(256)
-for (const byte of [ESC, C1_LEAD, SO, SI]) special[byte] = 1
-
-/** Index of the next byte that may be more than text, from `from` on; the length when there is none. */
-export function nextSpecial(data: Uint8Array, from: number): number {
-  let at = from
-  while (at < data.length && special[data[at] ?? 0] === 0) at++
-  return at
 }

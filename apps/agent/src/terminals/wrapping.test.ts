@@ -17,6 +17,13 @@ test.each<[readonly string[], number | undefined, number]>([
   [['é', 'abc\rde'], 2, 0],
   [['ab\ncd'], undefined, 0],
   [['x'.repeat(11), 'é', 'x'.repeat(100)], undefined, 1],
+  ...['\0', '\x1f', '\x7f', '\x80', '\t'].map((other): [readonly string[], undefined, number] => [
+    ['x'.repeat(25), `${'x'.repeat(101)}${other}${'x'.repeat(100)}`],
+    undefined,
+    2,
+  ]),
+  [['\r', ' ~'.repeat(100)], undefined, 19],
+  [['\r', ' ~'.repeat(99)], 8, 19],
 ])('after %j it is in column %p, and has begun %i lines', (texts, column, lines) => {
   const wrapping = after(...texts)
   expect([wrapping.column, wrapping.lines]).toEqual([column, lines])

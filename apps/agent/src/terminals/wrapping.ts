@@ -39,8 +39,7 @@ export class Wrapping {
 
   /** What is from `from` to `to` was printed: text and controls. */
   text(data: Uint8Array, from: number, to: number): void {
-    let at = to
-    while (at > from && oneCell[data[at - 1] ?? 0] === 1) at--
+    const at = plainFrom(data, from, to)
     if (at > from) {
       this.lose()
       // LF alone moves down from wherever it is; CR LF and CR lead to the first column.
@@ -83,5 +82,21 @@ export class Wrapping {
     this.#columns = columns
   }
 }
+
+/** Where the text begins, from `from` on, that goes on to `to` with characters of one cell only. */
+function plainFrom(data: Uint8Array, from: number, to: number): number {
+  let at = to
+  if (to - from >= 64) {
+    const words = new DataView(data.buffer, data.byteOffset, data.length)
+    // Four at once: a byte below 0x20 borrows from its highest bit, 0x7f carries into it, others have it.
+    for (; at - 4 >= from; at -= 4) {
+      const word = words.getInt32(at - 4)
+      if (((word | (word - 0x20202020) | (word + 0x01010101)) & HIGHEST) !== 0) break
+    }
+  }
+  while (at > from && oneCell[data[at - 1] ?? 0] === 1) at--
+  return at
+}
+const HIGHEST = 0x80808080 | 0
 
 const wrapsOf = (cells: number, columns: number): number => Math.max(0, Math.floor((cells - 1) / columns))
