@@ -293,6 +293,18 @@ describe('a private image', () => {
 })
 
 describe('operators', () => {
+  test('see what a tenant sees, and no tenant sees what another does', async () => {
+    const [mine, other] = [await tenant(), await tenant()]
+    const { digest } = await have(mine, 'app')
+    const seen = async (api: Api, path: string) => (await api.get(path)).body
+    const listed = (await seen(operator(), `/v1/images?tenantId=${mine.id}&reference=app`)).items
+    expect(listed).toMatchObject([{ digest }])
+    expect(await seen(operator(), `${of('app')}?tenantId=${mine.id}`)).toMatchObject({ digest })
+    expect(await seen(operator(), of('app'))).toMatchObject({ code: 'image_not_found' })
+    for (const path of ['/v1/images', of('app')])
+      expect(await seen(other, `${path}?tenantId=${mine.id}`)).toMatchObject({ code: 'forbidden_scope' })
+  })
+
   test('pull for all; tenants use it, and change nothing of it', async () => {
     const name = `public-${randomBytes(6).toString('hex')}`
     const image = await have(operator(), name)

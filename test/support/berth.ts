@@ -8,6 +8,8 @@ export interface Stack {
   readonly operatorKey: string
   readonly dataDir: string
   readonly cgroupParent: string
+  /** Ports on loopback of registries that the operator allows by http; nothing listens there before a test does. */
+  readonly registries: { readonly open: number; readonly locked: number }
 }
 
 export function stack(): Stack {

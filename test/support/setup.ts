@@ -12,6 +12,11 @@ export default async function setup(): Promise<void> {
   execFileSync('chmod', ['711', dataDir])
   const cgroupParent = `berth-test-${process.pid}`
   const port = await freePort()
+  // The operator lists registries before the API is started; tests start them there.
+  const registries = { open: await freePort(), locked: await freePort() }
+  process.env.BERTH_INSECURE_REGISTRIES = Object.values(registries)
+    .map((one) => `127.0.0.1:${one}`)
+    .join(',')
   process.env.BERTH_DATA = dataDir
   process.env.BERTH_CGROUP_PARENT = cgroupParent
   process.env.BERTH_RETENTION_SWEEP_MS = '1000'
@@ -19,7 +24,7 @@ export default async function setup(): Promise<void> {
   execFileSync('./berth', ['up', '--port', String(port)], { stdio: ['ignore', 'inherit', 'inherit'] })
   const { operatorKey } = JSON.parse(readFileSync(join(dataDir, 'credentials.json'), 'utf8'))
   mkdirSync(join(dataDir, 'test'), { recursive: true })
-  const stack = { url: `http://127.0.0.1:${port}`, operatorKey, dataDir, cgroupParent }
+  const stack = { url: `http://127.0.0.1:${port}`, operatorKey, dataDir, cgroupParent, registries }
   writeFileSync(process.env.BERTH_TEST_STACK, JSON.stringify(stack))
   process.env.BERTH_TEST_OWNS = dataDir
 }

@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { TenantId } from './ids.js'
 import { ImageDigest, ImageHistory, ImageLayer, ImageSettings, ImportConfig, RegistryLogin } from './image-node.js'
 import { Flag, Page, pageOf, route, Time } from './route.js'
 import { DAY, DurationMs } from './units.js'
@@ -68,6 +69,7 @@ export type ImageProgress = z.infer<typeof ImageProgress>
 const reading = { rate: 'read', scope: 'images:read', operators: true, tag: 'images' } as const
 const writing = { rate: 'write', scope: 'images:write', operators: true, tag: 'images', idempotency: 'none' } as const
 const imageParams = z.object({ image: Reference })
+const seenBy = { tenantId: TenantId.optional().describe('For operators: as this tenant sees it') }
 
 /** Answers of what streams unless it is waited for. */
 const progress = {
@@ -92,6 +94,7 @@ export const listImages = route({
   description: 'Your own and public ones, by when they were added; base images, which came with the nodes, last.',
   query: z.strictObject({
     ...Page.query,
+    ...seenBy,
     reference: z.string().min(1).max(512).optional().describe('A name, or its beginning with a `*`, e.g. `team/*`'),
     label: z
       .union([z.string(), z.array(z.string()).max(32)])
@@ -110,6 +113,7 @@ export const getImage = route({
   path: '/v1/images/:image',
   summary: 'Get an image with its layers and settings',
   params: imageParams,
+  query: z.strictObject(seenBy),
   reply: { 200: ImageDetails },
   errors: ['image_not_found', 'node_unreachable'],
 })

@@ -1,7 +1,7 @@
 // image-names.ts: what callers write → what admission is to look for. Nodes tell what they hold when they join and with
 // every heartbeat; which of it are base images is asked for every other second, whatever the number of jobs. Names of
 // tenants cost nothing here: the statement that admits looks them up.
-import { Failure } from '@berth/contracts'
+import { Failure, type TenantId } from '@berth/contracts'
 import { type ImageOwner, type ImageWanted, PUBLIC_OWNER } from '@berth/domain'
 import type { BaseImage, ImageScope } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
@@ -19,6 +19,13 @@ export type ImageCaller = TenantPrincipal | OperatorPrincipal
 /** Whose images a caller has: a tenant its own, an operator those that are public. */
 export const ownerOf = (caller: ImageCaller): ImageOwner =>
   caller.kind === 'operator' ? PUBLIC_OWNER : caller.tenantId
+
+/** Whose images are shown: an operator may name a tenant. @throws forbidden_scope */
+export function ownerSeen(caller: ImageCaller, tenantId: TenantId | undefined): ImageOwner {
+  if (tenantId === undefined || tenantId === ownerOf(caller)) return ownerOf(caller)
+  if (caller.kind === 'operator') return tenantId
+  throw new Failure('forbidden_scope', 'only operators see images as another tenant does', { scope: 'operator' })
+}
 
 @Injectable()
 export class ImageNames {

@@ -23,6 +23,7 @@ import { pageAnswer, pageRequest } from '../http/paging.js'
 import { type Call, Route } from '../http/route.decorator.js'
 import { savedAs } from '../sandboxes/files.service.js'
 import { passOn } from '../streams/sandbox-calls.js'
+import { ownerSeen } from './image-names.js'
 import { ImagesService } from './images.service.js'
 import { progressOf } from './progress.js'
 import { RegistriesService } from './registries.service.js'
@@ -41,7 +42,8 @@ export class ImagesController {
 
   @Route(listImages)
   async list({ principal, query }: Call<typeof listImages>) {
-    return pageAnswer(await this.images.list(principal, query, pageRequest(query, Position)))
+    const owner = ownerSeen(principal, query.tenantId)
+    return pageAnswer(await this.images.list(owner, query, pageRequest(query, Position)))
   }
 
   @Route(saveImages)
@@ -53,7 +55,7 @@ export class ImagesController {
 
   @Route(getImage)
   get(call: Call<typeof getImage>) {
-    return this.images.get(call, call.params.image)
+    return this.images.get(call, call.params.image, ownerSeen(call.principal, call.query.tenantId))
   }
 
   @Route(getImageHistory)

@@ -11,6 +11,7 @@ import {
   type pruneImages,
   type removeImage,
 } from '@berth/contracts'
+import type { ImageOwner } from '@berth/domain'
 import { parseReference } from '@berth/oci'
 import type { PageOf, PageRequest } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
@@ -43,14 +44,16 @@ export class ImagesService {
     private readonly nodes: ImageNodes,
   ) {}
 
-  async list(principal: ImageCaller, { reference, ...filter }: ListFilter, page: PageRequest): Promise<PageOf<Image>> {
-    const scope = await this.names.scope(ownerOf(principal))
-    const found = await this.database.images.list(scope, { ...filter, ...nameFilter(reference) }, page)
+  /** @param owner whose images, besides public ones */
+  async list(owner: ImageOwner, filter: ListFilter, page: PageRequest): Promise<PageOf<Image>> {
+    const scope = await this.names.scope(owner)
+    const { label, dangling } = filter
+    const found = await this.database.images.list(scope, { label, dangling, ...nameFilter(filter.reference) }, page)
     return { ...found, items: found.items.map(imageView) }
   }
 
-  async get(call: ImagesCall, text: string): Promise<ImageDetails> {
-    const { image, held } = await this.inspect(call, text)
+  async get(call: ImagesCall, text: string, owner: ImageOwner): Promise<ImageDetails> {
+    const { image, held } = await this.inspect(call, text, owner)
     const { manifestDigest, platform, createdAt, layers, settings } = held
     return { ...image, manifestDigest, platform, createdAt, labels: settings.labels, layers, settings }
   }
@@ -99,8 +102,12 @@ export class ImagesService {
     return { deleted: [...pruned.deleted], freedBytes: pruned.freedBytes }
   }
 
-  private async inspect(call: ImagesCall, text: string): Promise<{ readonly image: Image; readonly held: HeldImage }> {
-    const { scope, wanted } = await this.names.look(ownerOf(call.principal), text)
+  private async inspect(
+    call: ImagesCall,
+    text: string,
+    owner = ownerOf(call.principal),
+  ): Promise<{ readonly image: Image; readonly held: HeldImage }> {
+    const { scope, wanted } = await this.names.look(owner, text)
     const { image, held } = await this.database.images.get(scope, wanted)
     if (held) return { image: imageView(image), held }
     const nodeId = await this.database.images.holder([image.digest])
