@@ -329,6 +329,7 @@ describe('nodes', () => {
     const held = image([layer(1)])
     await add(tenant, node, held, app)
     // The node says that it has lost it.
+    clock.advance(6000)
     await db.nodes.heartbeat(node, standing())
     const waiting = await db.admission.admitJob(tenant, spec(), 'key', named(app))
     expect(waiting.job.state).toBe('queued')
@@ -337,6 +338,18 @@ describe('nodes', () => {
     await db.nodes.heartbeat(node, { ...standing(), images: [debian, { digest: held.digest, sizeBytes: 1 }] })
     const [placed] = await db.admission.placeQueued(10)
     expect(placed?.command).toMatchObject({ jobId: waiting.job.id, image: held.digest })
+  })
+
+  test('a heartbeat that was on its way when an image came takes nothing back, a later one does', async () => {
+    const { tenant, node } = await given()
+    const [a, b] = [image([layer(1)]), image([layer(1)])]
+    await add(tenant, node, a)
+    await add(tenant, node, b)
+    await db.nodes.heartbeat(node, standing())
+    expect(await db.images.holder([a.digest, b.digest])).toBe(node)
+    clock.advance(6000)
+    await db.nodes.heartbeat(node, standing())
+    expect(await db.images.holder([a.digest])).toBeUndefined()
   })
 
   test('a node is told to drop what nobody has, once it has had it for a while', async () => {

@@ -132,9 +132,16 @@ async function get(store: Session, { owner, base }: ImageScope, wanted: ImageWan
   return { image: recordOf(row), held: row.held }
 }
 
+/**
+ * How long it counts that a node was seen to take an image in, in milliseconds: its heartbeats, every 2 s, tell of it from
+ * then on, but one that was on its way does not.
+ */
+export const NOTE_MS = 5000
+
 const noteHolder: Statement = {
   name: 'note_image_holder',
-  text: `UPDATE nodes SET image_names = image_names || ARRAY(SELECT unnest($2::text[]) EXCEPT SELECT unnest(image_names))
+  text: `UPDATE nodes SET image_names = image_names || $2::text[], images_noted_at = $3,
+           images_noted = CASE WHEN images_noted_at >= $4 THEN images_noted || $2::text[] ELSE $2::text[] END
          WHERE id = $1`,
 }
 const insertImages: Statement = {
@@ -189,8 +196,9 @@ async function add(store: Store, asked: NewImages): Promise<readonly ImageRecord
   try {
     await store.transaction(async (session) => {
       const { limit, used } = await lockOwner(session, owner)
-      await session.rows(noteHolder, [nodeId, digests])
-      await insert(session, asked, store.clock.now())
+      const now = store.clock.now()
+      await session.rows(noteHolder, [nodeId, digests, now, new Date(now.getTime() - NOTE_MS)])
+      await insert(session, asked, now)
       const bytes = await recount(session, owner)
       // What one has may exceed a quota that was lowered; only more of it is refused.
       if (bytes > limit && bytes > used) throw new QuotaExceeded('imageBytes', limit, used, bytes - used)

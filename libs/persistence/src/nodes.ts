@@ -11,7 +11,7 @@ import {
 } from '@berth/contracts'
 import { compareStanding, otherLimits, toMillis, type WantedAttempt } from '@berth/domain'
 import { endAttempt } from './ending.js'
-import { orphanedImages } from './images.js'
+import { NOTE_MS, orphanedImages } from './images.js'
 import { acknowledge, lostEnd } from './overdue.js'
 import type { HeartbeatBody, JobChange, JoinBody, Nodes, PageRequest, Standing } from './repositories.js'
 import { compareSandboxes, loseSandboxesOf } from './sandbox-overdue.js'
@@ -163,7 +163,7 @@ const noteStanding: Statement = {
            state = CASE WHEN state = 'pending' AND NOT $9 THEN state WHEN drain THEN 'draining' ELSE 'ready' END,
            last_seen_at = greatest(last_seen_at, $2), capacity_cpu_millis = $3, capacity_memory_bytes = $4,
            capacity_disk_bytes = $5, capacity_sandboxes = $6,
-           images = CASE WHEN images = $7::jsonb THEN images ELSE $7::jsonb END, image_names = $8
+           images = CASE WHEN images = $7::jsonb THEN images ELSE $7::jsonb END, image_names = $8::text[] || CASE WHEN images_noted_at >= $10 THEN images_noted ELSE '{}' END
          WHERE id = $1 RETURNING id`,
 }
 
@@ -247,6 +247,7 @@ const standingValues = (id: NodeId, now: Date, capacity: Capacity, images: reado
   JSON.stringify(images),
   namesOf(images),
   joins,
+  new Date(now.getTime() - NOTE_MS),
 ]
 
 async function heartbeat(store: Store, id: NodeId, body: HeartbeatBody): Promise<Standing> {
