@@ -259,12 +259,12 @@ export class Screen {
   #look(): void {
     const { keepBytes, store } = this.#options
     const lag = this.#lag
-    if (lag > keepBytes / 8) {
+    if (lag > keepBytes / 4) {
       const { cut } = this.#reducer
-      if (cut && this.#usable(cut) && cut.to > this.needs + keepBytes / 16) {
+      if (cut && this.#usable(cut) && cut.to > this.needs + keepBytes / 8) {
         store.saveCut(cut)
         this.#cut = cut
-      } else if (lag > keepBytes / 4) this.#save()
+      } else if (lag > (keepBytes * 3) / 8) this.#save()
     }
     this.#wasFull ||= this.full
     if (this.#reducer.weight > this.#limits.drawAbove) this.#work()
