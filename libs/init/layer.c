@@ -212,7 +212,12 @@ static void place_whiteout(const char *path, const char *base) {
   if (!*hidden || strcmp(hidden, ".") == 0 || strcmp(hidden, "..") == 0) refuse("it hides nothing");
   int dir = parent_of(path, true, &name);
   enum found was = look(dir, hidden);
-  if (was == NOTHING && mknodat(dir, hidden, S_IFCHR, makedev(0, 0)) < 0) fail_here();
+  if (was == NOTHING) {
+    /* Unpacked again it is the same, its time too. */
+    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {0}};
+    if (mknodat(dir, hidden, S_IFCHR, makedev(0, 0)) < 0) fail_here();
+    if (utimensat(dir, hidden, times, AT_SYMLINK_NOFOLLOW) < 0) fail_here();
+  }
   if (was != DIRECTORY) return;
   int fd = open_directory(dir, hidden);
   if (fd < 0) fail_here();

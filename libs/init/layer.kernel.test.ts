@@ -93,6 +93,7 @@ describe('a layer', () => {
     ])
     expect(code).toBe(0)
     expect([isWhiteout(at('gone')), isWhiteout(at('etc/motd'))]).toEqual([true, true])
+    expect(lstatSync(at('gone')).mtimeMs).toBe(0)
     // A directory in the place of a hidden one shows nothing of it.
     for (const name of ['a', 'b', 'c']) expect(await attribute('trusted.overlay.opaque', at(name))).toBe('y')
     expect([readdirSync(at('b')), readdirSync(at('c'))]).toEqual([['new'], ['new']])

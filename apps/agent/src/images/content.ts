@@ -123,7 +123,8 @@ export class Content {
   /** Takes over a file whose digest was computed while it was written. */
   adopt(path: string, digest: string): Promise<void> {
     return this.exclusively(digest, never, async () => {
-      if (await this.find(digest)) return rm(path)
+      // Of an archive that has it twice the first has taken it.
+      if (await this.find(digest)) return rm(path, { force: true })
       await withRoom(() => synced(path))
       await this.place(path, digest)
     })
@@ -236,13 +237,14 @@ export class Part {
     return true
   }
 
-  async drop(): Promise<void> {
-    await this.restart()
-    await rm(this.path, { force: true })
+  /** Nothing is kept of what came; `append` begins anew. */
+  drop(): Promise<void> {
+    return this.restart()
   }
 
-  close(): Promise<void> {
-    return this.file.close()
+  async close(): Promise<void> {
+    await this.file.close()
+    if (this.size === 0) await rm(this.path, { force: true })
   }
 }
 

@@ -38,6 +38,9 @@ export function describeFindings({ images, layers, blobs, problems, notes }: Fin
   return [...lines, `${images} images, ${layers} layers, ${blobs} blobs: ${verdict}`, ''].join('\n')
 }
 
+/** A layer may be of no image while its image is being made, and until it is collected. */
+const UNNAMED_MS = 900_000
+
 class Fsck {
   readonly #problems: string[] = []
   readonly #notes: string[] = []
@@ -112,9 +115,9 @@ class Fsck {
       this.#counts.layers++
       const wanted = named.get(diffId)
       if (!wanted) {
-        const told = `layer ${diffId}: of no image`
-        if (this.busy) this.#notes.push(`${told}, being made or used`)
-        else this.#problems.push(told)
+        const { mtimeMs } = await lstat(join(layers.path(diffId), '..'))
+        if (Date.now() - mtimeMs > UNNAMED_MS) this.#problems.push(`layer ${diffId}: of no image`)
+        else this.#notes.push(`layer ${diffId}: of no image yet, or no more`)
         continue
       }
       if (this.#bad.has(wanted.digest)) continue

@@ -2,7 +2,7 @@
 import type { Readable, Writable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { createGunzip } from 'node:zlib'
-import { Failure, Fault } from '@berth/contracts'
+import { errnoOf, Failure, Fault } from '@berth/contracts'
 import { type StreamedProcess, sendSignal, stream } from '@berth/host'
 import type { LayerCompression } from '@berth/oci'
 
@@ -33,7 +33,7 @@ export async function inflate(
   }
 }
 
-const isOfZlib = (error: unknown) => error instanceof Error && 'code' in error && /^Z_/.test(String(error.code))
+const isOfZlib = (error: unknown) => /^Z_/.test(errnoOf(error) ?? '')
 const notPacked = (how: string) => new Failure('image_invalid', `it is not packed as it says: ${how}`)
 
 /** By the program of Debian's package: Node 20 has no zstd of its own. */

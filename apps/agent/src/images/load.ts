@@ -1,9 +1,9 @@
 // load.ts: images from an archive. It is spooled entry by entry below `incoming/`, since what names the entries may come
 // after them; each is hashed on the way, and taken into the store by its digest.
 import { createHash } from 'node:crypto'
-import { open, readFile, stat } from 'node:fs/promises'
+import { open, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { type Readable, Writable } from 'node:stream'
+import { Readable, Writable } from 'node:stream'
 import { Failure, type ImageStep, invariant } from '@berth/contracts'
 import {
   choosePlatform,
@@ -23,6 +23,7 @@ import {
 } from '@berth/oci'
 import { extract } from 'tar-stream'
 import { digestOf, withRoom } from './content.js'
+import { abortable } from './exclusive.js'
 import { type Images, type ManifestDescriptor, nodePlatform } from './images.js'
 import { inflate } from './inflate.js'
 import { layerLimits } from './layers.js'
@@ -94,8 +95,7 @@ class Archive {
     if (!entry) throw new Failure('archive_invalid', `the blob ${digest} is not in the archive`)
     if (entry.size !== size)
       throw new Failure('image_invalid', `the blob ${digest} has ${entry.size} bytes, and ${size} are promised`)
-    // Twice in the archive, or of two of its images: the first has taken it.
-    if (await stat(entry.path).catch(() => undefined)) await this.images.content.adopt(entry.path, digest)
+    await this.images.content.adopt(entry.path, digest)
   }
 
   #blob(digest: string): Entry | undefined {
@@ -179,7 +179,12 @@ async function spool(source: Readable, directory: string, signal: AbortSignal): 
   const entries = new Map<string, Entry>()
   const links = new Map<string, string>()
   const tar = extract()
-  const reading = unpacked(source, tar, signal)
+  // Each of the two waits for the other: that one fails has to end both.
+  const ending = (error: unknown) => {
+    tar.destroy()
+    throw error
+  }
+  const reading = unpacked(source, tar, signal).catch(ending)
   const placing = (async () => {
     let bytes = 0
     for await (const entry of tar) {
@@ -198,13 +203,7 @@ async function spool(source: Readable, directory: string, signal: AbortSignal): 
       }
     }
   })()
-  const [read, placed] = await Promise.allSettled([
-    reading,
-    placing.catch((error: unknown) => {
-      tar.destroy()
-      throw error
-    }),
-  ])
+  const [read, placed] = await Promise.allSettled([reading, placing.catch(ending)])
   signal.throwIfAborted()
   if (placed.status === 'rejected' && placed.reason instanceof Failure) throw placed.reason
   for (const end of [read, placed]) if (end.status === 'rejected') throw broken(end.reason)
@@ -241,23 +240,19 @@ export async function hashed(source: AsyncIterable<unknown>, path: string): Prom
 
 /** Copies what is packed, in whatever way, into the tar's reader. */
 async function unpacked(source: Readable, tar: ReturnType<typeof extract>, signal: AbortSignal): Promise<void> {
-  const first = await new Promise<Buffer>((resolve, reject) => {
-    const onReadable = () => {
-      const chunk: Buffer | null = source.read()
-      if (chunk === null && !source.readableEnded) return
-      source.off('readable', onReadable)
-      resolve(chunk ?? Buffer.alloc(0))
-    }
-    source.on('readable', onReadable)
-    source.once('end', () => resolve(Buffer.alloc(0)))
-    source.once('error', reject)
-  })
-  if (first.length > 0) source.unshift(first)
+  const bytes: AsyncIterator<Buffer> = source[Symbol.asyncIterator]()
+  const first = await abortable(bytes.next(), signal)
+  if (first.done) throw new Failure('archive_invalid', 'it is empty')
   // tar-stream's streams are not node's own: this one is.
   const sink = new Writable({
     write: (chunk, _encoding, done) => void (tar.write(chunk) ? done() : tar.once('drain', done)),
     final: (done) => void tar.end(done),
   })
   tar.once('close', () => sink.destroy())
-  await inflate(source, compressionOf(first), [sink], signal)
+  await inflate(Readable.from(again(first.value, bytes)), compressionOf(first.value), [sink], signal)
+}
+
+async function* again(first: Buffer, rest: AsyncIterator<Buffer>): AsyncGenerator<Buffer> {
+  yield first
+  for (let next = await rest.next(); !next.done; next = await rest.next()) yield next.value
 }

@@ -145,11 +145,10 @@ export class Endpoint {
     const { signal } = this.#options
     if (signal.aborted) return signal.reason
     if (error instanceof Failure) return error
-    if (!(error instanceof Error)) return error
-    const cause = error.cause instanceof Failure ? error.cause : undefined
-    if (cause) return cause
-    const code = errnoOf(error) ?? ''
-    const told = `${this.host}: ${error.message || code}`
+    const code = errnoOf(error)
+    // What no system call, nor undici, has a code for is a bug.
+    if (code === undefined) return error
+    const told = `${this.host}: ${(error instanceof Error && error.message) || code}`
     // A certificate does not become right by waiting.
     if (/CERT|SIGNATURE|ERR_TLS|ERR_SSL|ENOTFOUND/.test(code)) return new Failure('registry_unreachable', told)
     return new Passing(told)

@@ -1,8 +1,7 @@
 // save.ts: images as an archive that `docker load`, skopeo and umoci read: an OCI layout in a tar, each blob once and as
 // it came, so that digests stay what they are.
 import { createReadStream } from 'node:fs'
-import { PassThrough, type Readable } from 'node:stream'
-import { finished, pipeline } from 'node:stream/promises'
+import { Readable } from 'node:stream'
 import { Fault, ImageDigest, InvalidRequest } from '@berth/contracts'
 import { archiveDocuments, blobEntry, parseReference, type Reference } from '@berth/oci'
 import { pack } from 'tar-stream'
@@ -58,20 +57,25 @@ export async function save(
   }
   const documents = archiveDocuments(saved, format)
   const archive = pack()
-  // tar-stream's streams are not node's own: this one can be cut as they are.
-  const out = new PassThrough()
-  void pipeline(archive, out, { signal }).catch(() => undefined)
+  // Whoever leaves destroys it, and what fills it must not wait for them.
+  const left = new Promise<never>((_, reject) => archive.once('close', () => reject(new Error('nobody reads it'))))
   const filling = images.needing(blobs.keys(), async () => {
-    for (const { name, content } of documents) await entry(archive, name, content)
-    for (const [digest, path] of [...blobs].sort()) await blobInto(images, archive, digest, path)
+    for (const { name, content } of documents)
+      await Promise.race([left, entry(archive, name, [content], content.length)])
+    for (const [digest, path] of [...blobs].sort()) {
+      const size = (await images.content.find(digest))?.bytes
+      if (size === undefined) throw new Fault(`save ${digest}`, { cause: 'it is gone' })
+      const bytes = createReadStream(path, { highWaterMark: 256 * 1024 })
+      await Promise.race([left, entry(archive, blobEntry(digest), bytes, size)])
+    }
     archive.finalize()
-    await finished(out, { readable: false })
+    await left
   })
-  filling.catch((error: unknown) => {
-    archive.destroy()
-    out.destroy(error instanceof Error ? error : new Error(String(error)))
-  })
-  return out
+  filling.catch((error: unknown) => archive.destroy(error instanceof Error ? error : new Error(String(error))))
+  const abort = () => archive.destroy()
+  signal.addEventListener('abort', abort, { once: true })
+  archive.once('close', () => signal.removeEventListener('abort', abort))
+  return Readable.from(archive, { objectMode: false })
 }
 
 type Pack = ReturnType<typeof pack>
@@ -79,15 +83,19 @@ type Pack = ReturnType<typeof pack>
 /** The same for everybody at all times. */
 const attributes = { mode: 0o644, uid: 0, gid: 0, mtime: new Date(0) }
 
-function entry(archive: Pack, name: string, content: Buffer): Promise<void> {
-  return new Promise((done, failed) => {
-    archive.entry({ ...attributes, name }, content, (error) => (error ? failed(error) : done()))
+async function entry(
+  archive: Pack,
+  name: string,
+  bytes: AsyncIterable<Buffer> | readonly Buffer[],
+  size: number,
+): Promise<void> {
+  let over: (error?: Error | null) => void = () => undefined
+  const taken = new Promise<void>((done, failed) => {
+    over = (error) => (error ? failed(error) : done())
   })
-}
-
-async function blobInto(images: Images, archive: Pack, digest: string, path: string): Promise<void> {
-  const size = (await images.content.find(digest))?.bytes
-  if (size === undefined) throw new Fault(`save ${digest}`, { cause: 'it is gone' })
-  const sink = archive.entry({ ...attributes, name: blobEntry(digest), size })
-  await pipeline(createReadStream(path, { highWaterMark: 256 * 1024 }), sink)
+  const sink = archive.entry({ ...attributes, name, size }, (error) => over(error))
+  for await (const chunk of bytes)
+    if (!sink.write(chunk)) await new Promise((done) => sink.once('drain', () => done(undefined)))
+  sink.end(undefined)
+  await taken
 }

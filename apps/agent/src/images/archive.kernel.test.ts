@@ -1,0 +1,224 @@
+// Archives: what is saved is read back with the same digests, what others write is read, and what is wrong is refused.
+import { execFileSync } from 'node:child_process'
+import { lstatSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { Readable } from 'node:stream'
+import { buffer } from 'node:stream/consumers'
+import { gzipSync } from 'node:zlib'
+import { mediaTypes, parseReference } from '@berth/oci'
+import { afterEach, beforeEach, describe, expect, test } from '@jest/globals'
+import { extract, pack } from 'tar-stream'
+import { importRoot } from './import.js'
+import { load } from './load.js'
+import { digestOf, imageOf, noise, type TestImage, tarOf } from './registry.fixture.js'
+import { parseSave, save } from './save.js'
+import { forever, TestStore } from './store.fixture.js'
+import { zstdTool } from './zstd.fixture.js'
+
+let store: TestStore
+beforeEach(async () => {
+  store = await TestStore.open()
+})
+afterEach(() => store.remove())
+
+const blobName = (bytes: Buffer) => `blobs/sha256/${digestOf(bytes).slice(7)}`
+const into = (archive: Buffer, at = store, maxBytes?: number) =>
+  load(at.images, Readable.from(chunks(archive)), maxBytes, forever)
+
+/** As they come over a connection. */
+function* chunks(bytes: Buffer) {
+  for (let at = 0; at < bytes.length; at += 65_536) yield bytes.subarray(at, at + 65_536)
+}
+
+/** A layout in a tar. */
+const layoutOf = (images: readonly { readonly image: TestImage; readonly name?: string }[], without?: Buffer) => {
+  const blobs = images
+    .flatMap(({ image }) => [image.manifest, image.config, ...image.blobs])
+    .filter((blob) => blob !== without)
+  const manifests = images.map(({ image, name }) => ({
+    ...{ mediaType: image.mediaType, digest: digestOf(image.manifest), size: image.manifest.length },
+    ...(name === undefined ? {} : { annotations: { 'org.opencontainers.image.ref.name': name } }),
+  }))
+  return tarOf({
+    'oci-layout': '{"imageLayoutVersion":"1.0.0"}',
+    ...Object.fromEntries(blobs.map((blob) => [blobName(blob), blob])),
+    // Last, as some write it.
+    'index.json': JSON.stringify({ schemaVersion: 2, manifests }),
+  })
+}
+
+async function entriesOf(archive: Buffer): Promise<ReadonlyMap<string, Buffer>> {
+  const entries = new Map<string, Buffer>()
+  const tar = extract()
+  tar.end(archive)
+  for await (const entry of tar) {
+    expect(entry.header).toMatchObject({ uid: 0, gid: 0, mode: 0o644, mtime: new Date(0) })
+    entries.set(entry.header.name, await buffer(Readable.from(entry)))
+  }
+  return entries
+}
+
+describe('an archive', () => {
+  test('of several images that share a layer is loaded whole, whatever is around it', async () => {
+    const shared = await tarOf({ 'bin/sh': noise(200_000) })
+    const one = imageOf([shared])
+    const two = imageOf([shared, await tarOf({ x: 'y' })])
+    const archive = await layoutOf([
+      { image: one, name: 'docker.io/library/one:1' },
+      { image: two, name: 'two:latest' },
+    ])
+    for (const packed of [archive, gzipSync(archive), zstdTool(archive)]) {
+      const loaded = await into(packed)
+      expect(loaded.map(({ image, references }) => [image.digest, references])).toEqual([
+        [digestOf(one.config), ['one:1']],
+        [digestOf(two.config), ['two:latest']],
+      ])
+      expect(store.inventory()).toMatchObject({ incoming: [], partial: [] })
+    }
+    expect(store.inventory().layers).toHaveLength(2)
+    expect(await store.problems()).toEqual([])
+  })
+
+  test('that is saved is loaded elsewhere with the same digests, and saved the same again', async () => {
+    const image = imageOf([await tarOf({ a: noise(300_000) }), await tarOf({ '.wh.a': '' })])
+    await into(await layoutOf([{ image }]))
+    for (const format of ['docker', 'oci'] as const) {
+      const request = { format, images: new Map([[digestOf(image.config), [parseReference('team/app:1')]]]) }
+      const archive = await buffer(await save(store.images, request, forever))
+      const entries = await entriesOf(archive)
+      for (const blob of [image.manifest, image.config, ...image.blobs])
+        expect(entries.get(blobName(blob))?.equals(blob)).toBe(true)
+      expect(entries.has('manifest.json')).toBe(format === 'docker')
+      const other = await TestStore.open()
+      const [loaded] = await into(archive, other)
+      expect(loaded).toMatchObject({ image: { manifestDigest: digestOf(image.manifest) }, references: ['team/app:1'] })
+      expect((await buffer(await save(other.images, request, forever))).equals(archive)).toBe(true)
+      other.remove()
+    }
+  })
+
+  test('of docker before 25 is loaded: layers as tars, some of them links', async () => {
+    const tar = await tarOf({ 'bin/sh': noise(100_000) })
+    const middle = await tarOf({ b: 'c' })
+    const twice = imageOf([tar, middle, tar], { pack: (one) => one })
+    const config = `${digestOf(twice.config).slice(7)}.json`
+    const archive = pack()
+    archive.entry({ name: 'a/layer.tar' }, tar)
+    archive.entry({ name: 'b/layer.tar' }, middle)
+    archive.entry({ name: 'c/layer.tar', type: 'symlink', linkname: '../a/layer.tar' })
+    archive.entry({ name: config }, twice.config)
+    const layers = ['a/layer.tar', 'b/layer.tar', 'c/layer.tar']
+    archive.entry(
+      { name: 'manifest.json' },
+      JSON.stringify([{ Config: config, RepoTags: ['app:1', 'localhost:5000/app:2'], Layers: layers }]),
+    )
+    archive.entry({ name: 'repositories' }, '{}')
+    archive.finalize()
+    const [loaded] = await into(await buffer(archive))
+    expect(loaded).toMatchObject({
+      image: { digest: digestOf(twice.config), layers: [{ mediaType: mediaTypes.layer }, {}, {}] },
+      references: ['app:1', 'localhost:5000/app:2'],
+    })
+    expect(store.inventory().layers).toHaveLength(2)
+    expect(await store.problems()).toEqual([])
+  })
+
+  test('may hold only what is in it: what the node has besides is not taken', async () => {
+    const image = imageOf([await tarOf({ secret: 'x' })])
+    await into(await layoutOf([{ image }]))
+    const thief = await layoutOf([{ image }], image.blobs[0])
+    await expect(into(thief)).rejects.toMatchObject({ code: 'archive_invalid' })
+  })
+
+  test('with a wrong byte in it is refused, and nothing is kept', async () => {
+    const image = imageOf([await tarOf({ a: noise(10_000) })])
+    const archive = await layoutOf([{ image }])
+    const at = archive.indexOf(image.blobs[0] ?? '')
+    archive[at + 5000] = (archive[at + 5000] ?? 0) ^ 1
+    await expect(into(archive)).rejects.toMatchObject({ code: 'archive_invalid' })
+    await store.images.collect(new Set(), new Date(Date.now() + 7_200_000))
+    expect(store.inventory()).toEqual({ blobs: [], layers: [], partial: [], images: [], incoming: [] })
+  })
+
+  test('that adds more than the quota allows is refused', async () => {
+    const images = [await tarOf({ a: noise(3000) }), await tarOf({ b: noise(3000) })].map((tar) => ({
+      image: imageOf([tar]),
+    }))
+    await expect(into(await layoutOf(images), store, 5000)).rejects.toMatchObject({ code: 'quota_exceeded' })
+    expect(await into(await layoutOf(images), store, 6000)).toHaveLength(2)
+  })
+
+  test.each<[string, () => Promise<Buffer>, string]>([
+    ['nothing', async () => Buffer.alloc(0), 'archive_invalid'],
+    ['no tar', async () => Buffer.from('hello'.repeat(1000)), 'archive_invalid'],
+    ['damaged gzip', async () => gzipSync(noise(5000)).subarray(0, 3000), 'archive_invalid'],
+    ['a tar of something else', () => tarOf({ a: 'b' }), 'archive_invalid'],
+    [
+      'a manifest.json that names what is not there',
+      () => tarOf({ 'manifest.json': '[{"Config":"c","Layers":["l"]}]' }),
+      'archive_invalid',
+    ],
+    [
+      'a cut tar',
+      async () => (await layoutOf([{ image: imageOf([await tarOf({ a: noise(9000) })]) }])).subarray(0, 6000),
+      'archive_invalid',
+    ],
+    [
+      'another architecture',
+      async () => layoutOf([{ image: imageOf([await tarOf({ a: 'b' })], { config: { architecture: 's390x' } }) }]),
+      'platform_unsupported',
+    ],
+    ['a hostile layer', async () => layoutOf([{ image: imageOf([await tarOf({ '../x': 'y' })]) }]), 'image_invalid'],
+  ])('of %s is refused', async (_what, make, code) => {
+    await expect(into(await make())).rejects.toMatchObject({ code })
+    expect(store.inventory()).toMatchObject({ images: [], incoming: [] })
+    expect(await store.problems()).toEqual([])
+  })
+})
+
+describe('an import', () => {
+  test('makes an image of a tar of a root, packed or not', async () => {
+    const tar = await tarOf({ 'etc/': null, 'etc/motd': 'hello' })
+    for (const packed of [tar, gzipSync(tar), zstdTool(tar)]) {
+      const settings = { command: ['/bin/sh'], env: ['A=b'], comment: 'mine' }
+      const image = await importRoot(store.images, Readable.from(chunks(packed)), settings, 1000, forever)
+      expect(image).toMatchObject({
+        layers: [{ diffId: digestOf(tar), digest: digestOf(packed), unpackedBytes: 5 }],
+        history: [{ createdBy: 'import', comment: 'mine' }],
+        settings: { command: ['/bin/sh'], env: ['A=b'] },
+      })
+      const [layer = ''] = store.images.resolve('x', image.digest)?.layers ?? []
+      expect(readFileSync(join(layer, 'etc/motd'), 'utf8')).toBe('hello')
+    }
+    expect(store.inventory().layers).toHaveLength(1)
+    expect(await store.problems()).toEqual([])
+  })
+
+  test('of a real root made by tar keeps owners, modes and links', async () => {
+    const script = `set -e; d=$(mktemp -d); cd $d; mkdir -p usr/bin; echo x > usr/bin/su; chown 7:8 usr/bin/su; chmod 4755 usr/bin/su
+      ln usr/bin/su usr/bin/hard; ln -s usr/bin bin; setfattr -n user.a -v b usr/bin/su; tar --xattrs -cf - .; rm -r $d`
+    const tar = execFileSync('bash', ['-c', script], { maxBuffer: 1 << 26 })
+    const image = await importRoot(store.images, Readable.from(chunks(tar)), {}, undefined, forever)
+    const [layer = ''] = store.images.resolve('x', image.digest)?.layers ?? []
+    expect(lstatSync(join(layer, 'usr/bin/su'))).toMatchObject({ uid: 7, gid: 8, mode: 0o104755, nlink: 2 })
+    expect(await store.problems()).toEqual([])
+  })
+
+  test('of what is no tar is refused', async () => {
+    const bytes = Readable.from(chunks(Buffer.from('no tar at all'.repeat(100))))
+    await expect(importRoot(store.images, bytes, {}, undefined, forever)).rejects.toMatchObject({
+      code: 'image_invalid',
+    })
+    expect(store.inventory()).toMatchObject({ images: [], layers: [], incoming: [] })
+  })
+})
+
+test.each([
+  ['', 'must be given'],
+  ['image=x', 'must be a digest'],
+  [`image=sha256:${'a'.repeat(64)}&name=sha256:${'b'.repeat(64)}=x`, 'must be of an image'],
+  [`image=sha256:${'a'.repeat(64)}&name=sha256:${'a'.repeat(64)}=UPPER`, 'UPPER'],
+  [`image=sha256:${'a'.repeat(64)}&format=zip`, 'docker or oci'],
+])('the query %j of a save is refused', (query, why) =>
+  expect(() => parseSave(new URLSearchParams(query))).toThrow(why),
+)
