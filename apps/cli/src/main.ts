@@ -3,6 +3,7 @@ import { ApiError, Unreachable } from '@berth/sdk'
 import { Command, InvalidArgumentError } from 'commander'
 import { readCredentials } from './credentials.js'
 import { checkImages } from './images.js'
+import { listAll, pull } from './pull.js'
 import { runJob } from './run.js'
 import { runTests } from './test.js'
 import { placesFrom } from './up/config.js'
@@ -67,7 +68,18 @@ program
   .action(async (command: string[], options) => {
     process.exitCode = await runJob(places, command, options)
   })
-const images = program.command('images').description('images of this machine')
+program
+  .command('pull')
+  .description('fetch an image from its registry, as `berth run` finds it')
+  .argument('<image>', 'e.g. ghcr.io/team/app:1')
+  .action(async (image: string) => {
+    process.exitCode = await pull(places, image)
+  })
+const images = program.command('images').description('list images, or check those of this machine')
+images
+  .command('ls', { isDefault: true })
+  .description('list the images that jobs and sandboxes can start from')
+  .action(() => listAll(places))
 images
   .command('fsck')
   .description('check every blob and layer; the exit code is 1 when something is wrong')
