@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs'
+import { existsSync, renameSync } from 'node:fs'
 import { mkdir, open, readdir, rename, rm, statfs } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Fault, ignore, invariant } from '@berth/contracts'
@@ -16,6 +16,8 @@ const BTRFS_MAGIC = 0x9123683e
 
 /** More than one is a batch: `btrfs subvolume delete` takes many paths for the price of one process. */
 const MAX_DELETE_BATCH = 64
+/** Making one takes two processes: of the CPU that the sandbox needs which was just given one, unless few are left. */
+const REFILL_MS = 200
 
 export interface PoolOptions {
   /** Directory of the agent; the pool is `pool` in it, its file `pool.img`. */
@@ -42,6 +44,7 @@ export class Pool {
   private serial = 0
   private refilling: Promise<void> | undefined
   private emptying: Promise<void> | undefined
+  private soon: NodeJS.Timeout | undefined
   private closed = false
 
   private constructor(
@@ -77,14 +80,15 @@ export class Pool {
   async create(id: string, limitBytes: number): Promise<string> {
     const path = this.path(id)
     const made = this.ready.pop() ?? (await this.makeReady())
-    this.refill()
+    this.refillSoon()
     if (existsSync(path)) {
       this.ready.push(made)
       throw new Fault(`create layer ${id}`, { cause: 'it exists' })
     }
     // The limit goes first: under its own name a layer is never seen without one.
     if (limitBytes !== this.options.ready.limitBytes) await setLimit(made, limitBytes)
-    await rename(made, path)
+    // A thread's turn is longer than this takes.
+    renameSync(made, path)
     return path
   }
 
@@ -127,6 +131,8 @@ export class Pool {
   /** Removes a layer and all in it. One that is not there is no error. Resolves when it is gone. */
   async remove(id: string): Promise<void> {
     const path = join(this.root, `.trash-${id}-${process.pid}-${this.serial++}`)
+    // As before each start: nothing is left of it.
+    if (!existsSync(this.path(id))) return
     try {
       await rename(this.path(id), path)
     } catch (error) {
@@ -138,6 +144,7 @@ export class Pool {
   /** Finishes what is under way and, where the pool is a loop file of its own, unmounts it; the layers stay. */
   async close(): Promise<void> {
     this.closed = true
+    clearTimeout(this.soon)
     await this.refilling
     await this.emptying
     if (mountAt(this.root)) await unmount(this.root)
@@ -147,6 +154,15 @@ export class Pool {
     // Those made ahead go too: a clone in the making may hold data, and an older configuration set another limit.
     const left = (await readdir(this.root)).filter((name) => /^\.(trash|ready)-/.test(name))
     await Promise.all(left.map((name) => this.discard(join(this.root, name))))
+  }
+
+  private refillSoon(): void {
+    const refill = () => {
+      this.soon = undefined
+      this.refill()
+    }
+    if (this.ready.length < this.options.ready.count / 2) this.refill()
+    else this.soon ??= setTimeout(refill, REFILL_MS).unref()
   }
 
   private refill(): void {
