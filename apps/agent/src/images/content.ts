@@ -32,6 +32,8 @@ export interface Found {
   readonly isPublic: boolean
 }
 
+/** So many registries are remembered for a blob, the latest. */
+const MAX_GIVERS = 64
 /** A part of a blob is kept for a day. */
 const PARTIAL_MS = 86_400_000
 
@@ -85,7 +87,10 @@ export class Content {
   /** Adds to what is known of a blob; only of those that are here, not in the layout. */
   async learn(digest: string, { diffId, from = [] }: Partial<Known>): Promise<void> {
     const known = await this.known(digest)
-    const learned = { diffId: diffId ?? known.diffId, from: [...new Set([...known.from, ...from])] }
+    const learned = {
+      diffId: diffId ?? known.diffId,
+      from: [...new Set([...from, ...known.from])].slice(0, MAX_GIVERS),
+    }
     if (JSON.stringify(learned) === JSON.stringify({ diffId: known.diffId, from: known.from })) return
     await writeAtomic(`${this.path(digest)}.json`, JSON.stringify(learned))
   }

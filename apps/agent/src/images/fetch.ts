@@ -27,7 +27,7 @@ export function fetchBlob(
   return content.exclusively(digest, options.signal, async () => {
     const found = await content.find(digest)
     if (found && found.bytes !== size) throw lies(digest, `it has ${found.bytes} bytes, and ${size} are promised`)
-    if (found && (found.isPublic || (await isVouchedFor(registry, content, digest)))) return 'present'
+    if (found && (found.isPublic || (await isVouchedFor(registry, content, digest, options.signal)))) return 'present'
     const part = await content.part(digest)
     try {
       if (part.bytes > size) await part.restart()
@@ -44,8 +44,18 @@ export function fetchBlob(
   })
 }
 
-async function isVouchedFor(registry: Registry, content: Content, digest: string): Promise<boolean> {
-  return (await content.known(digest)).from.includes(registry.host) && (await registry.has(digest))
+async function isVouchedFor(
+  registry: Registry,
+  content: Content,
+  digest: string,
+  signal: AbortSignal,
+): Promise<boolean> {
+  if (!(await content.known(digest)).from.includes(registry.host)) return false
+  return registry.has(digest).catch((error: unknown) => {
+    // Away, perhaps, while a mirror is not: then it is fetched from there.
+    if (error instanceof Failure && !signal.aborted) return false
+    throw error
+  })
 }
 
 const lies = (digest: string, why: string) =>

@@ -37,15 +37,19 @@ export class Progress {
     return [...retries, ...layers]
   }
 
-  /** Resolves when there is something that cannot wait, or `ended`, or it is time again. */
-  async next(ended: Promise<unknown>): Promise<void> {
+  /** Resolves when there is something that cannot wait, or it is time again. */
+  async next(): Promise<void> {
     let timer: NodeJS.Timeout | undefined
     await new Promise<void>((resolve) => {
       this.#urgent = resolve
       timer = setTimeout(resolve, EVERY_MS)
-      ended.then(() => resolve())
     })
     clearTimeout(timer)
+  }
+
+  /** Has `next` resolve. */
+  wake(): void {
+    this.#urgent()
   }
 }
 
@@ -68,9 +72,10 @@ export async function* steps(
       end = failed(error)
     },
   )
+  void running.then(() => progress.wake())
   try {
     while (end === undefined) {
-      await progress.next(running)
+      await progress.next()
       yield* progress.take()
     }
     yield* progress.take()
