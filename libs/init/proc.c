@@ -113,9 +113,14 @@ static void end_main_output(const struct proc *p, struct output *o) {
   close_fd(&o->fd);
 }
 
+/* A terminal gives 4 KiB at a time, however much it has: one such read a frame would be most of what a flood costs. */
+enum { TTY_READS = 16 };
+
 void proc_read(struct proc *p, struct output *o) {
   if (o->fd < 0 || ring_room(&o->ring) == 0) return;
   ssize_t n = ring_fill(&o->ring, o->fd);
+  if (p->flags & SPAWN_TTY)
+    for (int i = 1; i < TTY_READS && n > 0 && ring_room(&o->ring) > 0; i++) n = ring_fill(&o->ring, o->fd);
   if (n < 0 && errno == EINTR) return;
   if (n < 0 && errno == EAGAIN) {
     if (o->bounded) o->drain_until = o->ring.end;

@@ -30,6 +30,23 @@ async function readAll(reader: SpoolReader): Promise<readonly Piece[]> {
   return pieces
 }
 
+test('whoever reads along with a flood needs no file', async () => {
+  const size = 300_000
+  const spool = Spool.begin(options({ keepBytes: 2 ** 20, segmentBytes: 2 ** 20, promptBytes: 0 }))
+  for (let offset = 0; offset < size; offset += 3000) spool.append(offset, at(offset, 3000), ignoreStored)
+  await spool.settled()
+  for (const file of readdirSync(join(directory, 'exe'))) rmSync(join(directory, 'exe', file))
+  for (const since of [0, 1, 2999, 3000, 123_456, size - 1]) {
+    const reader = spool.reader(since)
+    for (let limit = 997; reader.offset < size; limit = (limit * 7 + 1) % 20_011) {
+      const { offset } = reader
+      const piece = await reader.read(limit)
+      expect(piece).toEqual({ kind: 'bytes', offset, bytes: at(offset, Math.min(limit, size - offset)) })
+    }
+  }
+  await spool.end()
+})
+
 describe.each([
   ['written at once', 1e9],
   ['written asynchronously', 0],

@@ -76,7 +76,7 @@ const HOT_BYTES = 64 * KiB
 const FLOOD_BYTES = 512 * KiB
 const FLOOD_MS = 1000
 /** Less at once is no flood; besides, a short piece may hold the memory of a long one. */
-const FLOOD_PIECE = 16 * KiB
+const FLOOD_PIECE = 2 * KiB
 const OFFSET_DIGITS = 16
 const NOTHING = Buffer.alloc(0)
 
@@ -247,8 +247,8 @@ export class Spool implements OutputSink {
   /** For readers: bytes that were written a moment ago, without a wait; undefined where that cannot be. */
   readHot(offset: number, end: number): Buffer | undefined {
     if (this.#held) return this.#held.subarray(offset, end)
-    const piece = this.#flood.find((part) => offset >= part.offset && offset < part.offset + part.bytes.length)
-    if (piece) return piece.bytes.subarray(offset - piece.offset, end - piece.offset)
+    const along = this.#floodFrom(offset, end)
+    if (along) return along
     const last = this.#segments.at(-1)
     if (!last || offset < last.start || this.#total - offset > HOT_BYTES) return undefined
     return this.#fd === undefined ? undefined : readNow(this.#fd, offset - last.start, end - offset)
@@ -319,6 +319,16 @@ export class Spool implements OutputSink {
       for (const segment of this.#outdated()) await this.#remove(segment)
     }
     this.#writing = undefined
+  }
+
+  #floodFrom(offset: number, end: number): Buffer | undefined {
+    const first = this.#flood.findIndex((part) => offset >= part.offset && offset < endOfPart(part))
+    if (first < 0) return undefined
+    const parts = takeContiguous(this.#flood.slice(first)).filter((part) => part.offset < end)
+    const cut = parts.map((part) =>
+      part.bytes.subarray(Math.max(0, offset - part.offset), Math.min(part.bytes.length, end - part.offset)),
+    )
+    return cut.length === 1 ? cut[0] : Buffer.concat(cut)
   }
 
   #remember(part: Pending): void {
@@ -485,6 +495,8 @@ export class SpoolReader {
 const WRITE_FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW
 
 const endOf = (segment: Segment | undefined) => (segment ? segment.start + segment.size : 0)
+
+const endOfPart = ({ offset, bytes }: Pending) => offset + bytes.length
 
 /** As many as follow each other; several small writes of a command are one here. */
 function takeContiguous(pending: readonly Pending[]): readonly Pending[] {
