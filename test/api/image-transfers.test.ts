@@ -352,6 +352,29 @@ describe('logins for registries', () => {
   })
 })
 
+test('what no registry, login or label can be is refused by name', async () => {
+  const mine = await tenant()
+  const put = async (registry: string, body: object) => {
+    const answer = await mine.raw('PUT', `/v1/registries/${encodeURIComponent(registry)}`, {
+      ...{ body: JSON.stringify(body), headers: { 'content-type': 'application/json' } },
+    })
+    return { status: answer.status, body: await answer.json() }
+  }
+  const login = { username: 'me', password: 'x' }
+  const bad = { status: 400, body: { code: 'invalid_request' } }
+  for (const registry of ['Upper', 'a/b', 'http://a', 'a:b', '-a', 'a b', 'a\0'])
+    expect(await put(registry, login)).toMatchObject(bad)
+  for (const body of [{}, { ...login, username: '' }, { ...login, username: 'a\0' }, { ...login, username: 'a:b' }])
+    expect(await put('ghcr.io', body)).toMatchObject(bad)
+  for (const query of ['reference=a%00*', 'reference=A%20b', 'label=a%00', 'dangling=maybe', 'cursor=x', 'limit=0'])
+    expect(await mine.get(`/v1/images?${query}`)).toMatchObject(bad)
+  expect(await mine.post('/v1/images/prune', { label: ['a\0'] })).toMatchObject(bad)
+  expect(await mine.raw('POST', '/v1/images/import?config=%7B', { body: 'x' })).toMatchObject({ status: 400 })
+  expect(await mine.raw('POST', '/v1/images/import?config=%7B%22envs%22%3A1%7D', { body: 'x' })).toMatchObject({
+    status: 400,
+  })
+})
+
 describe('an archive', () => {
   test('is what the node makes of these images, under the names that were given', async () => {
     const mine = await tenant()

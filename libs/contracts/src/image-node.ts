@@ -23,7 +23,11 @@ export const Platform = z
   .regex(/^linux\/[a-z0-9]{1,16}(\/[a-z0-9.]{1,16})?$/, 'must be like linux/amd64 or linux/arm/v7')
 
 export const RegistryLogin = z.object({
-  username: z.string().min(1).max(256),
+  username: z
+    .string()
+    .min(1)
+    .max(256)
+    .regex(/^[^\p{Cc}\p{Cs}:]*$/u, 'must not contain ":" or control characters'),
   password: z.string().max(8192).describe('Password or token'),
 })
 export type RegistryLogin = z.infer<typeof RegistryLogin>

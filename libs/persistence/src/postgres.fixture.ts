@@ -245,5 +245,10 @@ export const bookkeepingErrors = (url: string) =>
      UNION ALL
      SELECT 'events', u.tenant_id, to_json(u), to_json(s) FROM tenant_usage u CROSS JOIN LATERAL (
        SELECT count(*) AS events, coalesce(max(e.number), 0) AS last FROM events e WHERE e.tenant_id = u.tenant_id) s
-     WHERE u.event_number <> s.last OR s.events <> s.last`,
+     WHERE u.event_number <> s.last OR s.events <> s.last
+     UNION ALL
+     SELECT 'images', u.tenant_id, to_json(u), to_json(s) FROM tenant_usage u CROSS JOIN LATERAL (
+       SELECT coalesce(sum(d.bytes), 0) AS bytes FROM (
+         SELECT max(l.bytes) AS bytes FROM image_layers l WHERE l.owner = u.tenant_id GROUP BY l.diff_id) d) s
+     WHERE u.image_bytes <> s.bytes`,
   )

@@ -72,3 +72,7 @@ test.each([
   ['ghcr.io/team/*', { prefix: 'ghcr.io/team/' }],
   ['*', { prefix: '' }],
 ])('a list is filtered by %s', (text, filter) => expect(nameFilter(text)).toEqual(filter))
+
+test.each(['a\0*', 'a b*', 'ä*', "a'*"])('no name begins with %j', (text) =>
+  expect(() => nameFilter(text)).toThrow(InvalidRequest),
+)

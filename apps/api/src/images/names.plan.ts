@@ -1,4 +1,5 @@
 // names.plan.ts: what callers write for an image, and what is looked for then.
+import { InvalidRequest } from '@berth/contracts'
 import type { ImageWanted } from '@berth/domain'
 import { familiar, parseReference, type Reference } from '@berth/oci'
 import type { BaseImage, ImageFilter, ImageScope } from '@berth/persistence'
@@ -76,7 +77,12 @@ export function nameFilter(text: string | undefined): Pick<ImageFilter, 'referen
   return isTagged && tag !== undefined ? { reference: `${name}:${tag}` } : { prefix: `${name}:` }
 }
 
+/** What names are made of. */
+const beginning = /^[\w./:@-]*$/
+
 function beginningInFull(text: string): string {
+  if (!beginning.test(text))
+    throw new InvalidRequest([{ field: 'reference', message: `${JSON.stringify(text)}: no name begins so` }])
   const [first = '', ...more] = text.split('/')
   if (more.length === 0) return text === '' ? '' : `docker.io/library/${text}`
   return /[.:]/.test(first) || first === 'localhost' ? text : `docker.io/${text}`
