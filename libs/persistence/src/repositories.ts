@@ -18,7 +18,6 @@ import type {
   CancelAttempt,
   EventType,
   ForgetAttempt,
-  HeldImage,
   heartbeat,
   IdKind,
   Input,
@@ -52,7 +51,12 @@ import type {
   TerminalShare,
   Usage,
 } from '@berth/contracts'
-import type { ImageOwner, ImageWanted, PruneFilter, SandboxRequest } from '@berth/domain'
+import type { ImageWanted, SandboxRequest } from '@berth/domain'
+import type { Images } from './image-repository.js'
+import type { PageOf, PageRequest } from './page.js'
+
+export type * from './image-repository.js'
+export type { PageOf, PageRequest } from './page.js'
 
 export interface Clock {
   now(): Date
@@ -65,18 +69,6 @@ export interface Ids {
 
 /** Whose rows a call may see. */
 export type Access = { readonly tenantId: TenantId } | 'operator'
-
-/** A stretch of a list, newest first: at most `limit` items older than the item with id `after`. */
-export interface PageRequest {
-  readonly after?: string | undefined
-  readonly limit: number
-}
-
-/** `next` is the `after` of the following page; null on the last one. */
-export interface PageOf<T> {
-  readonly items: readonly T[]
-  readonly next: string | null
-}
 
 /** A command, and the node it is for. */
 export interface Addressed<Command> {
@@ -179,120 +171,6 @@ export interface Nodes {
   heartbeat(id: NodeId, body: HeartbeatBody): Promise<Standing>
   /** Where the node's streams are served; undefined for a node that is gone or never joined. */
   streams(id: NodeId): Promise<StreamServer | undefined>
-}
-
-/** A base image as ready nodes tell of it. */
-export interface BaseImage {
-  readonly reference: string
-  readonly digest: string
-  readonly sizeBytes: number
-}
-
-/** Whose images a call may see besides public ones, and the base images that there are, with their names in full. */
-export interface ImageScope {
-  readonly owner: ImageOwner
-  readonly base: readonly {
-    readonly digest: string
-    readonly references: readonly string[]
-    readonly sizeBytes: number
-  }[]
-}
-
-export interface ImageFilter {
-  /** A name in full. */
-  readonly reference?: string | undefined
-  /** The beginning of a name in full. */
-  readonly prefix?: string | undefined
-  /** `key` or `key=value`; all must match. */
-  readonly label?: readonly string[] | undefined
-  readonly dangling?: boolean | undefined
-  readonly digests?: readonly string[] | undefined
-}
-
-/** An image as its owner, or anybody where it is public, sees it; `references` are names in full. */
-export interface ImageRecord {
-  readonly digest: string
-  readonly manifestDigest: string | null
-  readonly references: readonly string[]
-  readonly visibility: 'tenant' | 'public'
-  readonly base: boolean
-  readonly platform: string | null
-  readonly labels: Readonly<Record<string, string>>
-  readonly sizeBytes: number
-  readonly uniqueBytes: number
-  readonly sharedBytes: number
-  readonly nodes: number
-  readonly createdAt: string | null
-  readonly addedAt: Date | null
-}
-
-export interface NewImages {
-  readonly owner: ImageOwner
-  /** With names in full. */
-  readonly images: readonly { readonly image: HeldImage; readonly references: readonly string[] }[]
-  /** Where they are. */
-  readonly nodeId: NodeId
-  /** Id of the key that asks. */
-  readonly by: string
-}
-
-/** A login whose password only the API can open. */
-export interface SealedLogin {
-  readonly registry: string
-  readonly username: string
-  readonly sealedPassword: string
-  readonly updatedAt: string
-}
-
-export interface RegistryLogins {
-  list(owner: ImageOwner): Promise<readonly SealedLogin[]>
-  get(owner: ImageOwner, registry: string): Promise<SealedLogin | undefined>
-  /** @throws quota_exceeded */
-  put(owner: ImageOwner, login: Omit<SealedLogin, 'updatedAt'>, by: string): Promise<SealedLogin>
-  /** @throws registry_not_found */
-  delete(owner: ImageOwner, registry: string): Promise<void>
-}
-
-export interface Images {
-  /** By when they were added, newest first; base images last. */
-  list(scope: ImageScope, filter: ImageFilter, page: PageRequest): Promise<PageOf<ImageRecord>>
-  /** `held` is null for a base image: its nodes know. @throws image_not_found */
-  get(scope: ImageScope, wanted: ImageWanted): Promise<{ readonly image: ImageRecord; readonly held: HeldImage | null }>
-  /** Base images on ready nodes, by reference. */
-  base(): Promise<readonly BaseImage[]>
-  /**
-   * Makes images the owner's, and names lead to them, all or none. What is there already stays.
-   * @throws quota_exceeded (`QuotaExceeded`), image_invalid, tenant_not_found
-   */
-  add(asked: NewImages): Promise<readonly ImageRecord[]>
-  /** Unpacked bytes that an owner may have and has. @throws tenant_not_found */
-  use(owner: ImageOwner): Promise<{ readonly limit: number; readonly used: number }>
-  /** The node that takes an image in: one that has `digest` where there is one, else the one with most room. */
-  taker(digest: string | null): Promise<NodeId | undefined>
-  /** A node that has all of these. */
-  holder(digests: readonly string[]): Promise<NodeId | undefined>
-  /**
-   * Takes a name away, or all of an image given by its digest, and with the last one the image.
-   * @param force what is used loses its names and stays
-   * @throws image_not_found, image_in_use naming the users, policy_forbidden (of a public image)
-   */
-  remove(
-    scope: ImageScope,
-    wanted: ImageWanted,
-    force: boolean,
-  ): Promise<{
-    readonly untagged: readonly string[]
-    readonly deleted: string | null
-    readonly freedBytes: number
-  }>
-  /** Takes one name away; the image stays. @returns its digest. @throws image_not_found, policy_forbidden */
-  untag(scope: ImageScope, wanted: ImageWanted, reference: string): Promise<string>
-  /** Removes what `domain/image` says. */
-  prune(
-    owner: ImageOwner,
-    filter: PruneFilter,
-  ): Promise<{ readonly deleted: readonly string[]; readonly freedBytes: number }>
-  readonly logins: RegistryLogins
 }
 
 export interface JobFilter {
