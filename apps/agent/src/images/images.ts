@@ -3,7 +3,7 @@
 // they are, are the API's. Records are written last: what they name is there.
 import { mkdir, readdir, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Failure, HeldImage, type NodeImage } from '@berth/contracts'
+import { Failure, type HeldImage, type NodeImage } from '@berth/contracts'
 import { readJson, writeAtomic } from '@berth/host'
 import {
   checkPlatform,
@@ -21,47 +21,14 @@ import {
   REF_NAME,
 } from '@berth/oci'
 import { z } from 'zod'
+import { atOnce } from './at-once.js'
+import { Budget, tooMuch } from './budget.js'
 import { Content, hexOf, never } from './content.js'
 import { Layers, layerLimits } from './layers.js'
+import { Kept, type ManifestDescriptor, type ResolvedImage, Stored, startOf } from './records.js'
 import { LayerTooLarge } from './unpack.js'
 
-const ManifestDescriptor = z.object({ mediaType: z.string(), digest: z.string(), size: z.number().int() })
-export type ManifestDescriptor = z.infer<typeof ManifestDescriptor>
-
-const Stored = z.object({
-  reference: z.string(),
-  manifestDigest: z.string(),
-  digest: z.string().regex(/^sha256:[0-9a-f]{64}$/),
-  sizeBytes: z.number().int(),
-  /** diffIDs, lowest layer first. */
-  layers: z.array(z.string().regex(/^sha256:[0-9a-f]{64}$/)),
-  config: z.object({
-    env: z.array(z.string()),
-    entrypoint: z.array(z.string()),
-    command: z.array(z.string()),
-    workingDir: z.string().optional(),
-    user: z.string().optional(),
-    stopSignal: z.string().optional(),
-  }),
-})
-type Stored = z.infer<typeof Stored>
-
-/** One configuration may be in several manifests, packed in several ways; the newest comes first. */
-const Kept = z.object({
-  heldSince: z.iso.datetime(),
-  manifests: z.array(z.object({ manifest: ManifestDescriptor, image: HeldImage })).min(1),
-})
-export type Kept = z.infer<typeof Kept>
 const MAX_MANIFESTS = 8
-
-/** An image as a sandbox starts from it. */
-export interface ResolvedImage {
-  readonly reference: string
-  readonly digest: string
-  /** Directories, topmost first. */
-  readonly layers: readonly string[]
-  readonly config: Stored['config']
-}
 
 /** Architecture names of the OCI image configuration (Go's), by Node's. */
 const architectures: Readonly<Record<string, string>> = { x64: 'amd64', arm64: 'arm64' }
@@ -180,17 +147,11 @@ export class Images {
     if (base) return base
     const image = this.#held.get(wanted)?.manifests[0]?.image
     if (!image) return undefined
-    const { env, entrypoint, command, workingDir, user, stopSignal } = image.settings
     return {
       reference: text,
       digest: wanted,
       layers: image.layers.map(({ diffId }) => diffId),
-      config: {
-        ...{ env, entrypoint, command },
-        ...(workingDir === null ? {} : { workingDir }),
-        ...(user === null ? {} : { user }),
-        ...(stopSignal === null ? {} : { stopSignal }),
-      },
+      config: startOf(image.settings),
     }
   }
 
@@ -411,19 +372,13 @@ export class Images {
         sizeBytes += (await this.layers.ensure(wanted, layerLimits, never)).bytes
       }
       const settings = heldImage({ config: manifest.config.digest, manifest: entry.digest }, config, []).settings
-      const { env, entrypoint, command, workingDir, user, stopSignal } = settings
       return {
         reference,
         manifestDigest: entry.digest,
         digest: manifest.config.digest,
         sizeBytes,
         layers: diffIds,
-        config: {
-          ...{ env, entrypoint, command },
-          ...(workingDir === null ? {} : { workingDir }),
-          ...(user === null ? {} : { user }),
-          ...(stopSignal === null ? {} : { stopSignal }),
-        },
+        config: startOf(settings),
       }
     })
   }
@@ -434,54 +389,3 @@ const layerOf = ({ digest, mediaType, size }: Descriptor, diffId: string, unpack
   sizeBytes: size,
   unpackedBytes,
 })
-
-/** Bytes that may be unpacked for one request. */
-class Budget {
-  #left: number
-
-  constructor(maxBytes: number | undefined) {
-    this.#left = maxBytes ?? Number.POSITIVE_INFINITY
-  }
-
-  get left(): number {
-    return Math.min(this.#left, layerLimits.maxBytes)
-  }
-
-  take(bytes: number): void {
-    this.#left -= bytes
-    if (this.#left < 0) throw tooMuch()
-  }
-}
-
-const tooMuch = () => new Failure('quota_exceeded', 'the image is larger than what is left of the quota of images')
-
-/** Works on items, some at once; the first that fails stops the others, which have ended when this rejects. */
-async function atOnce<T, R>(
-  most: number,
-  items: readonly T[],
-  signal: AbortSignal,
-  work: (item: T, signal: AbortSignal) => Promise<R>,
-): Promise<readonly R[]> {
-  const failing = new AbortController()
-  const either = AbortSignal.any([signal, failing.signal])
-  const results: R[] = []
-  let next = 0
-  const worker = async () => {
-    while (next < items.length) {
-      either.throwIfAborted()
-      const index = next++
-      const item = items[index]
-      if (item !== undefined) results[index] = await work(item, either)
-    }
-  }
-  const workers = Array.from({ length: Math.min(most, items.length) }, () =>
-    worker().catch((error: unknown) => {
-      if (!failing.signal.aborted) failing.abort(error)
-      throw error
-    }),
-  )
-  await Promise.allSettled(workers)
-  if (signal.aborted) throw signal.reason
-  if (failing.signal.aborted) throw failing.signal.reason
-  return results
-}

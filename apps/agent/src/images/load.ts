@@ -24,9 +24,10 @@ import {
 import { extract } from 'tar-stream'
 import { digestOf, withRoom } from './content.js'
 import { abortable } from './exclusive.js'
-import { type Images, type ManifestDescriptor, nodePlatform } from './images.js'
+import { type Images, nodePlatform } from './images.js'
 import { inflate } from './inflate.js'
 import { layerLimits } from './layers.js'
+import type { ManifestDescriptor } from './records.js'
 
 type Loaded = Extract<ImageStep, { step: 'done' }>['images']
 

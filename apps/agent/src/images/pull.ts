@@ -13,8 +13,9 @@ import {
   samePlatform,
 } from '@berth/oci'
 import { fetchBlob } from './fetch.js'
-import { type Images, type ManifestDescriptor, nodePlatform } from './images.js'
+import { type Images, nodePlatform } from './images.js'
 import type { Progress } from './progress.js'
+import type { ManifestDescriptor } from './records.js'
 import { Registry, type RegistryOptions } from './registry.js'
 
 /** Indexes in indexes; builders write one in another at most. */
