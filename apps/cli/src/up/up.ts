@@ -102,7 +102,8 @@ const passed = (prefixes: readonly string[]) =>
 
 /**
  * Of API and agent. glibc keeps what threads free in an arena of each, and V8 up to 48 MiB of young objects: together a
- * third of what they held, for no speed that could be measured. The units of infra/systemd have the same.
+ * third of what they held, for no speed that could be measured. Not so the agent, where a flood of output passes: it
+ * would collect for a fifth of its time, so `flags` are the API's only. The units of infra/systemd have the same.
  */
 const thrift = {
   flags: ['--max-semi-space-size=4'],
@@ -168,7 +169,7 @@ async function newKey(operator: Client): Promise<string> {
 async function startAgent(operator: Client, places: Places, credentials: Complete): Promise<void> {
   const spec: DaemonSpec = {
     name: 'agent',
-    argv: [process.execPath, ...thrift.flags, agentProgram],
+    argv: [process.execPath, agentProgram],
     env: {
       ...thrift.env,
       ...passed(['LOG_LEVEL', 'BERTH_RUNTIME', 'BERTH_MAX_SANDBOXES', 'BERTH_CAPACITY_']),
