@@ -19,7 +19,7 @@ let store: TestStore
 beforeEach(async () => {
   store = await TestStore.open()
 })
-afterEach(() => store.remove())
+afterEach(() => TestStore.removeAll())
 
 const blobName = (bytes: Buffer) => `blobs/sha256/${digestOf(bytes).slice(7)}`
 const into = (archive: Buffer, at = store, maxBytes?: number) =>
@@ -93,7 +93,6 @@ describe('an archive', () => {
       const [loaded] = await into(archive, other)
       expect(loaded).toMatchObject({ image: { manifestDigest: digestOf(image.manifest) }, references: ['team/app:1'] })
       expect((await buffer(await save(other.images, request, forever))).equals(archive)).toBe(true)
-      other.remove()
     }
   })
 

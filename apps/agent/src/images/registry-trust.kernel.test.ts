@@ -36,7 +36,7 @@ beforeEach(async () => {
   store = await TestStore.open()
   on.reset()
 })
-afterEach(() => store.remove())
+afterEach(() => TestStore.removeAll())
 
 const reference = () => `${proxy.host}/team/app:1`
 const pull = (more: Parameters<TestStore['pull']>[2] = {}) => store.pull(reference(), accessTo(proxy), more)
@@ -179,7 +179,6 @@ describe('who we are', () => {
       await expect(other.pull(name, { ...access, certificates: null })).rejects.toMatchObject({
         code: 'registry_unreachable',
       })
-      other.remove()
     } finally {
       await secure.close()
     }

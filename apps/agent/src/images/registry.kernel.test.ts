@@ -37,7 +37,7 @@ beforeEach(async () => {
   store = await TestStore.open()
   on.reset()
 })
-afterEach(() => store.remove())
+afterEach(() => TestStore.removeAll())
 
 const reference = () => `${proxy.host}/team/app:1`
 const pull = (more: Parameters<TestStore['pull']>[2] = {}) => store.pull(reference(), accessTo(proxy), more)
@@ -209,7 +209,6 @@ describe('trouble on the way', () => {
       expect(got).toMatchObject(on.held())
       expect(proxy.asked.length).toBeGreaterThan(0)
       expect(proxy.asked.filter(({ headers }) => headers.authorization)).toEqual([])
-      fresh.remove()
     }
   })
 })
@@ -234,7 +233,6 @@ describe('a push', () => {
     expect(states).toEqual(['retry', 'present', 'done'])
     const other = await TestStore.open()
     expect((await other.pull(`${registry.host}/team/copy:2`, accessTo(registry))).image).toEqual(got)
-    other.remove()
   })
 
   test('of an image that is not here, or to a registry that does not let us', async () => {

@@ -15,6 +15,8 @@ export const times = {
 } as const
 export const forever: AbortSignal = new AbortController().signal
 
+const opened = new Set<string>()
+
 export class TestStore {
   private constructor(
     readonly directory: string,
@@ -23,6 +25,7 @@ export class TestStore {
 
   static async open(): Promise<TestStore> {
     const directory = mkdtempSync('/var/tmp/berth-store-')
+    opened.add(directory)
     return new TestStore(directory, await openImages(directory))
   }
 
@@ -59,8 +62,10 @@ export class TestStore {
     }
   }
 
-  remove(): void {
-    rmSync(this.directory, { recursive: true, force: true })
+  /** Removes all that were opened, whatever became of their test. */
+  static removeAll(): void {
+    for (const directory of opened) rmSync(directory, { recursive: true, force: true })
+    opened.clear()
   }
 }
 

@@ -46,7 +46,7 @@ afterAll(() => registry.close())
 beforeEach(async () => {
   store = await TestStore.open()
 })
-afterEach(() => store.remove())
+afterEach(() => TestStore.removeAll())
 
 const pull = (at = store) => at.pull(`${registry.host}/team/app:1`, accessTo(registry))
 const hex = (bytes: Buffer) => digestOf(bytes).slice(7)
