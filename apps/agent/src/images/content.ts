@@ -2,7 +2,7 @@
 // what has the name is whole whoever was killed when.
 //
 //     blobs/sha256/<hex>        a blob; <hex>.json beside it: what is known of it (Known)
-//     partial/<hex>             what came of a blob so far, to be gone on with
+//     partial/<hex>             what came of a blob from one registry so far, to be gone on with
 //     incoming/<random>/        entries of an archive while it is read; nothing of it outlives its request
 //
 // Blobs of the base images stay in their layout, which is read-only here.
@@ -85,19 +85,21 @@ export class Content {
   }
 
   /** Adds to what is known of a blob; only of those that are here, not in the layout. */
-  async learn(digest: string, { diffId, from = [] }: Partial<Known>): Promise<void> {
-    const known = await this.known(digest)
-    const learned = {
-      diffId: diffId ?? known.diffId,
-      from: [...new Set([...from, ...known.from])].slice(0, MAX_GIVERS),
-    }
-    if (JSON.stringify(learned) === JSON.stringify({ diffId: known.diffId, from: known.from })) return
-    await writeAtomic(`${this.path(digest)}.json`, JSON.stringify(learned))
+  learn(digest: string, { diffId, from = [] }: Partial<Known>): Promise<void> {
+    return this.exclusively(`${digest}.json`, never, async () => {
+      const known = await this.known(digest)
+      const learned = {
+        diffId: diffId ?? known.diffId,
+        from: [...new Set([...from, ...known.from])].slice(0, MAX_GIVERS),
+      }
+      if (JSON.stringify(learned) === JSON.stringify({ diffId: known.diffId, from: known.from })) return
+      await writeAtomic(`${this.path(digest)}.json`, JSON.stringify(learned))
+    })
   }
 
-  /** One at a time for each digest. */
-  exclusively<T>(digest: string, signal: AbortSignal, work: () => Promise<T>): Promise<T> {
-    return this.#exclusive.run(digest, signal, work)
+  /** One at a time for each name: a digest, or what is done with it. */
+  exclusively<T>(name: string, signal: AbortSignal, work: () => Promise<T>): Promise<T> {
+    return this.#exclusive.run(name, signal, work)
   }
 
   /**
@@ -135,9 +137,9 @@ export class Content {
     })
   }
 
-  /** What came of a blob so far, to be gone on with. Nobody else may have it open: see `exclusively`. */
-  async part(digest: string): Promise<Part> {
-    const path = join(this.directory, 'partial', hexOf(digest))
+  /** What came of a blob from `host` so far, to be gone on with. Nobody else may have it open: see `exclusively`. */
+  async part(digest: string, host: string): Promise<Part> {
+    const path = join(this.directory, 'partial', hexOf(digestOfBytes(Buffer.from(`${digest} ${host}`))))
     const file = await withRoom(() => open(path, 'a+', 0o600))
     try {
       const { size } = await file.stat()

@@ -14,7 +14,8 @@ export interface FetchOptions {
  * Has a blob in the store.
  *
  * One that is here is fetched again unless everybody may have it, or the registry that gave it once says that this
- * login may: a manifest that names what somebody else has must not be a way to it.
+ * login may: a manifest that names what somebody else has must not be a way to it, nor to its size. Fetches from
+ * different registries do not wait for each other: one that is slow holds up those only who believe it.
  * @returns whether it was here
  * @throws Failure image_invalid when it is not what digest and size promise: nothing of it is kept then
  */
@@ -24,11 +25,13 @@ export function fetchBlob(
   { digest, size }: Pick<Descriptor, 'digest' | 'size'>,
   options: FetchOptions,
 ): Promise<'present' | 'fetched'> {
-  return content.exclusively(digest, options.signal, async () => {
+  return content.exclusively(`${digest} ${registry.host}`, options.signal, async () => {
     const found = await content.find(digest)
-    if (found && found.bytes !== size) throw lies(digest, `it has ${found.bytes} bytes, and ${size} are promised`)
-    if (found && (found.isPublic || (await isVouchedFor(registry, content, digest, options.signal)))) return 'present'
-    const part = await content.part(digest)
+    if (found && (found.isPublic || (await isVouchedFor(registry, content, digest, options.signal)))) {
+      if (found.bytes === size) return 'present'
+      throw lies(digest, `it has ${found.bytes} bytes, and ${size} are promised`)
+    }
+    const part = await content.part(digest, registry.host)
     try {
       if (part.bytes > size) await part.restart()
       const fetching = new Fetching(part, { digest, size }, options)

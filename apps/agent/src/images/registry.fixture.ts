@@ -212,6 +212,8 @@ export type Trouble =
   | { readonly kind: 'cut' | 'end' | 'silence'; readonly after: number }
   | { readonly kind: 'corrupt' }
   | { readonly kind: 'slow' }
+  /** A byte at a time, without an end. */
+  | { readonly kind: 'drip' }
 
 export interface Asked {
   readonly method: string
@@ -233,6 +235,9 @@ export async function startProxy(to: TestRegistry): Promise<FaultyProxy> {
     if (trouble?.kind === 'answer') {
       incoming.resume()
       response.writeHead(trouble.status, trouble.headers).end(trouble.body)
+    } else if (trouble?.kind === 'drip') {
+      const dripping = setInterval(() => response.write('x'), 20)
+      response.once('close', () => clearInterval(dripping))
     } else forward(to, incoming, response, trouble)
   })
   server.listen(0, '127.0.0.1')

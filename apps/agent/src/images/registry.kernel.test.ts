@@ -192,7 +192,7 @@ describe('trouble on the way', () => {
   })
 
   test('a part of another time that does not fit is dropped, and fetched anew', async () => {
-    const part = await store.images.content.part(digestOf(image.blobs[0] ?? lower))
+    const part = await store.images.content.part(digestOf(image.blobs[0] ?? lower), proxy.host)
     await part.append(noise(5000))
     await part.close()
     expect((await pull()).image).toMatchObject(on.held())

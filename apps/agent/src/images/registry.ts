@@ -115,6 +115,9 @@ export class Endpoint {
       const answer = await this.#once(url, ask, login)
       const location = header(answer, 'location')
       const isRedirect = [301, 302, 303, 307, 308].includes(answer.statusCode) && location !== undefined
+      // What it asks for is for the endpoint, not for where the endpoint sends us.
+      if (answer.statusCode === 401 && url.origin !== this.#base.origin)
+        throw new Failure('registry_denied', await why(answer, url.host))
       if (!isRedirect) return answer
       await drop(answer)
       const move = redirects < MAX_REDIRECTS ? follow(this.#base, url, location) : { refused: 'too many redirects' }
