@@ -1,9 +1,10 @@
 /* layer.c: berth-layer, one image layer from a tar on stdin to a directory that overlayfs takes as a lower one.
  *
- *   berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES
+ *   berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES [unsynced]
  *
- * DIRECTORY is empty and nobody else's. On success: `ENTRIES BYTES` on stdout, everything on disk. A failure is one line
- * on stderr and an exit code: 3 the layer is refused, 4 no room, 5 more than MAX-BYTES, 1 anything else.
+ * DIRECTORY is empty and nobody else's. On success: `ENTRIES BYTES` on stdout, and everything is on disk, unless it is
+ * `unsynced`. A failure is one line on stderr and an exit code: 3 the layer is refused, 4 no room, 5 more than MAX-BYTES,
+ * 1 anything else.
  *
  * Layers come from anywhere. The process is confined to DIRECTORY by chroot(2) before it reads a byte, and no link is
  * followed on the way to an entry. Whiteouts become what overlayfs knows (overlayfs.rst, "whiteouts and opaque
@@ -27,6 +28,7 @@
 enum { FAILED = 1, MISUSED = 2, REFUSED = 3, NO_ROOM = 4, TOO_LARGE = 5 };
 enum { MAX_MEMORY = 512 << 20 };   /* names of directories are all that is kept */
 
+static const char USAGE[] = "berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES [unsynced]";
 static const char WHITEOUT[] = ".wh.", METADATA[] = ".wh..wh.", OPAQUE[] = ".wh..wh..opq";
 
 /* A directory whose time is set in the end: each new entry changes it. */
@@ -334,13 +336,14 @@ static uint64_t whole(const char *text) {
   char *end;
   errno = 0;
   unsigned long long n = strtoull(text, &end, 10);
-  if (errno || *end || end == text) leave(MISUSED, text, "berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES");
+  if (errno || *end || end == text) leave(MISUSED, text, USAGE);
   return n;
 }
 
 int main(int argc, char **argv) {
   char answer[64];
-  if (argc != 4) leave(MISUSED, "", "berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES");
+  bool synced = argc == 4;
+  if (!synced && (argc != 5 || strcmp(argv[4], "unsynced") != 0)) leave(MISUSED, "", USAGE);
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   umask(0);
 #ifndef __SANITIZE_ADDRESS__
@@ -356,7 +359,7 @@ int main(int argc, char **argv) {
   untar();
   set_times();
   to.shown = "";
-  if (syncfs(to.root) < 0) fail_here();
+  if (synced && syncfs(to.root) < 0) fail_here();
   int n = snprintf(answer, sizeof answer, "%llu %llu\n", (unsigned long long)to.entries, (unsigned long long)to.bytes);
   return give(1, answer, (size_t)n) ? 0 : FAILED;
 }

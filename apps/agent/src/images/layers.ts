@@ -123,7 +123,8 @@ export class Layers {
     try {
       const path = join(aside, 'fs')
       await mkdir(path, { mode: 0o755 })
-      const { diffId } = await unpackLayer(this.program, { blob: blob.path, compression }, path, layerLimits, signal)
+      const source = { blob: blob.path, compression }
+      const { diffId } = await unpackLayer(this.program, source, path, layerLimits, signal, false)
       return await work({ path, diffId })
     } finally {
       await removeTree(aside)

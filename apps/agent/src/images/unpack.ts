@@ -41,6 +41,7 @@ export const diffIdOf = (source: LayerSource, limits: LayerLimits, signal: Abort
 /**
  * Unpacks a layer into `target`, an empty directory that nobody else uses. All of it is on disk when this resolves.
  * @param program berth-layer
+ * @param synced false: it need not outlive a crash of the machine
  * @returns digest of the tar, and bytes of its files
  * @throws Failure image_invalid for what is not allowed in a layer, LayerTooLarge, no_capacity when the disk is full
  */
@@ -50,9 +51,17 @@ export async function unpackLayer(
   target: string,
   limits: LayerLimits,
   signal: AbortSignal,
+  synced = true,
 ): Promise<{ readonly diffId: string; readonly bytes: number }> {
   signal.throwIfAborted()
-  const unpacking = await stream([program, target, String(limits.maxBytes), String(limits.maxEntries)], { stdin: true })
+  const argv = [
+    program,
+    target,
+    String(limits.maxBytes),
+    String(limits.maxEntries),
+    ...(synced ? [] : ['unsynced']),
+  ] as const
+  const unpacking = await stream(argv, { stdin: true })
   const release = killedBy(signal, unpacking)
   const said = Promise.all([textOf(unpacking.stdout), textOf(unpacking.stderr)])
   if (!unpacking.stdin) throw new Fault('unpack a layer', { cause: 'berth-layer has no input' })
