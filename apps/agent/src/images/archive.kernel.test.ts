@@ -6,11 +6,12 @@ import { Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
 import { gzipSync } from 'node:zlib'
 import { mediaTypes, parseReference } from '@berth/oci'
-import { afterEach, beforeEach, describe, expect, test } from '@jest/globals'
+import { afterEach, beforeEach, describe, expect, jest, test } from '@jest/globals'
 import { extract, pack } from 'tar-stream'
 import { importRoot } from './import.js'
 import { load } from './load.js'
 import { digestOf, imageOf, noise, type TestImage, tarOf } from './registry.fixture.js'
+import { noRoom } from './room.js'
 import { parseSave, save } from './save.js'
 import { forever, TestStore } from './store.fixture.js'
 import { zstdTool } from './zstd.fixture.js'
@@ -175,6 +176,19 @@ describe('an archive', () => {
   })
 })
 
+test('what there is left of a disk for others is not taken', async () => {
+  const archive = await layoutOf([{ image: imageOf([await tarOf({ a: noise(10_000) })]) }])
+  const look = jest.spyOn(store.images.content.room, 'left').mockRejectedValue(noRoom())
+  await expect(into(archive)).rejects.toMatchObject({ code: 'no_capacity' })
+  const tar = Readable.from(chunks(archive))
+  await expect(importRoot(store.images, tar, {}, undefined, forever)).rejects.toMatchObject({ code: 'no_capacity' })
+  look.mockResolvedValue(5000)
+  await expect(into(archive)).rejects.toMatchObject({ code: 'no_capacity' })
+  look.mockRestore()
+  expect(store.inventory()).toMatchObject({ layers: [], incoming: [] })
+  expect(await into(archive)).toHaveLength(1)
+})
+
 describe('an import', () => {
   test('makes an image of a tar of a root, packed or not', async () => {
     const tar = await tarOf({ 'etc/': null, 'etc/motd': 'hello' })
@@ -201,6 +215,17 @@ describe('an import', () => {
     const [layer = ''] = store.images.resolve('x', image.digest)?.layers ?? []
     expect(lstatSync(join(layer, 'usr/bin/su'))).toMatchObject({ uid: 7, gid: 8, mode: 0o104755, nlink: 2 })
     expect(await store.problems()).toEqual([])
+  })
+
+  test('that could not be within the quota is not taken to its end', async () => {
+    let sent = 0
+    async function* endless() {
+      for (const zeros = Buffer.alloc(1 << 20); ; sent += zeros.length) yield zeros
+    }
+    const importing = importRoot(store.images, Readable.from(endless()), {}, 1000, forever)
+    await expect(importing).rejects.toMatchObject({ code: 'quota_exceeded' })
+    expect(sent).toBeLessThan(300 << 20)
+    expect(store.inventory()).toMatchObject({ blobs: [], incoming: [] })
   })
 
   test('of what is no tar is refused', async () => {

@@ -1,5 +1,5 @@
 // budget.ts: how much of a quota a request may use.
-import { Failure } from '@berth/contracts'
+import { Failure, MiB } from '@berth/contracts'
 import { layerLimits } from './layers.js'
 
 /** Bytes that may be unpacked for one request. */
@@ -19,6 +19,12 @@ export class Budget {
     if (this.#left < 0) throw tooMuch()
   }
 }
+
+/**
+ * Most bytes of a layer, packed or not, that becomes so many: of small files a tar's headers are more than what is in
+ * them.
+ */
+export const packedAtMost = (unpackedBytes: number): number => 2 * unpackedBytes + 256 * MiB
 
 export const tooMuch = () =>
   new Failure('quota_exceeded', 'the image is larger than what is left of the quota of images')

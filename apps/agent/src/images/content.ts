@@ -15,6 +15,7 @@ import { readJson, removeTree, syncDirectory, writeAtomic } from '@berth/host'
 import type { Descriptor } from '@berth/oci'
 import { z } from 'zod'
 import { Exclusive } from './exclusive.js'
+import { noRoom, Room } from './room.js'
 
 /** What is known of a blob besides its bytes. */
 const Known = z.object({
@@ -45,13 +46,16 @@ export const never: AbortSignal = new AbortController().signal
 const blobName = /^[0-9a-f]{64}$/
 
 export class Content {
+  readonly room: Room
   readonly #exclusive = new Exclusive()
 
   /** Of a store that is open already, in this process or another. */
   constructor(
     readonly directory: string,
     readonly layout: string,
-  ) {}
+  ) {
+    this.room = Room.of(directory)
+  }
 
   /**
    * Opens the store, and removes what a crash left half-made.
@@ -221,6 +225,7 @@ export class Part {
   }
 
   async append(chunk: Uint8Array): Promise<void> {
+    await this.content.room.want(chunk.length)
     await withRoom(() => this.file.appendFile(chunk))
     this.#hash.update(chunk)
     this.size += chunk.length
@@ -278,8 +283,6 @@ export async function withRoom<T>(work: () => Promise<T>): Promise<T> {
     throw isFull(error) ? noRoom() : error
   }
 }
-
-export const noRoom = (): Failure => new Failure('no_capacity', 'the disk of the node is full')
 
 function isFull(error: unknown): boolean {
   if (error instanceof Fault) return isFull(error.cause)

@@ -22,7 +22,7 @@ import {
 } from '@berth/oci'
 import { z } from 'zod'
 import { atOnce } from './at-once.js'
-import { Budget, tooMuch } from './budget.js'
+import { Budget, packedAtMost, tooMuch } from './budget.js'
 import { Content, hexOf, never } from './content.js'
 import { Layers, layerLimits } from './layers.js'
 import { Kept, type ManifestDescriptor, type ResolvedImage, Stored, startOf } from './records.js'
@@ -232,6 +232,8 @@ export class Images {
     { obtain, unpacking }: ComposeOptions,
     signal: AbortSignal,
   ): Promise<number> {
+    // What could not be unpacked in the end need not come.
+    if (descriptor.size > packedAtMost(budget.left) && (await this.layers.bytes(diffId)) === undefined) throw tooMuch()
     await obtain(descriptor)
     unpacking?.(descriptor, 'unpacking')
     const wanted = { digest: descriptor.digest, diffId, compression }

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import type { HeldImage, ImportConfig } from '@berth/contracts'
 import { compressionOf, importedConfig, layerMediaType, mediaTypes, writtenManifest } from '@berth/oci'
+import { packedAtMost } from './budget.js'
 import { withRoom } from './content.js'
 import { type Images, nodePlatform } from './images.js'
 import { layerLimits } from './layers.js'
@@ -19,7 +20,8 @@ export function importRoot(
 ): Promise<HeldImage> {
   const { content } = images
   return content.withIncoming(async (directory) => {
-    const tar = await withRoom(() => hashed(source, join(directory, 'root')))
+    const most = packedAtMost(Math.min(maxBytes ?? layerLimits.maxBytes, layerLimits.maxBytes))
+    const tar = await withRoom(() => hashed(source, join(directory, 'root'), content.room, most))
     const compression = compressionOf(await beginning(tar.path))
     const diffId = await diffIdOf({ blob: tar.path, compression }, layerLimits, signal)
     const createdAt = new Date().toISOString()

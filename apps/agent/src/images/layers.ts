@@ -8,7 +8,8 @@ import type { LayerCompression } from '@berth/oci'
 import { z } from 'zod'
 import { type Content, hexOf, never, withRoom } from './content.js'
 import { Exclusive } from './exclusive.js'
-import { diffIdOf, type LayerLimits, unpackLayer } from './unpack.js'
+import { noRoom } from './room.js'
+import { diffIdOf, type LayerLimits, LayerTooLarge, unpackLayer } from './unpack.js'
 
 /** Unpacked layers are bounded whoever made them. */
 export const layerLimits = { maxBytes: 64 * GiB, maxEntries: 2_000_000 } as const
@@ -137,10 +138,12 @@ export class Layers {
     limits: LayerLimits,
     signal: AbortSignal,
   ) {
+    const room = Math.floor(await this.content.room.left())
+    const bounded = { ...limits, maxBytes: Math.min(limits.maxBytes, room) }
     const making = await withRoom(() => mkdtemp(join(this.root, MAKING)))
     try {
       await withRoom(() => mkdir(join(making, 'fs'), { mode: 0o755 }))
-      const unpacked = await unpackLayer(this.program, source, join(making, 'fs'), limits, signal)
+      const unpacked = await unpackLayer(this.program, source, join(making, 'fs'), bounded, signal)
       confirm(diffId, unpacked.diffId)
       const record = JSON.stringify({ bytes: unpacked.bytes })
       await withRoom(() => writeAtomic(join(making, 'layer.json'), record, { durable: true }))
@@ -150,7 +153,7 @@ export class Layers {
       return unpacked.bytes
     } catch (error) {
       await removeTree(making)
-      throw error
+      throw error instanceof LayerTooLarge && room < limits.maxBytes ? noRoom() : error
     }
   }
 }

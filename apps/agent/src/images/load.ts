@@ -22,12 +22,14 @@ import {
   writtenManifest,
 } from '@berth/oci'
 import { extract } from 'tar-stream'
+import { tooMuch } from './budget.js'
 import { digestOf, withRoom } from './content.js'
 import { abortable } from './exclusive.js'
 import { type Images, nodePlatform } from './images.js'
 import { inflate } from './inflate.js'
 import { layerLimits } from './layers.js'
 import type { ManifestDescriptor } from './records.js'
+import type { Room } from './room.js'
 
 type Loaded = Extract<ImageStep, { step: 'done' }>['images']
 
@@ -54,7 +56,7 @@ export function load(
   signal: AbortSignal,
 ): Promise<Loaded> {
   return images.content.withIncoming(async (directory) => {
-    const entries = await spool(source, directory, signal)
+    const entries = await spool(source, directory, images.content.room, signal)
     const archive = new Archive(images, entries, signal)
     return archive.take(maxBytes)
   })
@@ -176,7 +178,12 @@ export async function beginning(path: string): Promise<Buffer> {
   }
 }
 
-async function spool(source: Readable, directory: string, signal: AbortSignal): Promise<ReadonlyMap<string, Entry>> {
+async function spool(
+  source: Readable,
+  directory: string,
+  room: Room,
+  signal: AbortSignal,
+): Promise<ReadonlyMap<string, Entry>> {
   const entries = new Map<string, Entry>()
   const links = new Map<string, string>()
   const tar = extract()
@@ -195,7 +202,7 @@ async function spool(source: Readable, directory: string, signal: AbortSignal): 
       if (entries.size + links.size >= MAX_ENTRIES) throw new Failure('archive_invalid', 'it has too many entries')
       if (bytes > MAX_ARCHIVE_BYTES) throw new Failure('archive_invalid', 'it is too large')
       if (type === 'file' || type === 'contiguous-file')
-        entries.set(name, await withRoom(() => hashed(entry, join(directory, String(entries.size)))))
+        entries.set(name, await withRoom(() => hashed(entry, join(directory, String(entries.size)), room)))
       else {
         const target =
           type === 'symlink' || type === 'link' ? linkedEntry(type === 'link' ? '' : name, linkname ?? '') : undefined
@@ -222,14 +229,22 @@ function broken(error: unknown): unknown {
   return new Failure('archive_invalid', error instanceof Error ? error.message : String(error))
 }
 
-export async function hashed(source: AsyncIterable<unknown>, path: string): Promise<Entry> {
+/** @param most bytes @throws Failure quota_exceeded, no_capacity */
+export async function hashed(
+  source: AsyncIterable<unknown>,
+  path: string,
+  room: Room,
+  most = MAX_ARCHIVE_BYTES,
+): Promise<Entry> {
   const hash = createHash('sha256')
   const file = await open(path, 'wx', 0o600)
   let size = 0
   try {
     for await (const chunk of source) {
       invariant(chunk instanceof Uint8Array, 'bytes come as bytes')
+      if (size + chunk.length > most) throw tooMuch()
       hash.update(chunk)
+      await room.want(chunk.length)
       await file.appendFile(chunk)
       size += chunk.length
     }

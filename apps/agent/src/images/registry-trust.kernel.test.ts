@@ -124,6 +124,12 @@ describe('what is not what it says', () => {
     await expect(pull({ maxBytes: 500_000 })).rejects.toMatchObject({ code: 'quota_exceeded' })
     await store.images.collect(new Set())
     expect(store.inventory()).toMatchObject({ images: [], layers: [] })
+    // What cannot be within it is not even fetched.
+    await publishOdd(layers(() => ({ size: 2 ** 40 })))
+    proxy.asked.length = 0
+    await expect(pull({ maxBytes: 500_000 })).rejects.toMatchObject({ code: 'quota_exceeded' })
+    expect(proxy.asked.filter(isBlob)).toHaveLength(1)
+    proxy.trouble = () => undefined
     expect((await pull({ maxBytes: 700_005 })).image).toMatchObject(on.held())
   })
 

@@ -6,8 +6,9 @@ import { Transform, Writable } from 'node:stream'
 import { Failure, Fault } from '@berth/contracts'
 import { stream } from '@berth/host'
 import type { LayerCompression } from '@berth/oci'
-import { digestOf, noRoom } from './content.js'
+import { digestOf } from './content.js'
 import { inflate, killedBy, textOf } from './inflate.js'
+import { noRoom } from './room.js'
 
 /** What a layer may become; a tar bomb ends here. */
 export interface LayerLimits {

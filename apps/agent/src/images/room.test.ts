@@ -1,0 +1,23 @@
+import { GiB, MiB } from '@berth/contracts'
+import { expect, test } from '@jest/globals'
+import { Room, reserveOf } from './room.js'
+
+test('a twentieth of a disk is left alone, 10 GiB at most', () => {
+  expect([20 * GiB, 200 * GiB, 20_000 * GiB].map((bytes) => reserveOf(bytes) / GiB)).toEqual([1, 10, 10])
+})
+
+test('the disk is looked at before the first byte and then once in a while; what is left alone is never taken', async () => {
+  let [free, looks] = [3 * GiB, 0]
+  const room = new Room(async () => {
+    looks++
+    return { bytes: 20 * GiB, free }
+  })
+  expect(await room.left()).toBe(2 * GiB)
+  for (let i = 0; i < 32; i++) await room.want(MiB)
+  expect(looks).toBe(3)
+  free = GiB
+  await expect(room.left()).rejects.toMatchObject({ code: 'no_capacity' })
+  await expect(room.want(16 * MiB)).rejects.toMatchObject({ code: 'no_capacity' })
+  // It is asked again until there is room.
+  await expect(room.want(1)).rejects.toMatchObject({ code: 'no_capacity' })
+})
