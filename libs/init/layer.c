@@ -36,7 +36,7 @@ struct late { char *path; struct timespec mtime; };
 
 static struct {
   int root;
-  uint64_t max_bytes, bytes, entries;
+  uint64_t max_bytes, bytes, entries, directories;
   struct late *late;
   size_t nlate, late_room;
   /* The directory of the last entry: archives are mostly in order. "" is the root. */
@@ -115,6 +115,8 @@ static int make_directory(int dir, const char *name) {
   if (was == OTHER) refuse("something on its way is no directory");
   if (was == HIDDEN && unlinkat(dir, name, 0) < 0) fail_here();
   if (was != DIRECTORY && mkdirat(dir, name, 0755) < 0) fail_here();
+  /* One entry may name hundreds on its way. */
+  if (was != DIRECTORY && ++to.directories > untar_rules.max_entries) refuse("too many directories");
   int fd = open_directory(dir, name);
   if (fd < 0) fail_here();
   if (was == HIDDEN) set_opaque(fd);
@@ -179,7 +181,10 @@ static bool is_kept(const char *name) {
 static void set_attributes(const struct entry *e, int fd) {
   for (size_t i = 0; i < e->nattributes; i++) {
     const struct attribute *a = &e->attributes[i];
-    if (!is_kept(a->name) || fsetxattr(fd, a->name, a->value, a->bytes, 0) == 0) continue;
+    if (!is_kept(a->name)) continue;
+    if (a->bytes > to.max_bytes - to.bytes) leave(TOO_LARGE, to.shown, "the layer is too large");
+    to.bytes += a->bytes;
+    if (fsetxattr(fd, a->name, a->value, a->bytes, 0) == 0) continue;
     if (errno == EINVAL || errno == ERANGE || errno == E2BIG) refuse("an extended attribute that cannot be");
     if (errno != ENOTSUP && errno != EPERM) fail_here();
   }

@@ -195,6 +195,14 @@ test('a layer is bounded in bytes and in entries', async () => {
   })
   rmSync(at('a'))
   expect(await unpack([file('a'), file('b'), file('c')], { entries: 2 })).toMatchObject({ code: 3 })
+  // What is not in a file counts as well: directories that no entry names, attributes.
+  expect(await unpack([file('1/2/3/4/x')], { entries: 3 })).toMatchObject({
+    code: 3,
+    err: expect.stringMatching(/too many directories/),
+  })
+  const noted = file('n', '', { pax: { 'SCHILY.xattr.user.note': 'x'.repeat(600) } })
+  expect(await unpack([noted], { bytes: 500 })).toMatchObject({ code: 5 })
+  expect(await unpack([noted], { bytes: 600 })).toMatchObject({ code: 0, out: '1 600\n' })
 })
 
 test('a disk that is full is told apart from a layer that is wrong', async () => {
