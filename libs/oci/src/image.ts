@@ -18,7 +18,8 @@ export const settingsOf = ({ config }: Pick<ImageConfig, 'config'>): ImageSettin
 
 /**
  * @param digests of configuration and manifest
- * @throws Failure image_invalid for a history that is longer than any
+ * @throws Failure image_invalid for a history that is longer than any, or more than `MAX_TOLD_BYTES` of it and the
+ * settings: nodes have that in memory of each image
  */
 export function heldImage(
   digests: { readonly config: string; readonly manifest: string },
@@ -39,9 +40,17 @@ export function heldImage(
     })),
     settings: settingsOf(config),
   })
-  if (parsed.success) return parsed.data
+  if (parsed.success) return told(parsed.data)
   const [issue] = parsed.error.issues
   throw new Failure('image_invalid', `${issue?.path.map(String).join('.')}: ${issue?.message}`)
+}
+
+/** Bytes of history and settings as JSON. Real ones have some ten thousand at most. */
+const MAX_TOLD_BYTES = 256 * 1024
+
+function told(image: HeldImage): HeldImage {
+  if (Buffer.byteLength(JSON.stringify([image.history, image.settings])) <= MAX_TOLD_BYTES) return image
+  throw new Failure('image_invalid', `history and settings are more than ${MAX_TOLD_BYTES} bytes`)
 }
 
 const nothing = {}

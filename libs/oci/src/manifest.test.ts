@@ -160,6 +160,21 @@ test('an image is told of as its documents say', () => {
   })
 })
 
+test('an image that says more of itself than any is refused: nodes have it in memory', () => {
+  const digests = { config: digest('a'), manifest: digest('f') }
+  const config = (Env: readonly string[]) =>
+    parseImageConfig(
+      bytes({
+        architecture: 'amd64',
+        os: 'linux',
+        rootfs: { type: 'layers', diff_ids: [digest('d')] },
+        config: { Env },
+      }),
+    )
+  expect(heldImage(digests, config(['x'.repeat(200_000)]), []).settings.env).toHaveLength(1)
+  expect(() => heldImage(digests, config(Array(300).fill('x'.repeat(1000))), [])).toThrow(/more than 262144 bytes/)
+})
+
 test('documents that are made here are these bytes, and are read back', () => {
   const settings = { command: ['sh'], env: ['A=b'], exposedPorts: ['80/tcp', '22/tcp'], user: null }
   const made = importedConfig({
