@@ -182,7 +182,7 @@ test('what there is left of a disk for others is not taken', async () => {
   await expect(into(archive)).rejects.toMatchObject({ code: 'no_capacity' })
   const tar = Readable.from(chunks(archive))
   await expect(importRoot(store.images, tar, {}, undefined, forever)).rejects.toMatchObject({ code: 'no_capacity' })
-  look.mockResolvedValue(5000)
+  look.mockResolvedValue({ bytes: 5000, inodes: 1000 })
   await expect(into(archive)).rejects.toMatchObject({ code: 'no_capacity' })
   look.mockRestore()
   expect(store.inventory()).toMatchObject({ layers: [], incoming: [] })

@@ -138,8 +138,11 @@ export class Layers {
     limits: LayerLimits,
     signal: AbortSignal,
   ) {
-    const room = Math.floor(await this.content.room.left())
-    const bounded = { ...limits, maxBytes: Math.min(limits.maxBytes, room) }
+    const room = await this.content.room.left()
+    const bounded = {
+      maxBytes: Math.min(limits.maxBytes, room.bytes),
+      maxEntries: Math.min(limits.maxEntries, room.inodes),
+    }
     const making = await withRoom(() => mkdtemp(join(this.root, MAKING)))
     try {
       await withRoom(() => mkdir(join(making, 'fs'), { mode: 0o755 }))
@@ -153,7 +156,7 @@ export class Layers {
       return unpacked.bytes
     } catch (error) {
       await removeTree(making)
-      throw error instanceof LayerTooLarge && room < limits.maxBytes ? noRoom() : error
+      throw error instanceof LayerTooLarge && room.bytes < limits.maxBytes ? noRoom() : error
     }
   }
 }

@@ -7,12 +7,12 @@ test('a twentieth of a disk is left alone, 10 GiB at most', () => {
 })
 
 test('the disk is looked at before the first byte and then once in a while; what is left alone is never taken', async () => {
-  let [free, looks] = [3 * GiB, 0]
+  let [free, looks, freeInodes] = [3 * GiB, 0, 250]
   const room = new Room(async () => {
     looks++
-    return { bytes: 20 * GiB, free }
+    return { bytes: 20 * GiB, free, inodes: 1000, freeInodes }
   })
-  expect(await room.left()).toBe(2 * GiB)
+  expect(await room.left()).toEqual({ bytes: 2 * GiB, inodes: 200 })
   for (let i = 0; i < 32; i++) await room.want(MiB)
   expect(looks).toBe(3)
   free = GiB
@@ -20,4 +20,12 @@ test('the disk is looked at before the first byte and then once in a while; what
   await expect(room.want(16 * MiB)).rejects.toMatchObject({ code: 'no_capacity' })
   // It is asked again until there is room.
   await expect(room.want(1)).rejects.toMatchObject({ code: 'no_capacity' })
+  ;[free, freeInodes] = [3 * GiB, 50]
+  await expect(room.left()).rejects.toMatchObject({ code: 'no_capacity' })
+})
+
+test('a file system without a number of inodes has enough', async () => {
+  const many = Number.POSITIVE_INFINITY
+  const room = new Room(async () => ({ bytes: GiB, free: GiB, inodes: many, freeInodes: many }))
+  expect((await room.left()).inodes).toBe(Number.MAX_SAFE_INTEGER)
 })

@@ -3,15 +3,18 @@
 import { statfs } from 'node:fs/promises'
 import { Failure, GiB, MiB } from '@berth/contracts'
 
+/** Bytes and inodes; a file system that has as many inodes as it wants has infinitely many. */
 interface Disk {
   readonly bytes: number
   readonly free: number
+  readonly inodes: number
+  readonly freeInodes: number
 }
 
 /** How much is written between two looks at the disk. */
 const STEP = 16 * MiB
 
-/** Bytes of a disk that images do not take: a twentieth, 10 GiB at most. */
+/** Bytes of a disk that images do not take: a twentieth, 10 GiB at most; of its inodes a twentieth. */
 export const reserveOf = (bytes: number): number => Math.min(bytes / 20, 10 * GiB)
 
 export class Room {
@@ -21,16 +24,20 @@ export class Room {
 
   static of(directory: string): Room {
     return new Room(async () => {
-      const { bsize, blocks, bavail } = await statfs(directory)
-      return { bytes: blocks * bsize, free: bavail * bsize }
+      const { bsize, blocks, bavail, files, ffree } = await statfs(directory)
+      const inodes = files === 0 ? Number.POSITIVE_INFINITY : files
+      return { bytes: blocks * bsize, free: bavail * bsize, inodes, freeInodes: files === 0 ? inodes : ffree }
     })
   }
 
-  /** Bytes that may be written. @throws Failure no_capacity when there are none */
-  async left(): Promise<number> {
-    const { bytes, free } = await this.look()
-    const left = free - reserveOf(bytes)
-    if (left <= 0) throw noRoom()
+  /** What may be written. @throws Failure no_capacity when that is nothing */
+  async left(): Promise<{ readonly bytes: number; readonly inodes: number }> {
+    const { bytes, free, inodes, freeInodes } = await this.look()
+    const left = {
+      bytes: Math.floor(free - reserveOf(bytes)),
+      inodes: Number.isFinite(inodes) ? Math.floor(freeInodes - inodes / 20) : Number.MAX_SAFE_INTEGER,
+    }
+    if (left.bytes <= 0 || left.inodes <= 0) throw noRoom()
     return left
   }
 
