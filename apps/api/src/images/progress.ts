@@ -8,14 +8,22 @@ import type { Step } from './transfers.service.js'
 interface Asked {
   readonly query: { readonly wait?: 'done' | undefined }
   readonly status: (status: number) => void
+  /** Aborted when the client goes. */
+  readonly signal: AbortSignal
 }
 
 /** @throws what the first step fails with; with `wait=done` what any does */
 export async function progressOf(
-  { query, status }: Asked,
+  { query, status, signal }: Asked,
   steps: AsyncGenerator<Step>,
 ): Promise<StreamableFile | { images: Image[] }> {
-  if (query.wait === undefined) return jsonLines(lines(await begun(steps), steps))
+  if (query.wait === undefined) {
+    const first = await begun(steps)
+    // A client that goes before its answer was begun leaves nobody who would end them.
+    signal.addEventListener('abort', () => void steps.return(undefined).catch(() => undefined), { once: true })
+    if (signal.aborted) await steps.return(undefined)
+    return jsonLines(lines(first, steps))
+  }
   for await (const step of steps) {
     if (step instanceof Failure) throw step
     if (step.step !== 'done') continue
