@@ -37,6 +37,8 @@ export interface Found {
 const MAX_GIVERS = 64
 /** A part of a blob is kept for a day. */
 const PARTIAL_MS = 86_400_000
+/** When the disk is short, what is only kept for another try goes once nothing can be about to use it. */
+const SHORT_MS = 120_000
 
 export const digestOf = (hash: Hash): string => `sha256:${hash.digest('hex')}`
 export const digestOfBytes = (bytes: Uint8Array): string => digestOf(createHash('sha256').update(bytes))
@@ -47,6 +49,8 @@ const blobName = /^[0-9a-f]{64}$/
 
 export class Content {
   readonly room: Room
+  /** Paths of parts that are being written. */
+  readonly #parts = new Set<string>()
   readonly #exclusive = new Exclusive()
 
   /** Of a store that is open already, in this process or another. */
@@ -149,7 +153,8 @@ export class Content {
       const { size } = await file.stat()
       const hash = createHash('sha256')
       if (size > 0) for await (const chunk of createReadStream(path, { highWaterMark: 1024 * 1024 })) hash.update(chunk)
-      return new Part(this, path, file, hash, size)
+      this.#parts.add(path)
+      return new Part(this, path, file, hash, size, () => this.#parts.delete(path))
     } catch (error) {
       await file.close()
       throw error
@@ -172,12 +177,23 @@ export class Content {
     await syncDirectory(join(this.directory, 'blobs/sha256'))
   }
 
+  /** Removes parts that are of no use any more; not one that is being written. */
   async forgetParts(now: Date): Promise<void> {
     const directory = join(this.directory, 'partial')
+    const most = await this.#kept(PARTIAL_MS)
     for (const name of await readdir(directory)) {
-      const { mtimeMs } = await stat(join(directory, name))
-      if (now.getTime() - mtimeMs > PARTIAL_MS) await rm(join(directory, name), { force: true })
+      const found = await stat(join(directory, name)).catch((error: unknown) => ignore(error, 'ENOENT'))
+      if (this.#parts.has(join(directory, name))) continue
+      if (found && now.getTime() - found.mtimeMs > most) await rm(join(directory, name), { force: true })
     }
+  }
+
+  /** How long what nobody names is kept, of `ms` at most. */
+  async #kept(ms: number): Promise<number> {
+    return this.room.left().then(
+      () => ms,
+      () => Math.min(ms, SHORT_MS),
+    )
   }
 
   /**
@@ -186,11 +202,12 @@ export class Content {
    */
   async collect(isKept: (digest: string) => boolean, now: Date, graceMs: number): Promise<readonly string[]> {
     const removed: string[] = []
+    const least = await this.#kept(graceMs)
     for (const digest of await this.list()) {
       if (isKept(digest)) continue
       await this.exclusively(digest, never, async () => {
         const found = await stat(this.path(digest)).catch((error: unknown) => ignore(error, 'ENOENT'))
-        if (!found || now.getTime() - found.ctimeMs < graceMs || isKept(digest)) return
+        if (!found || now.getTime() - found.ctimeMs < least || isKept(digest)) return
         await rm(this.path(digest), { force: true })
         await rm(`${this.path(digest)}.json`, { force: true })
         removed.push(digest)
@@ -216,6 +233,7 @@ export class Part {
     private readonly file: FileHandle,
     hash: Hash,
     private size: number,
+    private readonly closed: () => void,
   ) {
     this.#hash = hash
   }
@@ -255,8 +273,12 @@ export class Part {
   }
 
   async close(): Promise<void> {
-    await this.file.close()
-    if (this.size === 0) await rm(this.path, { force: true })
+    try {
+      await this.file.close()
+      if (this.size === 0) await rm(this.path, { force: true })
+    } finally {
+      this.closed()
+    }
   }
 }
 

@@ -14,7 +14,7 @@ import {
 import { join, resolve } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { expectSuccess, run } from '@berth/host'
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, jest, test } from '@jest/globals'
 import { describeFindings, fsck } from './fsck.js'
 import {
   accessTo,
@@ -27,6 +27,7 @@ import {
   type TestRegistry,
   tarOf,
 } from './registry.fixture.js'
+import { noRoom } from './room.js'
 import { berthLayer, forever, TestStore } from './store.fixture.js'
 
 let registry: TestRegistry
@@ -107,6 +108,25 @@ describe('what nobody names', () => {
     expect(layers).toEqual([hex(shared)])
     expect(blobs).toEqual([other.manifest, other.config, blob].map(hex).sort())
     expect(await store.problems()).toEqual([])
+  })
+
+  test('goes soon when the disk is short: what is kept for another try is nobody’s', async () => {
+    await pull()
+    const { content } = store.images
+    const parts = await Promise.all(['one', 'two'].map((host) => content.part(digestOf(image.config), host)))
+    for (const part of parts) await part.append(Buffer.from('x'))
+    await parts[0]?.close()
+    await store.images.drop(digestOf(image.config))
+    const soon = new Date(Date.now() + 180_000)
+    expect(await store.images.collect(new Set(), soon)).toMatchObject({ blobs: 0 })
+    const look = jest.spyOn(content.room, 'left').mockRejectedValue(noRoom())
+    expect(await store.images.collect(new Set())).toMatchObject({ blobs: 0 })
+    expect(store.inventory().partial).toHaveLength(2)
+    expect(await store.images.collect(new Set(), soon)).toMatchObject({ blobs: 4 })
+    // The other is being written.
+    expect(store.inventory()).toMatchObject({ blobs: [], partial: [expect.any(String)] })
+    await parts[1]?.close()
+    look.mockRestore()
   })
 
   test('stays while a sandbox is on it, or on its way to it', async () => {
