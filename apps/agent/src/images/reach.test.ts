@@ -18,6 +18,7 @@ test.each([
   ['::1', 'private'],
   ['fd12:3456::1', 'private'],
   ['169.254.169.254', 'link-local'],
+  ['168.63.129.16', 'link-local'],
   ['fe80::1', 'link-local'],
   ['fd00:ec2::254', 'link-local'],
   // The same, written as another family.
@@ -27,6 +28,8 @@ test.each([
   ['::7f00:1', 'private'],
   ['64:ff9b::10.0.0.1', 'private'],
   ['64:ff9b::169.254.169.254', 'link-local'],
+  ['::ffff:0:10.0.0.1', 'private'],
+  ['::ffff:0:169.254.169.254', 'link-local'],
   ['2002:7f00:1::', 'private'],
   ['2002:a9fe:a9fe::1', 'link-local'],
 ])('%s is %s', (address, nearness) => expect(nearnessOf(address)).toBe(nearness))

@@ -15,8 +15,8 @@ function add(nets: BlockList, net: string, family: 'ipv4' | 'ipv6'): void {
   nets.addSubnet(address, Number(prefix), family)
 }
 
-/** Where clouds tell machines their secrets (169.254.169.254, fd00:ec2::254). */
-const linkLocal = list(['169.254.0.0/16'], ['fe80::/10', 'fd00:ec2::/32'])
+/** Where clouds tell machines their secrets (169.254.169.254, fd00:ec2::254; Azure's wire server is 168.63.129.16). */
+const linkLocal = list(['169.254.0.0/16', '168.63.129.16/32'], ['fe80::/10', 'fd00:ec2::/32'])
 /** IANA's special-purpose addresses that lead to no public host. */
 const special = list(
   [
@@ -34,7 +34,10 @@ export function nearnessOf(address: string): Nearness {
   return special.check(plain, family) ? 'private' : 'public'
 }
 
-/** The IPv4 address in an IPv6 one: mapped (::ffff:0:0/96), compatible (::/96), NAT64 (64:ff9b::/96) and 6to4 (2002::/16). */
+/**
+ * The IPv4 address in an IPv6 one: mapped (::ffff:0:0/96), translated (::ffff:0:0:0/96), compatible (::/96), NAT64
+ * (64:ff9b::/96) and 6to4 (2002::/16).
+ */
 function embedded(address: string): string | undefined {
   if (!isIPv6(address)) return undefined
   const words = wordsOf(address)
@@ -44,6 +47,7 @@ function embedded(address: string): string | undefined {
   if (at(0) === 0x2002) return dotted(at(1), at(2))
   if (at(0) === 0x64 && at(1) === 0xff9b) return dotted(at(6), at(7))
   if (zero(0, 5) && at(5) === 0xffff) return dotted(at(6), at(7))
+  if (zero(0, 4) && at(4) === 0xffff && at(5) === 0) return dotted(at(6), at(7))
   return zero(0, 6) && at(6) !== 0 ? dotted(at(6), at(7)) : undefined
 }
 
