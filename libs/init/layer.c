@@ -21,6 +21,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -178,6 +179,12 @@ static bool is_kept(const char *name) {
   return strncmp(name, "user.", 5) == 0 || strcmp(name, "security.capability") == 0;
 }
 
+/* A file system with room for nothing more; it says the same of attributes that are too many for one file. */
+static bool is_full(int fd) {
+  struct statvfs fs;
+  return fstatvfs(fd, &fs) < 0 || fs.f_bavail == 0;
+}
+
 static void set_attributes(const struct entry *e, int fd) {
   for (size_t i = 0; i < e->nattributes; i++) {
     const struct attribute *a = &e->attributes[i];
@@ -186,6 +193,7 @@ static void set_attributes(const struct entry *e, int fd) {
     to.bytes += a->bytes;
     if (fsetxattr(fd, a->name, a->value, a->bytes, 0) == 0) continue;
     if (errno == EINVAL || errno == ERANGE || errno == E2BIG) refuse("an extended attribute that cannot be");
+    if (errno == ENOSPC && !is_full(fd)) refuse("more extended attributes than a file can have");
     if (errno != ENOTSUP && errno != EPERM) fail_here();
   }
 }
