@@ -5,6 +5,7 @@ import { once } from 'node:events'
 import { chmodSync, copyFileSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { afterAll } from '@jest/globals'
 import { build } from './agent.js'
 
 /** Where every user may execute it, whereever it was built. */
@@ -12,7 +13,7 @@ const home = mkdtempSync(join(tmpdir(), 'berth-files-program-'))
 chmodSync(home, 0o755)
 export const program = join(home, 'berth-files')
 copyFileSync(join(build, 'berth-files'), program)
-process.on('exit', () => rmSync(home, { recursive: true, force: true }))
+afterAll(() => rmSync(home, { recursive: true, force: true }))
 
 export interface Entry {
   readonly kind: string
