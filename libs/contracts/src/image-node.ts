@@ -10,7 +10,8 @@
 //     POST   images/load?maxBytes=…           an archive → steps      `docker save`'s, or an OCI layout in a tar; gzip or zstd too
 //     POST   images/import?config=<JSON>&maxBytes=…  a tar of a root → steps  one layer of what is in it; config: ImportConfig
 //     GET    images/archive?image=<digest>&name=<digest>=<reference>…&format=docker|oci → the archive
-//     DELETE images/<digest>                  → nothing               its layers go with the last image that has them
+//
+// What nobody has any more is told to the node by the answer to its heartbeat; its layers go with the last image of them.
 import { z } from 'zod'
 import { problems } from './errors.js'
 

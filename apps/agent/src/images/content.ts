@@ -208,8 +208,9 @@ export class Content {
       await this.exclusively(digest, never, async () => {
         const found = await stat(this.path(digest)).catch((error: unknown) => ignore(error, 'ENOENT'))
         if (!found || now.getTime() - found.ctimeMs < least || isKept(digest)) return
-        await rm(this.path(digest), { force: true })
+        // What is known of it first: killed in between, a blob of which nothing is known is left, and goes the next time.
         await rm(`${this.path(digest)}.json`, { force: true })
+        await rm(this.path(digest), { force: true })
         removed.push(digest)
       })
     }

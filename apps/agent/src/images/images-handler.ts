@@ -81,13 +81,8 @@ export function imagesHandler(parts: ImageParts): NodeHandler {
 }
 
 function ofImage(method: string, digest: ImageDigest): Answer | undefined {
-  if (method === 'GET') return async (call, { images }) => call.answer(200, (await images.get(digest)).image)
-  if (method !== 'DELETE') return undefined
-  return async (call, parts) => {
-    if (!(await parts.images.drop(digest))) throw new Failure('image_not_found', `the node has no image ${digest}`)
-    call.answer(204)
-    await collect(parts)
-  }
+  if (method !== 'GET') return undefined
+  return async (call, { images }) => call.answer(200, (await images.get(digest)).image)
 }
 
 /** Answers with steps. What work that failed has left goes at once, but for blobs, which the next try finds. */

@@ -287,11 +287,10 @@ export class Images {
   }
 
   /** Forgets an image; what is left of it goes with `collect`. A base image stays. */
-  async drop(digest: string): Promise<boolean> {
-    const had = this.#held.delete(digest)
+  async drop(digest: string): Promise<void> {
+    this.#held.delete(digest)
     this.#names = undefined
     await rm(this.#record(digest), { force: true })
-    return had
   }
 
   /** Forgets images that were not taken in again just now. */

@@ -1,6 +1,6 @@
 import type { Image, ImageProgress } from '@berth/contracts'
 import { expect, test } from '@jest/globals'
-import { lineOf, rowOf } from './pull.js'
+import { lineOf, rowOf } from './images.js'
 
 const digest = `sha256:${'ab'.repeat(32)}`
 const layer = (state: 'fetching' | 'done', bytes: number): ImageProgress => ({
