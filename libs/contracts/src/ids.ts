@@ -17,6 +17,7 @@ export const prefixes = {
   exec: 'exe',
   terminal: 'trm',
   share: 'shr',
+  build: 'bld',
   request: 'req',
 } as const
 
@@ -47,6 +48,9 @@ export const SandboxId = idSchema('sandbox', 'SandboxId')
 export type SandboxId = z.infer<typeof SandboxId>
 export const ShareId = idSchema('share', 'ShareId')
 export type ShareId = z.infer<typeof ShareId>
+
+export const BuildId = idSchema('build', 'BuildId')
+export type BuildId = z.infer<typeof BuildId>
 
 /** Ids that the client may choose, so that a repeated request finds what the first one made. Unique in a sandbox. */
 const chosenId = <K extends string>(brand: K) =>

@@ -11,7 +11,7 @@ import { AttemptId, NodeId, OutputStream, SandboxId } from '@berth/contracts'
 export const sandboxActions = ['execs', 'terminals', 'files', 'observation', 'signal'] as const
 export type SandboxAction = (typeof sandboxActions)[number]
 /** What may be asked of a node itself, closed. */
-export const nodeActions = ['images'] as const
+export const nodeActions = ['images', 'builds'] as const
 export type NodeAction = (typeof nodeActions)[number]
 export type GrantAction = SandboxAction | NodeAction | 'output'
 
