@@ -1,50 +1,29 @@
 import { Failure } from '@berth/contracts'
 import { mediaTypes } from '@berth/oci'
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
+import { describe, expect, test } from '@jest/globals'
 import { Progress } from './progress.js'
 import { push } from './push.js'
 import {
   accessTo,
   digestOf,
-  type FaultyProxy,
   imageOf,
   LOGIN,
   publish,
   publishManifest,
   startProxy,
   startRegistry,
-  type TestImage,
-  type TestRegistry,
   tarOf,
 } from './registry.fixture.js'
 import { forever, TestStore, times } from './store.fixture.js'
-import { isBlob, Transfers } from './transfers.fixture.js'
+import { givenTransfers, isBlob } from './transfers.fixture.js'
 
-let on: Transfers
-let registry: TestRegistry
-let proxy: FaultyProxy
-let image: TestImage
-let lower: Buffer
-let store: TestStore
-
-beforeAll(async () => {
-  on = await Transfers.start()
-  ;({ registry, proxy, image, lower } = on)
-})
-afterAll(() => on.close())
-beforeEach(async () => {
-  store = await TestStore.open()
-  on.reset()
-})
-afterEach(() => TestStore.removeAll())
-
-const reference = () => `${proxy.host}/team/app:1`
-const pull = (more: Parameters<TestStore['pull']>[2] = {}) => store.pull(reference(), accessTo(proxy), more)
+const on = givenTransfers()
+const { reference, pull } = on
 
 /** Nothing is kept of it but what is right. */
 async function expectClean(...blobs: Buffer[]) {
-  expect(await store.problems()).toEqual([])
-  expect(store.inventory()).toEqual({
+  expect(await on.store.problems()).toEqual([])
+  expect(on.store.inventory()).toEqual({
     blobs: blobs.map((blob) => digestOf(blob).slice(7)).sort(),
     layers: [],
     partial: [],
@@ -55,8 +34,8 @@ async function expectClean(...blobs: Buffer[]) {
 
 describe('what is not what it says', () => {
   const publishOdd = async (change: Parameters<typeof imageOf>[1]) => {
-    const odd = imageOf([lower], change)
-    proxy.trouble = ({ path, method }) => {
+    const odd = imageOf([on.lower], change)
+    on.proxy.trouble = ({ path, method }) => {
       if (method !== 'GET') return { kind: 'answer', status: 404 }
       const blob = [...odd.blobs, odd.config].find((one) => path.endsWith(digestOf(one)))
       const body = path.includes('/manifests/') ? odd.manifest : blob
@@ -91,13 +70,15 @@ describe('what is not what it says', () => {
   ])('%s is refused, and nothing of it is used', async (_what, change, code) => {
     await publishOdd(change)
     await expect(pull()).rejects.toMatchObject({ code })
-    await store.images.collect(new Set(), new Date(Date.now() + 7_200_000))
+    await on.store.images.collect(new Set(), new Date(Date.now() + 7_200_000))
     await expectClean()
   })
 
   test('a manifest by digest that is another is refused', async () => {
     await publishOdd({})
-    await expect(store.pull(`${proxy.host}/team/app@sha256:${'1'.repeat(64)}`, accessTo(proxy))).rejects.toMatchObject({
+    await expect(
+      on.store.pull(`${on.proxy.host}/team/app@sha256:${'1'.repeat(64)}`, accessTo(on.proxy)),
+    ).rejects.toMatchObject({
       code: 'image_invalid',
     })
     await expectClean()
@@ -106,7 +87,7 @@ describe('what is not what it says', () => {
   test('a manifest of 100 MiB is refused before it is read', async () => {
     let sent = 0
     const large = Buffer.alloc(1 << 20, ' ')
-    proxy.trouble = () => {
+    on.proxy.trouble = () => {
       sent++
       return {
         kind: 'answer',
@@ -122,42 +103,42 @@ describe('what is not what it says', () => {
 
   test('more than the quota allows is refused', async () => {
     await expect(pull({ maxBytes: 500_000 })).rejects.toMatchObject({ code: 'quota_exceeded' })
-    await store.images.collect(new Set())
-    expect(store.inventory()).toMatchObject({ images: [], layers: [] })
+    await on.store.images.collect(new Set())
+    expect(on.store.inventory()).toMatchObject({ images: [], layers: [] })
     // What cannot be within it is not even fetched.
     await publishOdd(layers(() => ({ size: 2 ** 40 })))
-    proxy.asked.length = 0
+    on.proxy.asked.length = 0
     await expect(pull({ maxBytes: 500_000 })).rejects.toMatchObject({ code: 'quota_exceeded' })
-    expect(proxy.asked.filter(isBlob)).toHaveLength(1)
-    proxy.trouble = () => undefined
+    expect(on.proxy.asked.filter(isBlob)).toHaveLength(1)
+    on.proxy.trouble = () => undefined
     expect((await pull({ maxBytes: 700_005 })).image).toMatchObject(on.held())
   })
 
   test('naming what somebody else has is no way to it', async () => {
     await pull()
     // The same blobs and diffIDs, at a registry that does not have them.
-    const thief = await startProxy(registry)
+    const thief = await startProxy(on.registry)
     thief.trouble = ({ path, method }) => {
       const body = path.includes('/manifests/')
-        ? image.manifest
-        : path.endsWith(digestOf(image.config))
-          ? image.config
+        ? on.image.manifest
+        : path.endsWith(digestOf(on.image.config))
+          ? on.image.config
           : undefined
       if (method === 'HEAD') return { kind: 'answer', status: 200 }
       return body ? { kind: 'answer', status: 200, body } : { kind: 'answer', status: 404 }
     }
-    await expect(store.pull(`${thief.host}/evil/app:1`, accessTo(thief))).rejects.toMatchObject({
+    await expect(on.store.pull(`${thief.host}/evil/app:1`, accessTo(thief))).rejects.toMatchObject({
       code: 'registry_denied',
     })
     await thief.close()
     // A blob of the thief's own that claims to be the layer.
     const junk = await tarOf({ x: 'junk' })
-    const claim = imageOf([junk], { config: { rootfs: { type: 'layers', diff_ids: [digestOf(lower)] } } })
-    await publish(registry, 'evil/claim', '1', claim)
-    await expect(store.pull(`${registry.host}/evil/claim:1`, accessTo(registry))).rejects.toMatchObject({
+    const claim = imageOf([junk], { config: { rootfs: { type: 'layers', diff_ids: [digestOf(on.lower)] } } })
+    await publish(on.registry, 'evil/claim', '1', claim)
+    await expect(on.store.pull(`${on.registry.host}/evil/claim:1`, accessTo(on.registry))).rejects.toMatchObject({
       code: 'image_invalid',
     })
-    expect(await store.problems()).toEqual([])
+    expect(await on.store.problems()).toEqual([])
   })
 })
 
@@ -170,7 +151,7 @@ describe('who we are', () => {
       const login = { ...LOGIN }
       const access = accessTo(secure, { login })
       const pushed = await push(
-        store.images,
+        on.store.images,
         { digest: got.digest, reference: name, access },
         forever,
         new Progress(),
@@ -192,7 +173,7 @@ describe('who we are', () => {
 
   test('a token is fetched with the login, used for its registry only, and fetched again when it expires', async () => {
     let [issued, uses] = [0, 0]
-    proxy.trouble = ({ path, headers }) => {
+    on.proxy.trouble = ({ path, headers }) => {
       if (path.startsWith('/token')) {
         const basic = `Basic ${Buffer.from(`${LOGIN.username}:${LOGIN.password}`).toString('base64')}`
         if (headers.authorization !== basic) return { kind: 'answer', status: 401 }
@@ -205,36 +186,36 @@ describe('who we are', () => {
       }
       // Each is good for two requests.
       if (headers.authorization === `Bearer t${issued}` && uses++ % 2 === 0) return undefined
-      const challenge = `Bearer realm="${proxy.url}/token",service="a b",scope="repository:team/app:pull"`
+      const challenge = `Bearer realm="${on.proxy.url}/token",service="a b",scope="repository:team/app:pull"`
       return { kind: 'answer', status: 401, headers: { 'www-authenticate': challenge } }
     }
-    const { image: got } = await store.pull(reference(), accessTo(proxy, { login: { ...LOGIN } }))
+    const { image: got } = await on.store.pull(reference(), accessTo(on.proxy, { login: { ...LOGIN } }))
     expect(got).toMatchObject(on.held())
     expect(issued).toBeGreaterThan(1)
-    expect(proxy.asked.find(({ path }) => path.startsWith('/token'))?.path).toBe(
+    expect(on.proxy.asked.find(({ path }) => path.startsWith('/token'))?.path).toBe(
       '/token?service=a+b&scope=repository%3Ateam%2Fapp%3Apull',
     )
     await expect(
-      store.pull(reference(), accessTo(proxy, { login: { username: 'x', password: 'y' } })),
+      on.store.pull(reference(), accessTo(on.proxy, { login: { username: 'x', password: 'y' } })),
     ).rejects.toMatchObject({
       code: 'registry_denied',
     })
   })
 
   test('a redirect of a blob is followed without the login', async () => {
-    const cdn = await startProxy(registry)
-    proxy.trouble = (asked) =>
+    const cdn = await startProxy(on.registry)
+    on.proxy.trouble = (asked) =>
       isBlob(asked) ? { kind: 'answer', status: 307, headers: { location: `${cdn.url}${asked.path}` } } : undefined
     const basic = `Basic ${Buffer.from('a:b').toString('base64')}`
     let challenged = false
-    const redirecting = proxy.trouble
-    proxy.trouble = (asked) => {
+    const redirecting = on.proxy.trouble
+    on.proxy.trouble = (asked) => {
       if (asked.headers.authorization === basic) return redirecting(asked)
       challenged = true
       return { kind: 'answer', status: 401, headers: { 'www-authenticate': 'Basic realm="x"' } }
     }
-    const access = accessTo(proxy, { login: { username: 'a', password: 'b' } })
-    expect((await store.pull(reference(), access)).image).toMatchObject(on.held())
+    const access = accessTo(on.proxy, { login: { username: 'a', password: 'b' } })
+    expect((await on.store.pull(reference(), access)).image).toMatchObject(on.held())
     expect(challenged).toBe(true)
     expect(cdn.asked.length).toBeGreaterThan(0)
     expect(cdn.asked.filter(({ headers }) => headers.authorization)).toEqual([])
@@ -244,14 +225,14 @@ describe('who we are', () => {
 
 describe('where a registry may send us', () => {
   test('without the operator’s word, to no private address', async () => {
-    await expect(store.pull(reference(), accessTo(proxy, { privateAddresses: false }))).rejects.toMatchObject({
+    await expect(on.store.pull(reference(), accessTo(on.proxy, { privateAddresses: false }))).rejects.toMatchObject({
       code: 'registry_unreachable',
     })
-    const named = { url: proxy.url.replace('127.0.0.1', 'localhost'), certificate: null }
-    await expect(store.pull(reference(), accessTo(named, { privateAddresses: false }))).rejects.toMatchObject({
+    const named = { url: on.proxy.url.replace('127.0.0.1', 'localhost'), certificate: null }
+    await expect(on.store.pull(reference(), accessTo(named, { privateAddresses: false }))).rejects.toMatchObject({
       code: 'registry_unreachable',
     })
-    expect(proxy.asked).toEqual([])
+    expect(on.proxy.asked).toEqual([])
   })
 
   test.each([
@@ -260,28 +241,28 @@ describe('where a registry may send us', () => {
     'file:///etc/passwd',
     'http://[::ffff:a9fe:a9fe]/',
   ])('a redirect to %s is refused', async (location) => {
-    proxy.trouble = (asked) => (isBlob(asked) ? { kind: 'answer', status: 307, headers: { location } } : undefined)
+    on.proxy.trouble = (asked) => (isBlob(asked) ? { kind: 'answer', status: 307, headers: { location } } : undefined)
     await expect(pull()).rejects.toEqual(expect.any(Failure))
     await expect(pull()).rejects.toMatchObject({ code: 'registry_unreachable' })
   })
 
   test('redirects end', async () => {
-    proxy.trouble = ({ path }) => ({ kind: 'answer', status: 302, headers: { location: `${path}x` } })
+    on.proxy.trouble = ({ path }) => ({ kind: 'answer', status: 302, headers: { location: `${path}x` } })
     await expect(pull()).rejects.toThrow('too many redirects')
   })
 
   test('nor does a token server lead to such an address', async () => {
     const challenge = 'Bearer realm="http://169.254.169.254/token"'
-    proxy.trouble = () => ({ kind: 'answer', status: 401, headers: { 'www-authenticate': challenge } })
+    on.proxy.trouble = () => ({ kind: 'answer', status: 401, headers: { 'www-authenticate': challenge } })
     await expect(pull()).rejects.toMatchObject({ code: 'registry_unreachable' })
   })
 
   test('a name that there is not is told as such', async () => {
-    await expect(store.pull(`${registry.host}/team/nothing:1`, accessTo(registry))).rejects.toMatchObject({
+    await expect(on.store.pull(`${on.registry.host}/team/nothing:1`, accessTo(on.registry))).rejects.toMatchObject({
       code: 'registry_denied',
     })
     const nobody = { url: 'http://127.0.0.1:1', certificate: null }
-    await expect(store.pull('127.0.0.1:1/a/b:1', accessTo(nobody))).rejects.toMatchObject({
+    await expect(on.store.pull('127.0.0.1:1/a/b:1', accessTo(nobody))).rejects.toMatchObject({
       code: 'registry_unreachable',
     })
   })
@@ -291,11 +272,13 @@ test('indexes in indexes end', async () => {
   const entry = (bytes: Buffer) => ({ mediaType: mediaTypes.index, digest: digestOf(bytes), size: bytes.length })
   const indexOf = (inner: Buffer) =>
     Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.index, manifests: [entry(inner)] }))
-  let inner = image.manifest
-  await publishManifest(registry, 'team/app', 'deep', inner, image.mediaType)
+  let inner = on.image.manifest
+  await publishManifest(on.registry, 'team/app', 'deep', inner, on.image.mediaType)
   for (let depth = 0; depth < 6; depth++) {
     inner = indexOf(inner)
-    await publishManifest(registry, 'team/app', 'deep', inner, mediaTypes.index)
+    await publishManifest(on.registry, 'team/app', 'deep', inner, mediaTypes.index)
   }
-  await expect(store.pull(`${registry.host}/team/app:deep`, accessTo(registry))).rejects.toThrow('without an end')
+  await expect(on.store.pull(`${on.registry.host}/team/app:deep`, accessTo(on.registry))).rejects.toThrow(
+    'without an end',
+  )
 })

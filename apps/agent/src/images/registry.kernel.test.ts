@@ -2,84 +2,55 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { mediaTypes } from '@berth/oci'
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
+import { describe, expect, test } from '@jest/globals'
 import { Progress } from './progress.js'
 import { push } from './push.js'
-import {
-  accessTo,
-  digestOf,
-  type FaultyProxy,
-  imageOf,
-  LOGIN,
-  noise,
-  publish,
-  type TestImage,
-  type TestRegistry,
-  type Trouble,
-} from './registry.fixture.js'
+import { accessTo, digestOf, imageOf, LOGIN, noise, publish, type Trouble } from './registry.fixture.js'
 import { forever, TestStore, times } from './store.fixture.js'
-import { isBlob, Transfers } from './transfers.fixture.js'
+import { givenTransfers, isBlob } from './transfers.fixture.js'
 import { zstdTool } from './zstd.fixture.js'
 
-let on: Transfers
-let registry: TestRegistry
-let proxy: FaultyProxy
-let image: TestImage
-let lower: Buffer
-let store: TestStore
-
-beforeAll(async () => {
-  on = await Transfers.start()
-  ;({ registry, proxy, image, lower } = on)
-})
-afterAll(() => on.close())
-beforeEach(async () => {
-  store = await TestStore.open()
-  on.reset()
-})
-afterEach(() => TestStore.removeAll())
-
-const reference = () => `${proxy.host}/team/app:1`
-const pull = (more: Parameters<TestStore['pull']>[2] = {}) => store.pull(reference(), accessTo(proxy), more)
+const on = givenTransfers()
+const { reference, pull } = on
 
 describe('a pull', () => {
   test('brings an image whole: verified, unpacked, told of, and found again after a restart', async () => {
     const { image: got, steps } = await pull()
     expect(got).toMatchObject(on.held())
     expect(steps).toEqual(
-      image.blobs.map((blob) => ({
+      on.image.blobs.map((blob) => ({
         ...{ step: 'layer', digest: digestOf(blob), state: 'done', bytes: blob.length, totalBytes: blob.length },
       })),
     )
-    expect(await store.problems()).toEqual([])
-    await store.reopen()
-    const resolved = store.images.resolve('whatever', got.digest)
+    expect(await on.store.problems()).toEqual([])
+    await on.store.reopen()
+    const resolved = on.store.images.resolve('whatever', got.digest)
     expect(resolved).toMatchObject({ digest: got.digest, config: { command: ['/bin/sh'] } })
     const [top = '', base = ''] = resolved?.layers ?? []
     expect(readdirSync(join(top, 'app'))).toEqual(['data'])
     expect(readFileSync(join(base, 'etc/motd'), 'utf8')).toBe('hello')
-    expect(store.images.resolve('team/app:1')).toBeUndefined()
-    expect(store.images.list()).toEqual([
+    expect(on.store.images.resolve('team/app:1')).toBeUndefined()
+    expect(on.store.images.list()).toEqual([
       { digest: got.digest, sizeBytes: 700_005, heldSince: expect.stringMatching(/Z$/) },
     ])
   })
 
   test('of what is here fetches no layer, once the registry says that it may', async () => {
     await pull()
-    proxy.asked.length = 0
+    on.proxy.asked.length = 0
     const { steps } = await pull()
-    expect(proxy.asked.filter(isBlob)).toEqual([])
-    expect(proxy.asked.filter(({ method }) => method === 'HEAD')).toHaveLength(3)
+    expect(on.proxy.asked.filter(isBlob)).toEqual([])
+    expect(on.proxy.asked.filter(({ method }) => method === 'HEAD')).toHaveLength(3)
     expect(steps.map((step) => step.step === 'layer' && step.state)).toEqual(['done', 'done'])
   })
 
   test('by digest, of an index and of Docker’s media types', async () => {
-    const docker = imageOf([lower], {
+    const docker = imageOf([on.lower], {
       layerType: 'application/vnd.docker.image.rootfs.diff.tar.gzip',
       manifest: { mediaType: mediaTypes.dockerManifest },
     })
     const typed = { ...docker, mediaType: mediaTypes.dockerManifest }
-    await publish(registry, 'team/docker', 'amd', typed)
+    await publish(on.registry, 'team/docker', 'amd', typed)
     const entry = (bytes: Buffer, architecture: string) => ({
       ...{ mediaType: mediaTypes.dockerManifest, digest: digestOf(bytes), size: bytes.length },
       platform: { os: 'linux', architecture },
@@ -87,16 +58,19 @@ describe('a pull', () => {
     const native = process.arch === 'arm64' ? 'arm64' : 'amd64'
     const manifests = [entry(Buffer.from('other'), 's390x'), entry(docker.manifest, native)]
     const index = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.dockerList, manifests }))
-    proxy.trouble = ({ path }) =>
+    on.proxy.trouble = ({ path }) =>
       path.endsWith('manifests/all')
         ? { kind: 'answer', status: 200, headers: { 'content-type': mediaTypes.dockerList }, body: index }
         : undefined
-    const { image: got } = await store.pull(`${proxy.host}/team/docker:all`, accessTo(proxy))
+    const { image: got } = await on.store.pull(`${on.proxy.host}/team/docker:all`, accessTo(on.proxy))
     expect(got.manifestDigest).toBe(digestOf(docker.manifest))
-    const byDigest = await store.pull(`${proxy.host}/team/docker@${digestOf(docker.manifest)}`, accessTo(proxy))
+    const byDigest = await on.store.pull(
+      `${on.proxy.host}/team/docker@${digestOf(docker.manifest)}`,
+      accessTo(on.proxy),
+    )
     expect(byDigest.image).toEqual(got)
     await expect(
-      store.pull(`${proxy.host}/team/docker:all`, accessTo(proxy), { platform: 'linux/s390x' }),
+      on.store.pull(`${on.proxy.host}/team/docker:all`, accessTo(on.proxy), { platform: 'linux/s390x' }),
     ).rejects.toMatchObject({ code: 'platform_unsupported' })
   })
 
@@ -105,30 +79,30 @@ describe('a pull', () => {
       [`${mediaTypes.layer}+zstd`, zstdTool],
       [mediaTypes.layer, (tar: Buffer) => tar],
     ] as const) {
-      const packed = imageOf([lower], { layerType: type, pack })
-      await publish(registry, 'team/packed', '1', packed)
-      const { image: got } = await store.pull(`${proxy.host}/team/packed:1`, accessTo(proxy))
-      expect(got.layers[0]).toMatchObject({ diffId: digestOf(lower), mediaType: type })
+      const packed = imageOf([on.lower], { layerType: type, pack })
+      await publish(on.registry, 'team/packed', '1', packed)
+      const { image: got } = await on.store.pull(`${on.proxy.host}/team/packed:1`, accessTo(on.proxy))
+      expect(got.layers[0]).toMatchObject({ diffId: digestOf(on.lower), mediaType: type })
     }
-    expect(await store.problems()).toEqual([])
+    expect(await on.store.problems()).toEqual([])
   })
 
   test('that two ask for at once fetches each layer once', async () => {
     const [a, b] = await Promise.all([pull(), pull()])
     expect(a.image).toEqual(b.image)
-    expect(proxy.asked.filter((asked) => on.isLayer(asked))).toHaveLength(1)
-    expect(proxy.asked.filter((asked) => on.isLayer(asked, 1))).toHaveLength(1)
+    expect(on.proxy.asked.filter((asked) => on.isLayer(asked))).toHaveLength(1)
+    expect(on.proxy.asked.filter((asked) => on.isLayer(asked, 1))).toHaveLength(1)
   })
 
   test('stops at once when its caller goes, and the next one goes on', async () => {
-    proxy.trouble = (asked) => (on.isLayer(asked) ? { kind: 'slow' } : undefined)
+    on.proxy.trouble = (asked) => (on.isLayer(asked) ? { kind: 'slow' } : undefined)
     const leaving = new AbortController()
     const pulling = pull({ signal: leaving.signal })
-    while (!proxy.asked.some((asked) => on.isLayer(asked))) await new Promise((done) => setImmediate(done))
+    while (!on.proxy.asked.some((asked) => on.isLayer(asked))) await new Promise((done) => setImmediate(done))
     leaving.abort(new Error('gone'))
     await expect(pulling).rejects.toThrow('gone')
-    expect(store.inventory().images).toEqual([])
-    proxy.trouble = () => undefined
+    expect(on.store.inventory().images).toEqual([])
+    on.proxy.trouble = () => undefined
     expect((await pull()).image).toMatchObject(on.held())
   })
 })
@@ -139,13 +113,13 @@ describe('trouble on the way', () => {
     const { image: got, steps } = await pull()
     expect(got).toMatchObject(on.held())
     expect(steps.filter(({ step }) => step === 'retry')).toHaveLength(2)
-    const ranges = proxy.asked.filter((asked) => on.isLayer(asked)).map(({ headers }) => headers.range)
+    const ranges = on.proxy.asked.filter((asked) => on.isLayer(asked)).map(({ headers }) => headers.range)
     expect(ranges[0]).toBeUndefined()
     // All that arrived before the reset counts, which may be less than was sent.
     const [, second, third] = ranges.map((range) => Number(/^bytes=(\d+)-$/.exec(range ?? '')?.[1] ?? 0))
     expect(third).toBeGreaterThanOrEqual(second ?? 0)
     expect(third).toBeLessThanOrEqual(200_000)
-    expect(await store.problems()).toEqual([])
+    expect(await on.store.problems()).toEqual([])
   })
 
   test.each<[string, Trouble]>([
@@ -164,35 +138,35 @@ describe('trouble on the way', () => {
   test('of the manifest and of the configuration too', async () => {
     on.troubled(1, ({ path }) => path.includes('/manifests/'), { kind: 'cut', after: 10 })
     expect((await pull()).image).toMatchObject(on.held())
-    await store.images.drop(digestOf(image.config))
-    on.troubled(2, ({ path }) => path.endsWith(digestOf(image.config)), { kind: 'answer', status: 502 })
+    await on.store.images.drop(digestOf(on.image.config))
+    on.troubled(2, ({ path }) => path.endsWith(digestOf(on.image.config)), { kind: 'answer', status: 502 })
     expect((await pull()).image).toMatchObject(on.held())
   })
 
   test('that does not end is told, and what came is kept for the next', async () => {
-    proxy.trouble = (asked) => (on.isLayer(asked) ? { kind: 'answer', status: 500 } : undefined)
+    on.proxy.trouble = (asked) => (on.isLayer(asked) ? { kind: 'answer', status: 500 } : undefined)
     await expect(pull()).rejects.toMatchObject({ code: 'registry_unreachable' })
-    await store.images.collect(new Set())
-    expect(store.inventory()).toMatchObject({ images: [], layers: [] })
-    expect(await store.problems()).toEqual([])
-    proxy.trouble = () => undefined
+    await on.store.images.collect(new Set())
+    expect(on.store.inventory()).toMatchObject({ images: [], layers: [] })
+    expect(await on.store.problems()).toEqual([])
+    on.proxy.trouble = () => undefined
     expect((await pull()).image).toMatchObject(on.held())
   })
 
   test('a wrong byte is found, and nothing is kept', async () => {
-    proxy.trouble = (asked) => (on.isLayer(asked) || on.isLayer(asked, 1) ? { kind: 'corrupt' } : undefined)
+    on.proxy.trouble = (asked) => (on.isLayer(asked) || on.isLayer(asked, 1) ? { kind: 'corrupt' } : undefined)
     await expect(pull()).rejects.toMatchObject({ code: 'image_invalid' })
-    await store.images.collect(new Set())
-    const { blobs, partial } = store.inventory()
-    expect(blobs.sort()).toEqual([image.config, image.manifest].map((blob) => digestOf(blob).slice(7)).sort())
-    expect(partial.every((name) => name !== digestOf(image.blobs[0] ?? lower).slice(7)) || partial.length <= 1).toBe(
-      true,
-    )
-    expect(await store.problems()).toEqual([])
+    await on.store.images.collect(new Set())
+    const { blobs, partial } = on.store.inventory()
+    expect(blobs.sort()).toEqual([on.image.config, on.image.manifest].map((blob) => digestOf(blob).slice(7)).sort())
+    expect(
+      partial.every((name) => name !== digestOf(on.image.blobs[0] ?? on.lower).slice(7)) || partial.length <= 1,
+    ).toBe(true)
+    expect(await on.store.problems()).toEqual([])
   })
 
   test('a part of another time that does not fit is dropped, and fetched anew', async () => {
-    const part = await store.images.content.part(digestOf(image.blobs[0] ?? lower), proxy.host)
+    const part = await on.store.images.content.part(digestOf(on.image.blobs[0] ?? on.lower), on.proxy.host)
     await part.append(noise(5000))
     await part.close()
     expect((await pull()).image).toMatchObject(on.held())
@@ -202,13 +176,13 @@ describe('trouble on the way', () => {
     const gone = { kind: 'answer', status: 404 } as const
     for (const trouble of [gone, { kind: 'corrupt' }, { kind: 'answer', status: 500 }] as const) {
       const fresh = await TestStore.open()
-      proxy.asked.length = 0
-      proxy.trouble = (asked) => (trouble.kind === 'corrupt' && !isBlob(asked) ? undefined : trouble)
-      const access = accessTo(registry, { endpoints: [proxy.url, registry.url], login: LOGIN })
-      const { image: got } = await fresh.pull(`${registry.host}/team/app:1`, access)
+      on.proxy.asked.length = 0
+      on.proxy.trouble = (asked) => (trouble.kind === 'corrupt' && !isBlob(asked) ? undefined : trouble)
+      const access = accessTo(on.registry, { endpoints: [on.proxy.url, on.registry.url], login: LOGIN })
+      const { image: got } = await fresh.pull(`${on.registry.host}/team/app:1`, access)
       expect(got).toMatchObject(on.held())
-      expect(proxy.asked.length).toBeGreaterThan(0)
-      expect(proxy.asked.filter(({ headers }) => headers.authorization)).toEqual([])
+      expect(on.proxy.asked.length).toBeGreaterThan(0)
+      expect(on.proxy.asked.filter(({ headers }) => headers.authorization)).toEqual([])
     }
   })
 })
@@ -216,15 +190,15 @@ describe('trouble on the way', () => {
 describe('a push', () => {
   test('skips what is there, sends the rest, and gives the digests that were pulled', async () => {
     const { image: got } = await pull()
-    const [blob = lower] = image.blobs
-    const half = imageOf([lower], { pack: () => blob })
-    await publish(registry, 'team/copy', 'half', half)
+    const [blob = on.lower] = on.image.blobs
+    const half = imageOf([on.lower], { pack: () => blob })
+    await publish(on.registry, 'team/copy', 'half', half)
     const progress = new Progress()
     on.troubled(1, ({ method }) => method === 'PUT', { kind: 'answer', status: 503 })
-    const access = accessTo(proxy)
+    const access = accessTo(on.proxy)
     await push(
-      store.images,
-      { digest: got.digest, reference: `${proxy.host}/team/copy:2`, access },
+      on.store.images,
+      { digest: got.digest, reference: `${on.proxy.host}/team/copy:2`, access },
       forever,
       progress,
       times,
@@ -232,18 +206,18 @@ describe('a push', () => {
     const states = progress.take().map((step) => (step.step === 'layer' ? step.state : step.step))
     expect(states).toEqual(['retry', 'present', 'done'])
     const other = await TestStore.open()
-    expect((await other.pull(`${registry.host}/team/copy:2`, accessTo(registry))).image).toEqual(got)
+    expect((await other.pull(`${on.registry.host}/team/copy:2`, accessTo(on.registry))).image).toEqual(got)
   })
 
   test('of an image that is not here, or to a registry that does not let us', async () => {
-    const request = { digest: `sha256:${'9'.repeat(64)}`, reference: reference(), access: accessTo(proxy) }
-    await expect(push(store.images, request, forever, new Progress(), times)).rejects.toMatchObject({
+    const request = { digest: `sha256:${'9'.repeat(64)}`, reference: reference(), access: accessTo(on.proxy) }
+    await expect(push(on.store.images, request, forever, new Progress(), times)).rejects.toMatchObject({
       code: 'image_not_found',
     })
     const { image: got } = await pull()
-    proxy.trouble = () => ({ kind: 'answer', status: 403, body: Buffer.from('{"errors":[{"message":"no"}]}') })
+    on.proxy.trouble = () => ({ kind: 'answer', status: 403, body: Buffer.from('{"errors":[{"message":"no"}]}') })
     await expect(
-      push(store.images, { ...request, digest: got.digest }, forever, new Progress(), times),
+      push(on.store.images, { ...request, digest: got.digest }, forever, new Progress(), times),
     ).rejects.toMatchObject({ code: 'registry_denied', message: expect.stringContaining('answers 403') })
   })
 })

@@ -1,7 +1,9 @@
 // transfers.fixture.ts: a registry with an image of two layers, behind a proxy that goes wrong as it is told.
 import { mediaTypes } from '@berth/oci'
+import { afterAll, afterEach, beforeAll, beforeEach } from '@jest/globals'
 import {
   type Asked,
+  accessTo,
   digestOf,
   type FaultyProxy,
   imageOf,
@@ -14,34 +16,51 @@ import {
   type Trouble,
   tarOf,
 } from './registry.fixture.js'
+import { TestStore } from './store.fixture.js'
 
 export const isBlob = (asked: Asked): boolean => asked.method === 'GET' && /\/blobs\//.test(asked.path)
 
-export class Transfers {
-  private constructor(
-    readonly registry: TestRegistry,
-    readonly proxy: FaultyProxy,
-    readonly image: TestImage,
-    readonly lower: Buffer,
-  ) {}
+/** One registry and proxy for all tests of a file, and a new store for each of them. */
+export function givenTransfers(): Transfers {
+  const on = new Transfers()
+  beforeAll(() => on.start())
+  afterAll(() => on.close())
+  beforeEach(() => on.reset())
+  afterEach(() => TestStore.removeAll())
+  return on
+}
 
-  static async start(): Promise<Transfers> {
-    const registry = await startRegistry()
-    const lower = await tarOf({ 'bin/': null, 'bin/sh': noise(400_000), 'etc/motd': 'hello' })
+class Transfers {
+  registry!: TestRegistry
+  proxy!: FaultyProxy
+  /** What is published as `reference()`. */
+  image!: TestImage
+  /** Tar of its lower layer. */
+  lower!: Buffer
+  store!: TestStore
+
+  readonly reference = () => `${this.proxy.host}/team/app:1`
+  readonly pull = (more: Parameters<TestStore['pull']>[2] = {}) =>
+    this.store.pull(this.reference(), accessTo(this.proxy), more)
+
+  async start(): Promise<void> {
+    this.registry = await startRegistry()
+    this.lower = await tarOf({ 'bin/': null, 'bin/sh': noise(400_000), 'etc/motd': 'hello' })
     const upper = await tarOf({ 'etc/': null, 'etc/.wh.motd': '', 'app/data': noise(300_000) })
-    const image = imageOf([lower, upper])
-    await publish(registry, 'team/app', '1', image)
-    return new Transfers(registry, await startProxy(registry), image, lower)
+    this.image = imageOf([this.lower, upper])
+    await publish(this.registry, 'team/app', '1', this.image)
+    this.proxy = await startProxy(this.registry)
   }
 
-  reset(): void {
+  async reset(): Promise<void> {
+    this.store = await TestStore.open()
     this.proxy.asked.length = 0
     this.proxy.trouble = () => undefined
   }
 
   async close(): Promise<void> {
-    await this.proxy.close()
-    await this.registry.close()
+    await this.proxy?.close()
+    await this.registry?.close()
   }
 
   /** Whether a layer of the image was asked for. */
