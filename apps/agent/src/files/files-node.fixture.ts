@@ -122,14 +122,18 @@ export class FilesNode implements AsyncDisposable {
     return Buffer.concat(await out.stream.toArray()).toString()
   }
 
-  /** Starts processes until the sandbox can have no more; `signalAll` ends them. */
-  async fill(): Promise<void> {
+  /** Starts processes until the sandbox can have no more. @returns what ends them, and waits until they are gone */
+  async fill(): Promise<AsyncDisposable> {
+    const end = async () => {
+      this.processes.signalAll(9)
+      await this.processes.allEnded()
+    }
     await this.processes.known()
     for (;;) {
       const proc = this.processes.allocate()
       const process = this.processes.run(proc, this.#shell('exec sleep 600'), { stdout: discard, stderr: discard })
       void process.ended.then(() => process.forget())
-      if ((await process.started).kind !== 'started') return
+      if ((await process.started).kind !== 'started') return { [Symbol.asyncDispose]: end }
     }
   }
 

@@ -185,12 +185,10 @@ describe('who and where', () => {
   })
 
   test('a sandbox without a process left is told so', async () => {
-    await node.fill()
+    await using _full = await node.fill()
     expect(await node.failure('GET', 'stat', { path: '/no' })).toBe(
       'unavailable: a file operation needs a process, and the sandbox has all of its 32',
     )
-    node.processes.signalAll(9)
-    await quiet()
   })
 })
 

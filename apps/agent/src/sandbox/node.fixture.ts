@@ -242,6 +242,7 @@ async function runIn(
     timeoutMs: 0,
     graceMs: 0,
   })
+  await processes.known()
   const process = processes.run(processes.allocate(), request, { stdout: sink, stderr: sink })
   const end = await process.ended
   process.forget()
