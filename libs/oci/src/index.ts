@@ -1,5 +1,7 @@
 export * from './archive.js'
+export * from './build-plan.js'
 export * from './challenge.js'
+export * from './dockerfile.js'
 export * from './image.js'
 export * from './manifest.js'
 export * from './platform.js'

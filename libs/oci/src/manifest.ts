@@ -54,6 +54,35 @@ export type Manifest = z.infer<typeof Manifest>
 
 const Names = z.record(z.string(), z.unknown()).nullish()
 
+const Strings = z.array(z.string()).nullish()
+/** How often and how long in nanoseconds; of `Test`, the first word says how: `NONE`, `CMD`, `CMD-SHELL`. */
+const Healthcheck = z.object({
+  Test: Strings,
+  Interval: z.number().int().nullish(),
+  Timeout: z.number().int().nullish(),
+  StartPeriod: z.number().int().nullish(),
+  StartInterval: z.number().int().nullish(),
+  Retries: z.number().int().nullish(),
+})
+
+/** `config` of an image's configuration, with what Docker has beside what OCI has (docker-image-spec v1). */
+export const ContainerConfig = z.object({
+  Env: Strings,
+  Entrypoint: Strings,
+  Cmd: Strings,
+  WorkingDir: z.string().nullish(),
+  User: z.string().nullish(),
+  StopSignal: z.string().nullish(),
+  Labels: z.record(z.string(), z.string()).nullish(),
+  ExposedPorts: Names,
+  Volumes: Names,
+  Healthcheck: Healthcheck.nullish(),
+  OnBuild: Strings,
+  Shell: Strings,
+  ArgsEscaped: z.boolean().nullish(),
+})
+export type ContainerConfig = z.infer<typeof ContainerConfig>
+
 export const ImageConfig = z.object({
   architecture: z.string(),
   os: z.string(),
@@ -70,20 +99,7 @@ export const ImageConfig = z.object({
       }),
     )
     .nullish(),
-  config: z
-    .object({
-      Env: z.array(z.string()).nullish(),
-      Entrypoint: z.array(z.string()).nullish(),
-      Cmd: z.array(z.string()).nullish(),
-      WorkingDir: z.string().nullish(),
-      User: z.string().nullish(),
-      StopSignal: z.string().nullish(),
-      Labels: z.record(z.string(), z.string()).nullish(),
-      ExposedPorts: Names,
-      Volumes: Names,
-    })
-    .nullish()
-    .transform((config) => config ?? {}),
+  config: ContainerConfig.nullish().transform((config) => config ?? {}),
 })
 export type ImageConfig = z.infer<typeof ImageConfig>
 
