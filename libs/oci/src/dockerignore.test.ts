@@ -109,9 +109,9 @@ describe('a file', () => {
     expect(ignores('a'.repeat(255))).toBe(true)
     expect(ignores(`${'a/'.repeat(120)}c`)).toBe(false)
     expect(ignores('b'.repeat(255))).toBe(false)
-    const dear = parseIgnore('?*'.repeat(100_000))
+    const dear = parseIgnore(`${'?*'.repeat(2000)}\n`.repeat(60))
     expect(() => {
-      for (let i = 0; i < 1000; i++) dear.ignores(`${'x'.repeat(200)}${i}`)
+      for (let i = 0; i < 5000; i++) dear.ignores(`${'x'.repeat(200)}${i}`)
     }).toThrow(/too long/)
   })
 

@@ -24,7 +24,9 @@ export function matchEnd(
   longest: boolean,
   spent?: (steps: number) => void,
 ): number | undefined {
-  let states = reach(glob, new Set([0]))
+  let states = new States(glob)
+  let next = new States(glob)
+  states.add(0)
   let found: number | undefined
   for (let i = from; ; i++) {
     if (states.has(glob.length)) {
@@ -34,8 +36,9 @@ export function matchEnd(
     const character = text[i]
     if (character === undefined || states.size === 0) return found
     spent?.(states.size + 1)
-    const next = new Set<number>()
-    for (const state of states) {
+    next.clear()
+    for (let at = 0; at < states.size; at++) {
+      const state = states.list[at] ?? 0
       const part = glob[state]
       if (part === undefined) continue
       if (typeof part === 'string') {
@@ -45,7 +48,7 @@ export function matchEnd(
         if (character === '/') next.add(state + 1)
       } else if (part.kind !== 'directories' && part.wild(character)) next.add(part.kind === 'many' ? state : state + 1)
     }
-    states = reach(glob, next)
+    ;[states, next] = [next, states]
   }
 }
 
@@ -55,13 +58,43 @@ export const matches = (glob: Glob, text: string, spent?: (steps: number) => voi
   return matchEnd(glob, characters, 0, true, spent) === characters.length
 }
 
-/** The states that are reached without another character. (A set is gone through with what is added on the way.) */
-function reach(glob: Glob, states: Set<number>): Set<number> {
-  for (const state of states) {
-    const part = glob[state]
-    if (part === undefined || typeof part === 'string') continue
-    if (part.kind === 'many') states.add(state + 1)
-    if (part.kind === 'directories') states.add(state + 1).add(state + 2)
+/** Places of a pattern, each once, with those that are reached from them without another character. */
+class States {
+  size = 0
+  readonly list: Int32Array
+  private readonly marks: Uint32Array
+  private mark = 1
+
+  constructor(private readonly glob: Glob) {
+    this.list = new Int32Array(glob.length + 1)
+    this.marks = new Uint32Array(glob.length + 1)
   }
-  return states
+
+  has(state: number): boolean {
+    return this.marks[state] === this.mark
+  }
+
+  clear(): void {
+    this.size = 0
+    this.mark++
+  }
+
+  add(state: number): void {
+    // Each "many" leads to the next place, so that they are gone along rather than called for: patterns may be long.
+    for (let at = state; !this.has(at); at++) {
+      this.marks[at] = this.mark
+      this.list[this.size++] = at
+      const part = this.glob[at]
+      if (part === undefined || typeof part === 'string') return
+      if (part.kind === 'directories') this.addWithin(at + 1)
+      if (part.kind === 'directories') at++
+      else if (part.kind !== 'many') return
+    }
+  }
+
+  private addWithin(state: number): void {
+    if (this.has(state)) return
+    this.marks[state] = this.mark
+    this.list[this.size++] = state
+  }
 }
