@@ -1,4 +1,3 @@
-export * from './build.js'
 export * from './fairness.js'
 export * from './image.js'
 export * from './lifecycle.js'

@@ -1,4 +1,4 @@
-// inflate.ts: what is packed by gzip or zstd, or not at all, as a stream of what is in it.
+// inflate.ts: what is packed, or not at all, as a stream of what is in it.
 import type { Readable, Writable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { createGunzip } from 'node:zlib'
@@ -8,20 +8,28 @@ import type { LayerCompression } from '@berth/oci'
 
 const CHUNK = 256 * 1024
 const SIGKILL = 9
-/** Windows of up to 128 MiB, as zstd's own programs take them unless told otherwise. */
-const zstd = ['zstd', '--decompress', '--stdout', '--quiet', '--memory=134217728'] as const
+/** How something is packed: as layers may be, or as archives may be besides. */
+export type Packing = LayerCompression | 'bzip2' | 'xz'
+
+/** By programs of Debian's packages: Node 20 has only gzip of its own. */
+const programs = {
+  // Windows of up to 128 MiB, as zstd's own programs take them unless told otherwise; what `xz -9` needs is 65 MiB.
+  zstd: ['zstd', '--decompress', '--stdout', '--quiet', '--memory=134217728'],
+  xz: ['xz', '--decompress', '--stdout', '--quiet', '--memlimit-decompress=134217728'],
+  bzip2: ['bzip2', '--decompress', '--stdout', '--quiet'],
+} as const
 
 /**
  * Passes what is in `source` through `into` to its end.
- * @throws Failure image_invalid where it is not packed as it says; what a stream of `into` fails with
+ * @throws Failure image_invalid where it is not packed as it says, or the node cannot unpack that; what a stream of `into` fails with
  */
 export async function inflate(
   source: Readable,
-  compression: LayerCompression,
+  packing: Packing,
   into: readonly Writable[],
   signal: AbortSignal,
 ): Promise<void> {
-  switch (compression) {
+  switch (packing) {
     case 'none':
       return pipeline([source, ...into], { signal })
     case 'gzip':
@@ -29,19 +37,28 @@ export async function inflate(
         throw isOfZlib(error) ? notPacked('gzip') : error
       })
     case 'zstd':
-      return throughZstd(source, into, signal)
+    case 'xz':
+    case 'bzip2':
+      return throughProgram(packing, source, into, signal)
   }
 }
 
 const isOfZlib = (error: unknown) => /^Z_/.test(errnoOf(error) ?? '')
 const notPacked = (how: string) => new Failure('image_invalid', `it is not packed as it says: ${how}`)
 
-/** By the program of Debian's package: Node 20 has no zstd of its own. */
-async function throughZstd(source: Readable, into: readonly Writable[], signal: AbortSignal): Promise<void> {
-  const unpacking = await stream(zstd, { stdin: true })
+async function throughProgram(
+  packing: keyof typeof programs,
+  source: Readable,
+  into: readonly Writable[],
+  signal: AbortSignal,
+): Promise<void> {
+  const unpacking = await stream(programs[packing], { stdin: true }).catch((error: unknown) => {
+    if (!(error instanceof Fault) || errnoOf(error.cause) !== 'ENOENT') throw error
+    throw new Failure('image_invalid', `it is packed by ${packing}, and the node has no program for that`)
+  })
   const release = killedBy(signal, unpacking)
   const { stdin, stderr } = unpacking
-  if (!stdin) throw new Fault('unpack zstd', { cause: 'it has no input' })
+  if (!stdin) throw new Fault(`unpack ${packing}`, { cause: 'it has no input' })
   const said = textOf(stderr)
   const [fed, got, end] = await Promise.allSettled([
     pipeline(source, stdin, { signal }),

@@ -3,7 +3,7 @@
 import { createHash } from 'node:crypto'
 import { open, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Readable, Writable } from 'node:stream'
+import type { Readable } from 'node:stream'
 import { Failure, type ImageStep, invariant } from '@berth/contracts'
 import {
   choosePlatform,
@@ -21,12 +21,10 @@ import {
   parseLayoutIndex,
   writtenManifest,
 } from '@berth/oci'
-import { extract } from 'tar-stream'
 import { tooMuch } from './budget.js'
 import { digestOf, withRoom } from './content.js'
-import { abortable } from './exclusive.js'
+import { eachEntry, type TarEntry } from './entries.js'
 import { type Images, nodePlatform } from './images.js'
-import { inflate } from './inflate.js'
 import { layerLimits } from './layers.js'
 import type { ManifestDescriptor } from './records.js'
 import type { Room } from './room.js'
@@ -186,47 +184,29 @@ async function spool(
 ): Promise<ReadonlyMap<string, Entry>> {
   const entries = new Map<string, Entry>()
   const links = new Map<string, string>()
-  const tar = extract()
-  // Each of the two waits for the other: that one fails has to end both.
-  const ending = (error: unknown) => {
-    tar.destroy()
-    throw error
-  }
-  const reading = unpacked(source, tar, signal).catch(ending)
-  const placing = (async () => {
-    let bytes = 0
-    for await (const entry of tar) {
-      const { name: written, type, size, linkname } = entry.header
-      const name = entryName(written)
-      bytes += size
-      if (entries.size + links.size >= MAX_ENTRIES) throw new Failure('archive_invalid', 'it has too many entries')
-      if (bytes > MAX_ARCHIVE_BYTES) throw new Failure('archive_invalid', 'it is too large')
-      if (type === 'file' || type === 'contiguous-file')
-        entries.set(name, await withRoom(() => hashed(entry, join(directory, String(entries.size)), room)))
-      else {
-        const target =
-          type === 'symlink' || type === 'link' ? linkedEntry(type === 'link' ? '' : name, linkname ?? '') : undefined
-        if (target !== undefined) links.set(name, target)
-        entry.resume()
-      }
+  let bytes = 0
+  const take = async (entry: TarEntry) => {
+    const { name: written, type, size, linkname } = entry.header
+    const name = entryName(written)
+    bytes += size
+    if (entries.size + links.size >= MAX_ENTRIES) throw new Failure('archive_invalid', 'it has too many entries')
+    if (bytes > MAX_ARCHIVE_BYTES) throw new Failure('archive_invalid', 'it is too large')
+    if (type === 'file' || type === 'contiguous-file')
+      entries.set(name, await withRoom(() => hashed(entry, join(directory, String(entries.size)), room)))
+    else {
+      const target =
+        type === 'symlink' || type === 'link' ? linkedEntry(type === 'link' ? '' : name, linkname ?? '') : undefined
+      if (target !== undefined) links.set(name, target)
+      entry.resume()
     }
-  })()
-  const [read, placed] = await Promise.allSettled([reading, placing.catch(ending)])
-  signal.throwIfAborted()
-  if (placed.status === 'rejected' && placed.reason instanceof Failure) throw placed.reason
-  for (const end of [read, placed]) if (end.status === 'rejected') throw broken(end.reason)
+  }
+  await eachEntry(source, take, signal)
   // `docker save` wrote layers that are in two images as links (of links, perhaps).
   for (const [name, target] of links) {
     const entry = entries.get(target) ?? entries.get(links.get(target) ?? '')
     if (entry && !entries.has(name)) entries.set(name, entry)
   }
   return entries
-}
-
-/** What is wrong with an archive is the sender's matter, all else is not. */
-function broken(error: unknown): unknown {
-  if (error instanceof Failure && error.code !== 'image_invalid') return error
-  return new Failure('archive_invalid', error instanceof Error ? error.message : String(error))
 }
 
 /** @param most bytes @throws Failure quota_exceeded, no_capacity */
@@ -252,23 +232,4 @@ export async function hashed(
     await file.close()
   }
   return { path, digest: digestOf(hash), size }
-}
-
-/** Copies what is packed, in whatever way, into the tar's reader. */
-async function unpacked(source: Readable, tar: ReturnType<typeof extract>, signal: AbortSignal): Promise<void> {
-  const bytes: AsyncIterator<Buffer> = source[Symbol.asyncIterator]()
-  const first = await abortable(bytes.next(), signal)
-  if (first.done) throw new Failure('archive_invalid', 'it is empty')
-  // tar-stream's streams are not node's own: this one is.
-  const sink = new Writable({
-    write: (chunk, _encoding, done) => void (tar.write(chunk) ? done() : tar.once('drain', done)),
-    final: (done) => void tar.end(done),
-  })
-  tar.once('close', () => sink.destroy())
-  await inflate(Readable.from(again(first.value, bytes)), compressionOf(first.value), [sink], signal)
-}
-
-async function* again(first: Buffer, rest: AsyncIterator<Buffer>): AsyncGenerator<Buffer> {
-  yield first
-  for (let next = await rest.next(); !next.done; next = await rest.next()) yield next.value
 }

@@ -1,0 +1,96 @@
+// entries.ts: what is in a tar, plain or packed, one entry after another, as it comes.
+import { Readable, Writable } from 'node:stream'
+import { Failure } from '@berth/contracts'
+import { compressionOf } from '@berth/oci'
+import { extract } from 'tar-stream'
+import { abortable } from './exclusive.js'
+import { inflate, type Packing } from './inflate.js'
+
+type Tar = ReturnType<typeof extract>
+/** An entry: its header, and its bytes as they come. */
+export type TarEntry = Tar extends AsyncIterable<infer Entry> ? Entry : never
+
+const BLOCK = 512
+
+export interface TarLimits {
+  /** Most bytes of the tar, unpacked. */
+  readonly maxBytes?: number
+  /** A tar that ends without its mark, blocks of zeros, was cut. */
+  readonly marked?: boolean
+}
+
+/**
+ * Has `take` look at each entry; it reads the bytes to their end, or resumes the entry.
+ * @throws Failure archive_invalid where it cannot be read to its end; what `take` throws
+ */
+export async function eachEntry(
+  source: Readable,
+  take: (entry: TarEntry) => Promise<void>,
+  signal: AbortSignal,
+  limits: TarLimits = {},
+): Promise<void> {
+  const tar = extract()
+  // Each of the two waits for the other: that one fails has to end both.
+  const ending = (error: unknown) => {
+    tar.destroy()
+    throw error
+  }
+  const reading = unpacked(source, tar, limits, signal).catch(ending)
+  const taking = (async () => {
+    for await (const entry of tar) await take(entry)
+  })().catch(ending)
+  const [read, taken] = await Promise.allSettled([reading, taking])
+  signal.throwIfAborted()
+  if (taken.status === 'rejected' && taken.reason instanceof Failure) throw taken.reason
+  for (const end of [read, taken]) if (end.status === 'rejected') throw broken(end.reason)
+}
+
+/** What is wrong with an archive is the sender's matter, all else is not. */
+function broken(error: unknown): unknown {
+  if (error instanceof Failure && error.code !== 'image_invalid') return error
+  return new Failure('archive_invalid', error instanceof Error ? error.message : String(error))
+}
+
+/** How it is packed, by its first six bytes. */
+export function packingOf(beginning: Uint8Array): Packing {
+  const begins = (...bytes: readonly number[]) => bytes.every((byte, at) => beginning[at] === byte)
+  if (begins(0x42, 0x5a, 0x68)) return 'bzip2'
+  if (begins(0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00)) return 'xz'
+  return compressionOf(beginning)
+}
+
+/** Copies what is packed, in whatever way, into the tar's reader. */
+async function unpacked(source: Readable, tar: Tar, limits: TarLimits, signal: AbortSignal): Promise<void> {
+  const { maxBytes = Number.POSITIVE_INFINITY, marked = false } = limits
+  const bytes: AsyncIterator<Buffer> = source[Symbol.asyncIterator]()
+  let first: Buffer = Buffer.alloc(0)
+  while (first.length < 6) {
+    const next = await abortable(bytes.next(), signal)
+    if (next.done) break
+    first = Buffer.concat([first, next.value])
+  }
+  if (first.length === 0) throw new Failure('archive_invalid', 'it is empty')
+  let [last, size]: [Buffer, number] = [Buffer.alloc(0), 0]
+  // tar-stream's streams are not node's own: this one is.
+  const sink = new Writable({
+    write: (chunk: Buffer, _encoding, done) => {
+      last = chunk.length < BLOCK ? Buffer.concat([last, chunk]).subarray(-BLOCK) : chunk.subarray(-BLOCK)
+      size += chunk.length
+      if (size > maxBytes) done(new Failure('archive_invalid', `more than ${maxBytes} bytes`))
+      else if (tar.write(chunk)) done()
+      else tar.once('drain', done)
+    },
+    final: (done) => {
+      if (marked && (last.length < BLOCK || last.some((byte) => byte !== 0)))
+        done(new Failure('archive_invalid', 'it was cut: the mark of its end is missing'))
+      else tar.end(done)
+    },
+  })
+  tar.once('close', () => sink.destroy())
+  await inflate(Readable.from(again(first, bytes)), packingOf(first), [sink], signal)
+}
+
+async function* again(first: Buffer, rest: AsyncIterator<Buffer>): AsyncGenerator<Buffer> {
+  yield first
+  for (let next = await rest.next(); !next.done; next = await rest.next()) yield next.value
+}
