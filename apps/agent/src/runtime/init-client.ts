@@ -5,15 +5,9 @@
 import { closeSync, constants, openSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import { basename, dirname } from 'node:path'
-import { Fault } from '@berth/contracts'
-import {
-  EventReader,
-  encodeRequest,
-  type InitEvent,
-  type InitRequest,
-  PROTOCOL_VERSION,
-  ProtocolError,
-} from './init-wire.js'
+import { Fault, KiB } from '@berth/contracts'
+import { EventReader } from './event-reader.js'
+import { encodeRequest, type InitEvent, type InitRequest, PROTOCOL_VERSION, ProtocolError } from './init-wire.js'
 
 export type ProcessInfo = Extract<InitEvent, { type: 'state' }>
 
@@ -44,9 +38,9 @@ export class InitClient {
    * @throws Fault when nobody listens, or init does not answer in time or in another version
    */
   static async open(path: string, options: OpenOptions): Promise<InitClient> {
-    const socket = connectTo(path)
     const greeting = new Greeting()
     const reader = new EventReader()
+    const socket = connectTo(path, (chunk) => feed(socket, reader, chunk, greeting))
     const closed = endOf(socket)
     try {
       await new Promise<void>((resolve, reject) => {
@@ -62,7 +56,6 @@ export class InitClient {
           clearInterval(timer)
           options.signal?.removeEventListener('abort', giveUp)
         })
-        socket.on('data', (chunk) => feed(socket, reader, chunk, greeting))
         socket.write(encodeRequest({ type: 'hello' }))
       })
     } catch (cause) {
@@ -135,10 +128,22 @@ class Greeting {
   }
 }
 
+/** What was read from a socket, any of them, until its events are told; as much as the kernel holds of one. */
+const scratch = Buffer.allocUnsafeSlow(256 * KiB)
+
 /** A socket address holds 107 bytes (unix(7)), and data directories may be deeper: go through the open directory. */
-function connectTo(path: string): Socket {
+function connectTo(path: string, read: (chunk: Buffer) => void): Socket {
   const directory = openSync(dirname(path), constants.O_RDONLY | constants.O_DIRECTORY)
-  const socket = connect(`/proc/self/fd/${directory}/${basename(path)}`)
+  const socket = connect({
+    path: `/proc/self/fd/${directory}/${basename(path)}`,
+    onread: {
+      buffer: scratch,
+      callback: (bytes) => {
+        read(scratch.subarray(0, bytes))
+        return true
+      },
+    },
+  })
   // connect(2) on a UNIX socket is done, or refused, before `connect` returns.
   closeSync(directory)
   return socket

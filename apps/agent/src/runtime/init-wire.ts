@@ -11,7 +11,12 @@ export const MAX_DATA_BYTES = 64 * 1024
 export const STDIN_WINDOW_BYTES = 64 * 1024
 
 const HEADER_BYTES = 12
-const MAX_EVENT_BYTES = MAX_DATA_BYTES + 8
+/** Before the bytes of output. */
+const OFFSET_BYTES = 8
+/** Of the other frames the longest is an error, with a line of text. */
+const MAX_OTHER_BYTES = 4096
+/** The only frames that may be long, and the only ones that are not read as a whole: see event-reader.ts. */
+const DATA = 69
 
 const requestTypes = {
   hello: 1,
@@ -218,56 +223,41 @@ const text = (value: string) => {
   return Buffer.concat([u32(bytes.length), bytes])
 }
 
-/** Cuts a byte stream into events. Holds back at most one unfinished frame, and copies no other. */
-export class EventReader {
-  /** The beginning of a header. */
-  #rest: Buffer = NOTHING
-  #frame: Buffer | undefined
-  /** Bytes of it that have come. */
-  #filled = 0
-
-  /**
-   * @param chunk bytes as they came from the socket, cut anywhere; kept by reference in `data` events
-   * @throws ProtocolError on a frame that is too large, of an unknown type or too short for its type
-   */
-  push(chunk: Buffer): readonly InitEvent[] {
-    const events: InitEvent[] = []
-    let rest = this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk])
-    this.#rest = NOTHING
-    while (rest.length > 0) {
-      if (!this.#frame && rest.length < HEADER_BYTES) {
-        this.#rest = rest
-        break
-      }
-      const length = this.#frame?.length ?? frameLength(rest)
-      if (!this.#frame && rest.length >= length) {
-        events.push(decodeFrame(rest.subarray(0, length)))
-        rest = rest.subarray(length)
-        continue
-      }
-      this.#frame ??= Buffer.allocUnsafe(length)
-      const copied = rest.copy(this.#frame, this.#filled)
-      this.#filled += copied
-      rest = rest.subarray(copied)
-      if (this.#filled < length) break
-      events.push(decodeFrame(this.#frame))
-      this.#frame = undefined
-      this.#filled = 0
-    }
-    return events
-  }
+/** The beginning of a DATA frame; `left` bytes of output follow it. */
+export interface DataHead {
+  readonly proc: number
+  readonly stream: StreamName
+  readonly offset: number
+  readonly left: number
 }
 
-const NOTHING = Buffer.alloc(0)
-
-/** Of a frame whose header is there. */
-function frameLength(header: Buffer): number {
-  const length = header.readUInt32LE(0)
-  if (length > MAX_EVENT_BYTES) throw new ProtocolError(`a frame of ${length} bytes`)
-  return HEADER_BYTES + length
+/**
+ * How long a frame is without bytes of output, from its beginning; of one whose header is not there as much as is
+ * needed to tell.
+ * @throws ProtocolError on a frame that is too large, or too small for its offset
+ */
+export function frameHeadLength(beginning: Buffer): number {
+  if (beginning.length < HEADER_BYTES) return HEADER_BYTES
+  const length = beginning.readUInt32LE(0)
+  const data = beginning.readUInt8(4) === DATA
+  const [least, most] = data ? [OFFSET_BYTES, OFFSET_BYTES + MAX_DATA_BYTES] : [0, MAX_OTHER_BYTES]
+  if (length < least || length > most) throw new ProtocolError(`a frame of ${length} bytes`)
+  return HEADER_BYTES + (data ? OFFSET_BYTES : length)
 }
 
-const decodeFrame = (frame: Buffer): InitEvent =>
+/**
+ * @param head a frame as far as `frameHeadLength` says
+ * @returns undefined where it is not of a DATA frame
+ * @throws ProtocolError when it is a wrong one
+ */
+export function dataHead(head: Buffer): DataHead | undefined {
+  if (head.readUInt8(4) !== DATA) return undefined
+  const left = head.readUInt32LE(0) - OFFSET_BYTES
+  return { proc: head.readUInt32LE(8), stream: streamOf(head.readUInt8(5)), offset: int(head, HEADER_BYTES), left }
+}
+
+/** @param frame whole, and not DATA @throws ProtocolError when it is of an unknown type or too short for its type */
+export const decodeFrame = (frame: Buffer): InitEvent =>
   decode(frame.readUInt8(4), frame.readUInt8(5), frame.readUInt32LE(8), frame.subarray(HEADER_BYTES))
 
 function decode(type: number, stream: number, proc: number, payload: Buffer): InitEvent {
@@ -300,13 +290,6 @@ const eventTypes: ReadonlyMap<number, { readonly bytes: number; readonly decode:
         stage: oneOf(failedStages, p.readUInt8(0) - 1, 'stage'),
         errno: p.readInt32LE(1),
       }),
-    },
-  ],
-  [
-    69,
-    {
-      bytes: 8,
-      decode: (p, proc, s) => ({ type: 'data', proc, stream: streamOf(s), offset: int(p, 0), bytes: p.subarray(8) }),
     },
   ],
   [70, { bytes: 8, decode: (p, proc, s) => ({ type: 'eof', proc, stream: streamOf(s), total: int(p, 0) }) }],
