@@ -21,17 +21,17 @@ import {
   readSync,
   rmSync,
   statSync,
-  write,
   writeSync,
+  writev,
 } from 'node:fs'
-import { type FileHandle, open, rm } from 'node:fs/promises'
+import { type FileHandle, open, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { errnoOf, Fault, KiB, MiB } from '@berth/contracts'
 import type { OutputSink } from '../runtime/processes.js'
 import { Changes } from './changes.js'
 
-const writeAsync = promisify(write)
+const writeAsync = promisify(writev)
 
 export interface SpoolOptions {
   /** Made with the first byte; may hold other spools. */
@@ -75,8 +75,10 @@ const HOT_BYTES = 64 * KiB
 /** Of a flood, that much is held in memory as it came, for those who read along with it, and for so long. */
 const FLOOD_BYTES = 512 * KiB
 const FLOOD_MS = 1000
-/** Less at once is no flood; besides, a short piece may hold the memory of a long one. */
+/** Less at once is no flood. */
 const FLOOD_PIECE = 2 * KiB
+/** So much in one piece is read as it is; shorter ones are read together. */
+const LONG_PIECE = 16 * KiB
 const OFFSET_DIGITS = 16
 const NOTHING = Buffer.alloc(0)
 
@@ -307,15 +309,14 @@ export class Spool implements OutputSink {
   }
 
   async #write(): Promise<void> {
-    while (this.#pending.length > 0) {
+    for (let [next] = this.#pending; next; [next] = this.#pending) {
       const batch = takeContiguous(this.#pending)
       this.#pending = this.#pending.slice(batch.length)
-      const offset = batch[0]?.offset ?? this.#total
-      const bytes = batch.length === 1 && batch[0] ? batch[0].bytes : Buffer.concat(batch.map((part) => part.bytes))
-      await this.#keep(offset, bytes)
+      const last = batch.at(-1) ?? next
+      await this.#keep(batch, next.offset, endOfPart(last))
       for (const part of batch) this.#remember(part)
-      this.#advance(offset + bytes.length)
-      batch.at(-1)?.stored(this.#total)
+      this.#advance(endOfPart(last))
+      last.stored(this.#total)
       for (const segment of this.#outdated()) await this.#remove(segment)
     }
     this.#writing = undefined
@@ -324,11 +325,10 @@ export class Spool implements OutputSink {
   #floodFrom(offset: number, end: number): Buffer | undefined {
     const first = this.#flood.findIndex((part) => offset >= part.offset && offset < endOfPart(part))
     if (first < 0) return undefined
-    const parts = takeContiguous(this.#flood.slice(first)).filter((part) => part.offset < end)
-    const cut = parts.map((part) =>
-      part.bytes.subarray(Math.max(0, offset - part.offset), Math.min(part.bytes.length, end - part.offset)),
-    )
-    return cut.length === 1 ? cut[0] : Buffer.concat(cut)
+    const parts = takeContiguous(this.#flood.slice(first))
+    const cut = parts.flatMap((part) => within(part, offset, end))
+    const [next = NOTHING] = cut
+    return cut.length === 1 || next.length >= LONG_PIECE ? next : Buffer.concat(cut)
   }
 
   #remember(part: Pending): void {
@@ -347,14 +347,15 @@ export class Spool implements OutputSink {
     this.#flooded = 0
   }
 
-  async #keep(offset: number, bytes: Buffer): Promise<void> {
-    let done = 0
+  /** @param batch without a hole, from `offset` to `end` */
+  async #keep(batch: readonly Pending[], offset: number, end: number): Promise<void> {
     try {
-      while (done < bytes.length) {
-        const { fd, segment, room } = this.#place(offset + done)
-        const { bytesWritten } = await writeAsync(fd, bytes, done, Math.min(room, bytes.length - done), segment.size)
+      for (let at = offset; at < end; ) {
+        const { fd, segment, room } = this.#place(at)
+        const parts = batch.flatMap((part) => within(part, at, at + room))
+        const { bytesWritten } = await writeAsync(fd, parts, segment.size)
         segment.size += bytesWritten
-        done += bytesWritten
+        at += bytesWritten
       }
     } catch (error) {
       this.#lose(error)
@@ -410,8 +411,9 @@ export class Spool implements OutputSink {
 
   async #remove(segment: Segment): Promise<void> {
     try {
-      await rm(this.#path(segment), { force: true })
+      await unlink(this.#path(segment))
     } catch (cause) {
+      if (errnoOf(cause) === 'ENOENT') return
       this.#failure = new Fault(`remove ${this.#path(segment)}`, { cause })
     }
   }
@@ -497,6 +499,12 @@ const WRITE_FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW
 const endOf = (segment: Segment | undefined) => (segment ? segment.start + segment.size : 0)
 
 const endOfPart = ({ offset, bytes }: Pending) => offset + bytes.length
+
+/** What of it lies between two offsets, if anything. */
+function within({ offset, bytes }: Pending, from: number, to: number): readonly Buffer[] {
+  const cut = bytes.subarray(Math.max(0, from - offset), Math.max(0, Math.min(bytes.length, to - offset)))
+  return cut.length > 0 ? [cut] : []
+}
 
 /** As many as follow each other; several small writes of a command are one here. */
 function takeContiguous(pending: readonly Pending[]): readonly Pending[] {

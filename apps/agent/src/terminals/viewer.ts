@@ -13,6 +13,10 @@ import type { TerminalRecord } from './terminal-record.js'
 /** Output on its way to the viewer. */
 const OUTPUT_AHEAD = 512 * KiB
 const PIECE = 64 * KiB
+/** Frames from this size on are built in memory that is used again. */
+const LONG_FRAME = 4 * KiB
+const FRAME_BYTES = PIECE + 16
+const MAX_SPARE = OUTPUT_AHEAD / PIECE
 /** Further behind than this, a fresh screen is less than the rest. */
 const MAX_BEHIND = 1 * MiB
 /** Input that the program has not taken: beyond it the viewer is not read. */
@@ -55,6 +59,8 @@ export class Viewer {
   /** What it asked for last. */
   #size: TerminalSize | undefined
   #position = 0
+  /** Memory of frames that were sent: new memory for each frame of a flood costs more to collect than to fill. */
+  #spare: Buffer[] = []
 
   constructor(session: Viewed, socket: WebSocket, options: ViewerOptions) {
     this.mode = options.mode
@@ -143,11 +149,31 @@ export class Viewer {
   /** Resolves when little enough waits to be sent. @returns false when the viewer has gone */
   async #send(bytes: Buffer): Promise<boolean> {
     const socket = this.#socket
-    const frame = Buffer.concat([OUTPUT_CHANNEL, bytes])
-    if (socket.readyState === socket.OPEN && socket.bufferedAmount + frame.length <= OUTPUT_AHEAD) socket.send(frame)
-    // Also called, with an error, when the connection ends.
-    else await new Promise<void>((resolve) => socket.send(frame, () => resolve()))
+    const { frame, release } = this.#frame(bytes)
+    const ahead = socket.readyState === socket.OPEN && socket.bufferedAmount + frame.length <= OUTPUT_AHEAD
+    // Also called back, with an error, when the connection ends.
+    const sent = new Promise<void>((resolve) =>
+      socket.send(frame, () => {
+        release()
+        resolve()
+      }),
+    )
+    if (!ahead) await sent
     return socket.readyState === socket.OPEN
+  }
+
+  #frame(bytes: Buffer): { readonly frame: Buffer; release(): void } {
+    if (bytes.length < LONG_FRAME || bytes.length >= FRAME_BYTES) {
+      this.#spare = [] // no flood, or no more
+      return { frame: Buffer.concat([OUTPUT_CHANNEL, bytes]), release: () => undefined }
+    }
+    const memory = this.#spare.pop() ?? Buffer.allocUnsafeSlow(FRAME_BYTES)
+    OUTPUT_CHANNEL.copy(memory)
+    bytes.copy(memory, OUTPUT_CHANNEL.length)
+    const release = () => {
+      if (this.#spare.length < MAX_SPARE) this.#spare.push(memory)
+    }
+    return { frame: memory.subarray(0, OUTPUT_CHANNEL.length + bytes.length), release }
   }
 
   #receive(data: unknown, binary: boolean): void {
