@@ -41,6 +41,17 @@ test('a new terminal is blank; a kept screen and cut are the same for the next a
   expect(next.cut).toEqual({ from: -3, to: 9, bytes: Buffer.from('\x1b[m\r') })
 })
 
+test('of cuts the newest counts, however long it and those before it are', () => {
+  let files = open()
+  const lengths = [10, 5000, 0, 2900, 1, 3100, 3]
+  for (const [i, length] of lengths.entries()) {
+    const cut = { from: i, to: 10 + i, bytes: Buffer.alloc(length, i) }
+    files.saveCut(cut)
+    expect(open().cut).toEqual(cut)
+    if (i % 3 === 2) files = open()
+  }
+})
+
 test('output and changes of size come in the order in which they came, from any offset', async () => {
   const files = open()
   const wide = { rows: 24, columns: 100 }
