@@ -5,7 +5,7 @@ const only = (name, from, allowed, comment) => ({
   severity: 'error',
   comment,
   from: { path: from },
-  to: { path: '^(libs|apps)/', pathNot: [from, ...allowed] },
+  to: { path: '^(libs|apps)/', pathNot: [from, '/node_modules/', ...allowed] },
 })
 
 export default {
@@ -42,6 +42,12 @@ export default {
     only('telemetry-alone', lib('telemetry'), [], 'Logs and traces are the same on both sides.'),
     only('domain-on-contracts', lib('domain'), [lib('contracts')], 'Decisions on values.'),
     only('oci-on-contracts', lib('oci'), [lib('contracts')], 'Formats are values.'),
+    only(
+      'scan-on-contracts',
+      lib('scan'),
+      [lib('contracts')],
+      'What is in an image, and what is known of it, are values.',
+    ),
     only('host-on-contracts', lib('host'), [lib('contracts')], 'The one executor knows no policy.'),
     only('node-rpc-on-contracts', lib('node-rpc'), [lib('contracts')], 'Both ends of one wire.'),
     only('queue-on-contracts', lib('queue'), [lib('contracts')], 'The one door to Redis.'),
@@ -66,7 +72,7 @@ export default {
       name: 'plans-are-pure',
       severity: 'error',
       comment: 'Decide, then act: what to do is a value, so it can be tested by value.',
-      from: { path: ['\\.plan\\.ts$', lib('domain'), lib('oci')], pathNot: '\\.test\\.ts$' },
+      from: { path: ['\\.plan\\.ts$', lib('domain'), lib('oci'), lib('scan')], pathNot: '\\.test\\.ts$' },
       to: {
         path: ['^(node:)?(fs|child_process|net|http|https|os|dgram|tls)(/|$)', lib('host'), lib('telemetry')],
         dependencyTypesNot: ['type-only'],

@@ -42,6 +42,7 @@ import type { RunnableImage } from './sandbox/sandbox.js'
 import { Supervisor } from './sandbox/supervisor.js'
 import { Turns } from './sandbox/turns.js'
 import { type OpenWorkshop, openWorkshop } from './sandbox/workshop.js'
+import { scan } from './scan/scan.js'
 import { streamHandlers } from './streams.js'
 import { Terminals } from './terminals/terminals.js'
 
@@ -107,7 +108,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   let membership: Membership | undefined
   const observation = { logs, shop, diff: join(config.BERTH_INIT_DIR, 'berth-diff') }
   const inUse = () => new Set([...supervisor.layersInUse(), ...residents.layersInUse()])
-  const imageParts = { images, inUse, log }
+  const imageParts = { images, inUse, scan, log }
   const parts = { journal, supervisor, residents, execs, terminals, observation, images: imageParts, log }
   const handlers = streamHandlers(parts)
   const streams = await serve(config, { ...certificate, log, handlers, joined: () => membership?.joined })

@@ -67,6 +67,7 @@ export const problems = {
   registry_unreachable: { status: 502, title: 'The registry does not answer as it should' },
   node_unreachable: { status: 502, title: 'The node that holds this could not be reached' },
   unavailable: { status: 503, title: 'Temporarily unavailable' },
+  scan_unavailable: { status: 503, title: 'What is in the image, or wrong with it, cannot be told now' },
   no_capacity: { status: 503, title: 'No node has room' },
   disk_full: { status: 507, title: 'The disk limit of the sandbox is reached' },
 } as const satisfies Record<string, { readonly status: number; readonly title: string }>

@@ -5,6 +5,7 @@
 // Paths are those of `nodePath` of libs/node-rpc: /v1/nodes/<id>/images/…
 //
 //     GET    images/<digest>                  → HeldImage; base images too
+//     GET    images/<digest>/packages         → ImageContents (image-scan.ts): what is installed in it
 //     POST   images/pull                      PullImage → steps       fetches from a registry, verifies, unpacks
 //     POST   images/push                      PushImage → steps
 //     POST   images/load?maxBytes=…           an archive → steps      `docker save`'s, or an OCI layout in a tar; gzip or zstd too

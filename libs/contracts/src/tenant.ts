@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import { KeyId, TenantId } from './ids.js'
+import { ImagePolicy } from './image-scan.js'
 import { Name, Page, pageOf, route, TenantScope, Time, tenantScopes } from './route.js'
 import { Bytes, GiB, KiB, MiB } from './units.js'
 
@@ -42,6 +43,7 @@ export const Tenant = z.object({
   name: Name,
   state: z.enum(['active', 'suspended']),
   quota: Quota,
+  imagePolicy: ImagePolicy.nullable().describe('Which images it may not start; null: as of the installation'),
   createdAt: Time,
 })
 export type Tenant = z.infer<typeof Tenant>
@@ -114,11 +116,17 @@ export const updateTenant = route({
   scope: 'operator',
   rate: 'none',
   tag: 'tenants',
-  summary: 'Change quota or state of a tenant',
+  summary: 'Change quota, state or policy of images of a tenant',
   description:
     'Quota fields that are not given stay as they are. A suspended tenant can do nothing, and its queued jobs wait.',
   params: tenantParams,
-  body: z.strictObject({ quota: Quota.partial().optional(), state: z.enum(['active', 'suspended']).optional() }),
+  body: z.strictObject({
+    quota: Quota.partial().optional(),
+    state: z.enum(['active', 'suspended']).optional(),
+    imagePolicy: ImagePolicy.nullable()
+      .optional()
+      .describe('In effect on every replica within two seconds; null: as of the installation'),
+  }),
   reply: { 200: Tenant },
   errors: ['tenant_not_found'],
 })

@@ -401,10 +401,21 @@ async function placeStored(store: Store, count: number): Promise<readonly Placed
   }
 }
 
+const readImage: Statement = {
+  name: 'image_to_admit',
+  text: `SELECT ${imageDigest('$1::text', '$2::text', '$3::text')} AS digest`,
+}
+
+async function imageOf(store: Store, tenantId: TenantId, { reference, digest }: ImageWanted): Promise<string | null> {
+  const [row] = await store.rows<{ digest: string | null }>(readImage, [tenantId, reference, digest])
+  return row?.digest ?? null
+}
+
 export const openAdmission = (store: Store): Admission => ({
   admitJob: (tenantId, spec, by = 'api', image = wantedBy(spec)) =>
     onSameImages(() => admitJob(store, tenantId, spec, by, image)),
   admitBatch: (tenantId, name, specs, by = 'api', images = specs.map(wantedBy)) =>
     onSameImages(() => admitBatch(store, tenantId, name, specs, by, images)),
   placeQueued: (limit) => placeQueued(store, limit),
+  imageOf: (tenantId, wanted) => imageOf(store, tenantId, wanted),
 })

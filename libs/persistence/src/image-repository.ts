@@ -75,6 +75,14 @@ export interface RegistryLogins {
   delete(owner: ImageOwner, registry: string): Promise<void>
 }
 
+/** What is installed in images: a cache, of nobody's; who calls has made sure who may see the image. */
+export interface KnownContents {
+  /** @param format of what was packed; what another one was put with is not there */
+  get(digest: string, format: number): Promise<Uint8Array | undefined>
+  /** Keeps it unless it is large; the oldest go. */
+  put(digest: string, format: number, packed: Uint8Array): Promise<void>
+}
+
 export interface Images {
   /** By when they were added, newest first; base images last. */
   list(scope: ImageScope, filter: ImageFilter, page: PageRequest): Promise<PageOf<ImageRecord>>
@@ -115,4 +123,5 @@ export interface Images {
     filter: PruneFilter,
   ): Promise<{ readonly deleted: readonly string[]; readonly freedBytes: number }>
   readonly logins: RegistryLogins
+  readonly contents: KnownContents
 }

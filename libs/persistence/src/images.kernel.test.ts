@@ -31,7 +31,8 @@ afterAll(async () => {
 })
 afterEach(async () => {
   expect(await bookkeepingErrors(postgres.url)).toEqual([])
-  const tables = 'tenants, nodes, attempts, jobs, batches, usage_hours, events, images, registry_logins, sandboxes'
+  const tables =
+    'tenants, nodes, attempts, jobs, batches, usage_hours, events, images, image_contents, registry_logins, sandboxes'
   await query(postgres.url, `TRUNCATE ${tables} CASCADE`)
 })
 
@@ -389,4 +390,59 @@ test('a login is its owner’s, replaced by the next one, and gone when deleted'
   expect(await code(logins.delete(other, 'r.example'))).toBe('registry_not_found')
   await logins.delete(tenant, 'r.example')
   expect(await logins.list(tenant)).toEqual([])
+})
+
+describe('what is installed in images', () => {
+  const packed = Buffer.from('packed')
+
+  test('is kept by digest and format, unless it is large', async () => {
+    const { contents } = db.images
+    const [one, large] = [digest(), digest()]
+    await contents.put(one, 1, packed)
+    await contents.put(one, 1, packed)
+    await contents.put(large, 1, Buffer.alloc(512 * 1024 + 1))
+    expect(await contents.get(one, 1)).toEqual(packed)
+    expect([await contents.get(one, 2), await contents.get(large, 1)]).toEqual([undefined, undefined])
+  })
+
+  test('of the oldest images goes when there are many', async () => {
+    const { contents } = db.images
+    const old = digest()
+    await contents.put(old, 1, packed)
+    clock.advance(1000)
+    await query(
+      postgres.url,
+      `INSERT INTO image_contents SELECT 'sha256:e' || lpad(to_hex(n), 63, '0'), 1, 'x', $1 FROM generate_series(1, 4095) n`,
+      [clock.now()],
+    )
+    expect(await contents.get(old, 1)).toEqual(packed)
+    await contents.put(digest(), 1, packed)
+    expect(await contents.get(old, 1)).toBeUndefined()
+    expect(await query(postgres.url, 'SELECT count(*)::integer AS rows FROM image_contents')).toEqual([{ rows: 4096 }])
+  })
+})
+
+test('what would be admitted is what is admitted: own before public, and nothing of others', async () => {
+  const { tenant, other, node } = await given()
+  const [mine, common] = [image([layer(1)]), image([layer(1)])]
+  await add(PUBLIC_OWNER, node, common, app)
+  expect(await db.admission.imageOf(tenant, named(app))).toBe(common.digest)
+  await add(tenant, node, mine, app)
+  expect(await db.admission.imageOf(tenant, named(app))).toBe(mine.digest)
+  expect(await db.admission.imageOf(other, named(app))).toBe(common.digest)
+  expect(await db.admission.imageOf(other, byDigest(mine.digest))).toBeNull()
+  expect(await db.admission.imageOf(tenant, baseImage('debian:latest'))).toBeNull()
+})
+
+test('a tenant’s policy of images is kept as it is given, and unset by null', async () => {
+  const { tenant } = await given()
+  const policy = { mode: 'refuse', severity: 'high', fixableOnly: true, exempt: ['CVE-2025-1'] } as const
+  expect(await db.tenants.imagePolicy(tenant)).toBeNull()
+  expect(await db.tenants.update(tenant, { imagePolicy: { ...policy, exempt: [...policy.exempt] } })).toMatchObject({
+    imagePolicy: policy,
+  })
+  expect(await db.tenants.imagePolicy(tenant)).toEqual(policy)
+  expect((await db.tenants.update(tenant, { state: 'active' })).imagePolicy).toEqual(policy)
+  await db.tenants.update(tenant, { imagePolicy: null })
+  expect(await db.tenants.imagePolicy(tenant)).toBeNull()
 })

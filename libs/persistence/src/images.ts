@@ -5,6 +5,7 @@
 // When images go, the owner's epoch grows under that lock: an admission that resolved a name before resolves it again.
 import { Failure, type HeldImage, type NodeId, QuotaExceeded, type TenantId } from '@berth/contracts'
 import { bytesOf, type ImageOwner, type ImageWanted, type LayerUse, NODE_SILENT_MS, PUBLIC_OWNER } from '@berth/domain'
+import { openImageContents } from './image-contents.js'
 import { lockOwner, recount } from './image-owner.js'
 import { openImageRemoval } from './image-removal.js'
 import { openLogins } from './logins.js'
@@ -288,5 +289,6 @@ export function openImages(store: Store): Images {
     holder: (digests) => node(readHolder, digests),
     ...openImageRemoval(store, (session, scope, wanted) => get(session, scope, wanted)),
     logins: openLogins(store),
+    contents: openImageContents(store),
   }
 }

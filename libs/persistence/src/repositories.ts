@@ -20,6 +20,7 @@ import type {
   ForgetAttempt,
   heartbeat,
   IdKind,
+  ImagePolicy,
   Input,
   Job,
   JobId,
@@ -96,8 +97,14 @@ export interface Tenants {
   /** @throws tenant_not_found */
   update(
     id: TenantId,
-    change: { readonly quota?: Partial<Quota> | undefined; readonly state?: Tenant['state'] | undefined },
+    change: {
+      readonly quota?: Partial<Quota> | undefined
+      readonly state?: Tenant['state'] | undefined
+      readonly imagePolicy?: ImagePolicy | null | undefined
+    },
   ): Promise<Tenant>
+  /** Which images it may not start; null: as of the installation, and where there is no such tenant. */
+  imagePolicy(id: TenantId): Promise<ImagePolicy | null>
 }
 
 /** What authentication needs of a key. Expiry and revocation are for the caller to judge, at its own time. */
@@ -284,6 +291,8 @@ export interface Admission {
   ): Promise<{ readonly batch: Batch; readonly jobIds: readonly JobId[]; readonly placed: readonly PlacedAttempt[] }>
   /** Places up to `limit` queued jobs, fairly between tenants. Replicas may call it at the same time. */
   placeQueued(limit: number): Promise<readonly PlacedAttempt[]>
+  /** Digest of what would be admitted now, of the tenant's own images and public ones; null: neither has it. */
+  imageOf(tenantId: TenantId, wanted: ImageWanted): Promise<string | null>
 }
 
 /** Where a sandbox is: all that a call which its node answers needs to know. */

@@ -1,6 +1,16 @@
 // tenants.ts: tenants, and what they use.
-import { defaultQuota, Failure, invariant, type Quota, type Tenant, TenantId, type Usage } from '@berth/contracts'
+import {
+  defaultQuota,
+  Failure,
+  ImagePolicy,
+  invariant,
+  type Quota,
+  type Tenant,
+  TenantId,
+  type Usage,
+} from '@berth/contracts'
 import { toMillis } from '@berth/domain'
+import { Prisma } from './generated/client.js'
 import { type UseRow, useColumns } from './placing.js'
 import type { PageRequest, Tenants, UsageTotals } from './repositories.js'
 import { brokenConstraint, type Statement, type Store } from './store.js'
@@ -36,6 +46,7 @@ interface TenantRecord {
   readonly quotaSandboxes: number
   readonly quotaTerminals: number
   readonly quotaImageBytes: bigint
+  readonly imagePolicy: unknown
   readonly createdAt: Date
 }
 
@@ -55,6 +66,7 @@ const tenantOf = (row: TenantRecord): Tenant => ({
     terminals: row.quotaTerminals,
     imageBytes: Number(row.quotaImageBytes),
   },
+  imagePolicy: ImagePolicy.nullable().parse(row.imagePolicy),
   createdAt: row.createdAt.toISOString(),
 })
 
@@ -99,7 +111,7 @@ async function create(store: Store, tenant: Parameters<Tenants['create']>[0]): P
     if (brokenConstraint(error) !== 'tenants_name_key') throw error
     throw new Failure('name_taken', `there is a tenant named ${tenant.name}`)
   }
-  return { id, name: tenant.name, state: 'active', quota, createdAt: createdAt.toISOString() }
+  return { id, name: tenant.name, state: 'active', quota, imagePolicy: null, createdAt: createdAt.toISOString() }
 }
 
 async function get(store: Store, id: TenantId): Promise<Tenant> {
@@ -135,10 +147,21 @@ async function list(store: Store, filter: Parameters<Tenants['list']>[0], page: 
 }
 
 async function update(store: Store, id: TenantId, change: Parameters<Tenants['update']>[1]): Promise<Tenant> {
-  const data = { ...quotaData(change.quota ?? {}), ...(change.state !== undefined && { state: change.state }) }
+  const data = {
+    ...quotaData(change.quota ?? {}),
+    ...(change.state !== undefined && { state: change.state }),
+    ...(change.imagePolicy !== undefined && { imagePolicy: change.imagePolicy ?? Prisma.DbNull }),
+  }
   const { count } = await store.prisma('update tenant', (client) => client.tenant.updateMany({ where: { id }, data }))
   if (count === 0) throw tenantNotFound(id)
   return get(store, id)
+}
+
+const readPolicy: Statement = { name: 'image_policy', text: 'SELECT image_policy FROM tenants WHERE id = $1' }
+
+async function imagePolicy(store: Store, id: TenantId): Promise<ImagePolicy | null> {
+  const [row] = await store.rows<{ image_policy: unknown }>(readPolicy, [id])
+  return ImagePolicy.nullable().parse(row?.image_policy ?? null)
 }
 
 export const openTenants = (store: Store): Tenants => ({
@@ -146,6 +169,7 @@ export const openTenants = (store: Store): Tenants => ({
   get: (id) => get(store, id),
   list: (filter, page) => list(store, filter, page),
   update: (id, change) => update(store, id, change),
+  imagePolicy: (id) => imagePolicy(store, id),
 })
 
 interface UsageRow extends UseRow, QuotaRow {

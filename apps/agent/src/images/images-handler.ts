@@ -3,6 +3,7 @@
 import {
   Failure,
   type HeldImage,
+  type ImageContents,
   ImageDigest,
   type ImageStep,
   ImportConfig,
@@ -13,6 +14,7 @@ import {
 import type { NodeHandler, RestCall } from '@berth/node-rpc'
 import type { Logger } from '@berth/telemetry'
 import { z } from 'zod'
+import { Exclusive } from './exclusive.js'
 import type { Images } from './images.js'
 import { importRoot } from './import.js'
 import { load } from './load.js'
@@ -25,8 +27,17 @@ export interface ImageParts {
   readonly images: Images
   /** Directories of layers that sandboxes are on. */
   readonly inUse: () => ReadonlySet<string>
+  /** Reads what is installed in layers, topmost first. */
+  readonly scan: (
+    layers: readonly { readonly diffId: string; readonly path: string }[],
+    signal: AbortSignal,
+  ) => Promise<ImageContents>
   readonly log: Logger
 }
+
+/** An image is read one after the other: it takes memory, and most of the disk's time. */
+const scanning = new Exclusive()
+const SCAN_MS = 120_000
 
 type Answer = (call: RestCall, parts: ImageParts) => Promise<void>
 
@@ -73,16 +84,42 @@ export function imagesHandler(parts: ImageParts): NodeHandler {
     async request(call) {
       const [, word, ...more] = call.rest
       const digest = ImageDigest.safeParse(word)
-      const answer = digest.success ? ofImage(call.method, digest.data) : answers.get(`${call.method} ${word}`)
-      if (!answer || more.length > 0) throw new Failure('route_not_found', 'no such request about images')
+      const answer = digest.success
+        ? ofImage([call.method, ...more].join(' '), digest.data)
+        : answers.get([call.method, word, ...more].join(' '))
+      if (!answer) throw new Failure('route_not_found', 'no such request about images')
       await answer(call, parts)
     },
   }
 }
 
-function ofImage(method: string, digest: ImageDigest): Answer | undefined {
-  if (method !== 'GET') return undefined
-  return async (call, { images }) => call.answer(200, (await images.get(digest)).image)
+function ofImage(asked: string, digest: ImageDigest): Answer | undefined {
+  if (asked === 'GET') return async (call, { images }) => call.answer(200, (await images.get(digest)).image)
+  if (asked === 'GET packages')
+    return async (call, parts) => call.answer(200, await contents(parts, digest, call.signal))
+  return undefined
+}
+
+/** What is installed in an image, whose layers stay while they are read. @throws scan_unavailable after two minutes */
+async function contents(
+  { images, scan }: ImageParts,
+  digest: ImageDigest,
+  caller: AbortSignal,
+): Promise<ImageContents> {
+  const { image } = await images.get(digest)
+  const layers = image.layers.map(({ diffId }) => ({ diffId, path: images.layers.path(diffId) })).reverse()
+  const diffIds = layers.map(({ diffId }) => diffId)
+  return images.needing(diffIds, () =>
+    scanning.run('scan', caller, async () => {
+      const tooLong = AbortSignal.timeout(SCAN_MS)
+      try {
+        return await scan(layers, AbortSignal.any([caller, tooLong]))
+      } catch (error) {
+        if (!tooLong.aborted || caller.aborted) throw error
+        throw new Failure('scan_unavailable', `image ${digest} could not be read within ${SCAN_MS / 1000} s`)
+      }
+    }),
+  )
 }
 
 /** Answers with steps. What work that failed has left goes at once, but for blobs, which the next try finds. */

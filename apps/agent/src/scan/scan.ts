@@ -1,0 +1,167 @@
+// scan.ts: what is installed in an image, read out of its unpacked layers. Nothing of the image is run, and nothing in it
+// is believed: see walk.ts for how files are found, and packages.ts of libs/oci for what they say.
+import { constants } from 'node:fs'
+import { open } from 'node:fs/promises'
+import { join } from 'node:path'
+import {
+  contentLimits,
+  type Distribution,
+  type FoundPackage,
+  type ImageContents,
+  ignore,
+  KiB,
+  MiB,
+} from '@berth/contracts'
+import { attributed, type LayerState, type PackageFile, packageFileOf, parseOsRelease, parsers } from '@berth/oci'
+import { type WalkedFile, walk, walkLimits } from './walk.js'
+
+export interface ScanLayer {
+  readonly diffId: string
+  /** Directory of its files. */
+  readonly path: string
+}
+
+export interface ScanLimits {
+  /** Bytes that are read in all. */
+  readonly bytes: number
+  readonly packages: number
+  readonly walk: typeof walkLimits
+}
+
+export const scanLimits: ScanLimits = { bytes: 512 * MiB, packages: contentLimits.packages, walk: walkLimits }
+
+/** Most that is read of one file. Descriptions come after what is wanted of core metadata. */
+const fileBytes: Readonly<Record<PackageFile, number>> = {
+  dpkg: 16 * MiB,
+  apk: 32 * MiB,
+  npm: 1 * MiB,
+  python: 64 * KiB,
+  'os-release': 64 * KiB,
+}
+/** Files of several layers whose older states are looked at: of databases, which every layer writes anew. */
+const hasHistory: ReadonlySet<PackageFile> = new Set(['dpkg', 'apk'])
+
+/**
+ * Reads what is installed.
+ * @param layers topmost first
+ * @throws what `signal` is aborted with; Fault when a layer cannot be read
+ */
+export async function scan(
+  layers: readonly ScanLayer[],
+  signal: AbortSignal,
+  limits = scanLimits,
+): Promise<ImageContents> {
+  const isWanted = (path: string) => packageFileOf(path) !== undefined
+  const paths = layers.map(({ path }) => path)
+  const { files, omitted } = await walk(paths, isWanted, signal, limits.walk)
+  const reading = new Reading(layers, limits, omitted)
+  for (const file of files) {
+    signal.throwIfAborted()
+    await reading.take(file)
+  }
+  return reading.contents()
+}
+
+class Reading {
+  private readonly packages = new Map<string, FoundPackage>()
+  private readonly releases = new Map<string, Distribution>()
+  private readonly warnings: string[] = []
+  private complete = true
+  private bytes = 0
+  private unsaid = 0
+
+  constructor(
+    private readonly layers: readonly ScanLayer[],
+    private readonly limits: ScanLimits,
+    omitted: readonly string[],
+  ) {
+    for (const what of omitted) this.leaveOut(`not looked at: ${what}`)
+  }
+
+  async take({ path, layers }: WalkedFile): Promise<void> {
+    const kind = packageFileOf(path)
+    if (kind === undefined) return
+    const states: LayerState[] = []
+    for (const index of hasHistory.has(kind) ? layers : layers.slice(0, 1)) {
+      const layer = this.layers[index]
+      const text = layer && (await this.read(join(layer.path, path), path, kind))
+      if (text === undefined) break
+      if (kind === 'os-release') {
+        this.release(path, text)
+        return
+      }
+      const { packages, malformed } = parsers[kind](text)
+      // Older states only say since when something is there.
+      if (malformed > 0 && states.length === 0) this.warn(`${shown(path)}: entries that are no packages: ${malformed}`)
+      states.push({ layer: layer?.diffId ?? '', packages })
+    }
+    this.add(attributed(shown(path), states))
+  }
+
+  contents(): ImageContents {
+    if (this.unsaid > 0) this.warnings.push(`and ${this.unsaid} more warnings`)
+    const distribution = this.releases.get('etc/os-release') ?? this.releases.get('usr/lib/os-release') ?? null
+    const packages = [...this.packages].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, one]) => one)
+    return { distribution, packages, complete: this.complete, warnings: this.warnings }
+  }
+
+  private release(path: string, text: string): void {
+    const found = parseOsRelease(text)
+    if (found) this.releases.set(path, found)
+  }
+
+  /** One package counts once, however often it is there: modules of npm are, by the hundred. */
+  private add(found: readonly FoundPackage[]): void {
+    for (const one of found) {
+      const key = JSON.stringify([one.type, one.name, one.version, one.architecture])
+      if (this.packages.has(key)) continue
+      if (this.packages.size < this.limits.packages) this.packages.set(key, one)
+      else this.leaveOut(`packages after the first ${this.limits.packages} are left out`)
+    }
+  }
+
+  /** Undefined where nothing more may be read. */
+  private async read(at: string, path: string, kind: PackageFile): Promise<string | undefined> {
+    const file = await open(at, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(
+      (error: unknown) => ignore(error, 'ENOENT', 'ENAMETOOLONG', 'ELOOP'),
+    )
+    if (!file) {
+      this.leaveOut(`${shown(path)}: its path is too long, or not UTF-8`)
+      return undefined
+    }
+    try {
+      const { size } = await file.stat()
+      const most = Math.min(size, fileBytes[kind])
+      if (size > most && kind !== 'python') this.leaveOut(`${shown(path)}: larger than the ${most} bytes that are read`)
+      if (this.bytes + most > this.limits.bytes) {
+        this.leaveOut(`files after the first ${this.limits.bytes} bytes of them are not read`)
+        return undefined
+      }
+      this.bytes += most
+      const buffer = Buffer.allocUnsafe(most)
+      let end = 0
+      for (;;) {
+        const { bytesRead } = await file.read(buffer, end, most - end, end)
+        end += bytesRead
+        if (bytesRead === 0 || end === most) return buffer.toString('utf8', 0, end)
+      }
+    } finally {
+      await file.close()
+    }
+  }
+
+  private leaveOut(what: string): void {
+    this.complete = false
+    this.warn(what)
+  }
+
+  private warn(what: string): void {
+    const text = shown(what)
+    if (this.warnings.includes(text)) return
+    if (this.warnings.length < contentLimits.warnings) this.warnings.push(text)
+    else this.unsaid++
+  }
+}
+
+/** Names in an image may hold anything, and be long. */
+const shown = (text: string): string => text.replace(/[\p{Cc}\p{Cs}]/gu, '\ufffd').slice(0, 512)

@@ -1,0 +1,227 @@
+// packages.ts: what package managers write down in an image about what they installed. Whoever made the image may have
+// written anything there: what is none of what its format says is left out and told as a problem, and nothing of it is
+// believed to be short or free of control characters.
+//
+//     var/lib/dpkg/status, var/lib/dpkg/status.d/*   dpkg(1), deb-control(5); the second of distroless images
+//     lib/apk/db/installed                            apk-tools, "Installed database V2"
+//     **/node_modules/<name>/package.json             npm, as node's resolution of modules finds them
+//     **/*.dist-info/METADATA, **/*.egg-info[/PKG-INFO]   PyPA core metadata; PEP 376
+//     etc/os-release, usr/lib/os-release              os-release(5)
+import { contentLimits, type Distribution, type FoundPackage } from '@berth/contracts'
+import { z } from 'zod'
+
+/** A package as one file tells of it, before it is known which layer the file is in. */
+export type ToldPackage = Omit<FoundPackage, 'path' | 'layer'>
+
+export interface Told {
+  readonly packages: readonly ToldPackage[]
+  /** How many entries are none. */
+  readonly malformed: number
+}
+
+export type PackageFile = 'dpkg' | 'apk' | 'npm' | 'python' | 'os-release'
+
+// By npm's rules a name has no space, and at most one slash, after a scope.
+const npmFile = /(?:^|\/)node_modules\/(?:@[^/]+\/)?[^/@.][^/]*\/package\.json$/
+const pythonFile = /(?:\.dist-info\/METADATA|\.egg-info\/PKG-INFO|\/EGG-INFO\/PKG-INFO|[^/]\.egg-info)$/
+/** Where Debian's own packages put such files: those are dpkg's, under its versions. */
+const debianFile = /^usr\/(?:lib\/python3\/dist-packages|share\/nodejs|lib\/nodejs)\//
+
+/** What a file is to be read as; `path` is relative to the root of the image. */
+export function packageFileOf(path: string): PackageFile | undefined {
+  if (path === 'var/lib/dpkg/status' || /^var\/lib\/dpkg\/status\.d\/[^/]+$/.test(path))
+    return path.endsWith('.md5sums') ? undefined : 'dpkg'
+  if (/^(?:usr\/)?lib\/apk\/db\/installed$/.test(path)) return 'apk'
+  if (path === 'etc/os-release' || path === 'usr/lib/os-release') return 'os-release'
+  if (debianFile.test(path)) return undefined
+  if (npmFile.test(path)) return 'npm'
+  return pythonFile.test(path) ? 'python' : undefined
+}
+
+const word = /^[^\p{Cc}\p{Cs}\s]+$/u
+const isWord = (text: string | undefined): text is string =>
+  text !== undefined && text.length <= contentLimits.text && word.test(text)
+
+const line = /^[^\p{Cc}\p{Cs}]+$/u
+const licenseOf = (text: string | undefined): string | null => {
+  const trimmed = text?.trim() ?? ''
+  return trimmed.length <= 1024 && line.test(trimmed) ? trimmed : null
+}
+
+/** Name and version where both are words; null otherwise. */
+function named(type: ToldPackage['type'], name: string | undefined, version: string | undefined) {
+  if (!isWord(name) || !isWord(version)) return null
+  return { type, name, version, architecture: null, source: null, license: null } satisfies ToldPackage
+}
+
+const toldOf = (found: readonly (ToldPackage | null | undefined)[]): Told => ({
+  packages: found.filter((one) => one !== null && one !== undefined),
+  malformed: found.filter((one) => one === null).length,
+})
+
+/** Fields of paragraphs between empty lines, `Name: value`; lines that go on are left out, names are as `wanted` has them. */
+function* paragraphs(text: string, wanted: ReadonlySet<string>): Generator<ReadonlyMap<string, string>> {
+  let fields = new Map<string, string>()
+  let isEmpty = true
+  for (let at = 0; at <= text.length; ) {
+    const end = text.indexOf('\n', at)
+    const next = end < 0 ? text.length : end
+    const colon = text.indexOf(':', at)
+    if (next === at || (text[at] === '\r' && next === at + 1)) {
+      if (!isEmpty) yield fields
+      fields = new Map()
+      isEmpty = true
+    } else {
+      isEmpty = false
+      const name = colon >= 0 && colon < next && colon - at < 64 ? text.slice(at, colon) : ''
+      if (wanted.has(name) && !fields.has(name)) fields.set(name, text.slice(colon + 1, next).trim())
+    }
+    at = next + 1
+  }
+  if (!isEmpty) yield fields
+}
+
+const dpkgFields = new Set(['Package', 'Status', 'Version', 'Architecture', 'Source'])
+/** deb-control(5): `Source: name` or `name (version)`, where the version is another. */
+const dpkgSource = /^(\S{1,256})(?: \((\S{1,256})\))?$/
+
+/** Of dpkg: packages whose files are there, even if half-installed. */
+export function parseDpkgStatus(text: string): Told {
+  return toldOf(
+    [...paragraphs(text, dpkgFields)].map((fields) => {
+      const status = fields.get('Status')
+      if (status !== undefined && /(?:^| )(?:not-installed|config-files)$/.test(status)) return undefined
+      const found = named('deb', fields.get('Package'), fields.get('Version'))
+      if (!found) return null
+      const [, source, version = found.version] = dpkgSource.exec(fields.get('Source') ?? '') ?? []
+      const architecture = fields.get('Architecture')
+      return {
+        ...found,
+        architecture: isWord(architecture) ? architecture : null,
+        source: isWord(source) && isWord(version) ? { name: source, version } : null,
+      }
+    }),
+  )
+}
+
+const apkFields = new Set(['P', 'V', 'A', 'L', 'o'])
+
+/** Of apk: all that it has installed. */
+export function parseApkInstalled(text: string): Told {
+  return toldOf(
+    [...paragraphs(text, apkFields)].map((fields) => {
+      const found = named('apk', fields.get('P'), fields.get('V'))
+      if (!found) return null
+      const [architecture, origin] = [fields.get('A'), fields.get('o')]
+      return {
+        ...found,
+        architecture: isWord(architecture) ? architecture : null,
+        source: isWord(origin) ? { name: origin, version: found.version } : null,
+        license: licenseOf(fields.get('L')),
+      }
+    }),
+  )
+}
+
+const License = z.union([z.string(), z.object({ type: z.string() }).transform(({ type }) => type)])
+const PackageJson = z.object({
+  name: z.string().regex(/^(?:@[^/]+\/)?[^/@]+$/),
+  version: z.string(),
+  license: License.optional().catch(undefined),
+})
+
+/** Of npm: the one package that a package.json describes; one without a name or a version is nobody's fault. */
+export function parsePackageJson(text: string): Told {
+  const parsed = PackageJson.safeParse(jsonOf(text))
+  if (!parsed.success) return { packages: [], malformed: 1 }
+  const { name, version, license } = parsed.data
+  const found = named('npm', name, version)
+  return toldOf([found && { ...found, license: licenseOf(license) }])
+}
+
+function jsonOf(text: string): unknown {
+  try {
+    return JSON.parse(text.startsWith('\ufeff') ? text.slice(1) : text)
+  } catch {
+    return undefined // which no schema takes
+  }
+}
+
+const pythonFields = new Set(['Name', 'Version', 'License', 'License-Expression'])
+
+/** Of pip: the one package that core metadata describe. Only what comes before the first empty line is looked at. */
+export function parsePythonMetadata(text: string): Told {
+  const [fields] = paragraphs(text, pythonFields)
+  const found = named('pypi', fields?.get('Name'), fields?.get('Version'))
+  const license = fields?.get('License-Expression') ?? fields?.get('License')
+  // What is longer is the text of a licence.
+  return toldOf([
+    found && { ...found, license: license !== undefined && license.length <= 128 ? licenseOf(license) : null },
+  ])
+}
+
+const assignment = /^([A-Z][A-Z0-9_]{0,63})=(.*)$/
+
+/** Undefined where it does not say which distribution it is. */
+export function parseOsRelease(text: string): Distribution | undefined {
+  const values = new Map<string, string>()
+  for (const entry of text.slice(0, 64 * 1024).split('\n')) {
+    const [, name, value] = assignment.exec(entry.trim()) ?? []
+    if (name !== undefined && value !== undefined) values.set(name, unquoted(value))
+  }
+  const [id, version] = [values.get('ID'), values.get('VERSION_ID')]
+  if (!isWord(id)) return undefined
+  const name = values.get('PRETTY_NAME') ?? ''
+  return {
+    id,
+    version: isWord(version) ? version : null,
+    name: line.test(name) ? name.slice(0, contentLimits.text) : id,
+  }
+}
+
+/** os-release(5): single or double quotes, in the second of which a backslash escapes. */
+function unquoted(value: string): string {
+  const quoted = /^(["'])(.*)\1$/.exec(value)
+  return (quoted?.[2] ?? value).replace(/\\(["'$`\\])/g, '$1')
+}
+
+export const parsers: Readonly<Record<Exclude<PackageFile, 'os-release'>, (text: string) => Told>> = {
+  dpkg: parseDpkgStatus,
+  apk: parseApkInstalled,
+  npm: parsePackageJson,
+  python: parsePythonMetadata,
+}
+
+/** One state of a file: the layer that has it, and what it tells there. */
+export interface LayerState {
+  /** diffID. */
+  readonly layer: string
+  readonly packages: readonly ToldPackage[]
+}
+
+const keyOf = ({ type, name, version, architecture }: ToldPackage): string =>
+  JSON.stringify([type, name, version, architecture])
+
+/**
+ * Which layer brought each package of a file that several layers have: the lowest of those that have had it, in this
+ * version, ever since.
+ * @param states of the file, topmost first; the first one holds
+ */
+export function attributed(path: string, states: readonly LayerState[]): readonly FoundPackage[] {
+  const [top, ...older] = states
+  if (!top) return []
+  const brought = new Map(top.packages.map((one) => [keyOf(one), { ...one, path, layer: top.layer }]))
+  let open = new Set(brought.keys())
+  for (const { layer, packages } of older) {
+    const still = new Set<string>()
+    for (const one of packages) {
+      const key = keyOf(one)
+      const found = open.has(key) ? brought.get(key) : undefined
+      if (!found) continue
+      brought.set(key, { ...found, layer })
+      still.add(key)
+    }
+    open = still
+  }
+  return [...brought.values()]
+}

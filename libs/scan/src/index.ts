@@ -1,0 +1,8 @@
+export { JsonValues } from './json-values.js'
+export { keptOf, OsvRecord } from './osv.js'
+export { purlOf, withPurl } from './package-url.js'
+export { verdictOf } from './policy.js'
+export { cycloneDxOf, type SbomSubject, spdxOf } from './sbom.js'
+export { isAtLeast } from './severity.js'
+export { compareVersions } from './versions.js'
+export { MAX_FINDINGS, Vulnerabilities } from './vulnerabilities.js'

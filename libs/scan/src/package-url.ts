@@ -1,0 +1,30 @@
+// package-url.ts: packages by their purl (ECMA-427), which is how documents and databases know them.
+import type { Distribution, FoundPackage, ImagePackage } from '@berth/contracts'
+import packageUrl from 'packageurl-js'
+
+const { PackageURL } = packageUrl
+
+/** @param distribution of the image; deb and apk are of it */
+export function purlOf(one: FoundPackage, distribution: Distribution | null): string {
+  const { type, name, version, architecture, source } = one
+  if (type === 'pypi') return new PackageURL(type, undefined, name, version).toString()
+  if (type === 'npm') {
+    const [scope, own] = name.startsWith('@') ? name.split('/') : [undefined, name]
+    return new PackageURL(type, scope, own ?? name, version).toString()
+  }
+  const id = distribution?.id ?? (type === 'deb' ? 'debian' : 'alpine')
+  const qualifiers = {
+    ...(architecture !== null && { arch: architecture }),
+    ...(distribution?.version != null && { distro: `${id}-${distribution.version}` }),
+    ...(source && source.name !== name && { upstream: upstreamOf(source, version) }),
+  }
+  return new PackageURL(type, id, name, version, qualifiers).toString()
+}
+
+const upstreamOf = (source: { readonly name: string; readonly version: string }, version: string): string =>
+  source.version === version ? source.name : `${source.name}@${source.version}`
+
+export const withPurl = (one: FoundPackage, distribution: Distribution | null): ImagePackage => ({
+  purl: purlOf(one, distribution),
+  ...one,
+})

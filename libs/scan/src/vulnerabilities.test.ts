@@ -1,0 +1,277 @@
+import type { Distribution, FoundPackage, ImagePolicy, ImageVulnerability } from '@berth/contracts'
+import { describe, expect, test } from '@jest/globals'
+import fc from 'fast-check'
+import { JsonValues } from './json-values.js'
+import { keptOf, OsvRecord } from './osv.js'
+import { verdictOf } from './policy.js'
+import { rate, scoreOf } from './severity.js'
+import { Vulnerabilities } from './vulnerabilities.js'
+
+const debian13: Distribution = { id: 'debian', version: '13', name: 'Debian' }
+const found = (type: FoundPackage['type'], name: string, version: string, source: FoundPackage['source'] = null) => ({
+  ...{ type, name, version, source, architecture: null, license: null, path: 'p', layer: `sha256:${'1'.repeat(64)}` },
+})
+
+const critical = 'CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H'
+const medium = 'CVSS:3.1/AV:N/AC:H/PR:N/UI:R/S:U/C:L/I:L/A:N'
+const of = (ecosystem: string, name: string, events: Record<string, string>[], more: object = {}) => ({
+  ...{ package: { ecosystem, name }, ranges: [{ type: 'ECOSYSTEM', events }], ...more },
+})
+const record = (id: string, affected: object[], more: object = {}) => ({ id, affected, ...more })
+
+function known(...records: object[]): Vulnerabilities {
+  const all = new Vulnerabilities()
+  for (const one of records) all.add(keptOf(OsvRecord.parse(one)))
+  return all
+}
+const match = (all: Vulnerabilities, one: FoundPackage, distribution: Distribution | null = debian13) =>
+  all.match({ packages: [one], distribution })
+const ids = (matched: readonly ImageVulnerability[]) => matched.map(({ id }) => id)
+
+describe('ranges', () => {
+  const span = [{ introduced: '1.0.0' }, { fixed: '1.5.0' }, { introduced: '2.0.0' }, { last_affected: '2.3.0' }]
+  test.each<[string, string | null | undefined]>([
+    ['0.9.0', undefined],
+    ['1.0.0', '1.5.0'],
+    ['1.5.0-rc.1', '1.5.0'],
+    ['1.5.0', undefined],
+    ['2.3.0', null],
+    ['2.3.1', undefined],
+    ['nonsense', undefined],
+  ])('%s', (version, fixed) => {
+    const matched = match(known(record('X', [of('npm', 'p', span)])), found('npm', 'p', version))
+    expect(matched[0]?.fixedVersion).toBe(fixed)
+  })
+
+  test('the order of events does not matter', () => {
+    const at = (version: string, events: Record<string, string>[]) =>
+      ids(match(known(record('X', [of('npm', 'p', events)])), found('npm', 'p', version)))
+    fc.assert(
+      fc.property(
+        fc.shuffledSubarray(span, { minLength: span.length }),
+        fc.nat(3),
+        fc.nat(6),
+        (events, major, minor) => {
+          expect(at(`${major}.${minor}.0`, events)).toEqual(at(`${major}.${minor}.0`, span))
+        },
+      ),
+    )
+  })
+
+  test.each<[string, object, string, boolean]>([
+    ['from the beginning', of('npm', 'p', [{ introduced: '0' }]), '0.0.1', true],
+    ['ends before a limit', of('npm', 'p', [{ introduced: '0' }, { limit: '2.0.0' }]), '2.0.0', false],
+    [
+      'by name of the version',
+      { package: { ecosystem: 'npm', name: 'p' }, versions: ['1.0.0', '3.0.0'] },
+      '3.0.0',
+      true,
+    ],
+    ['by no part of one', { package: { ecosystem: 'npm', name: 'p' }, versions: ['13.0.0'] }, '3.0.0', false],
+    [
+      'never by commits',
+      { package: { ecosystem: 'npm', name: 'p' }, ranges: [{ type: 'GIT', events: [{ introduced: '0' }] }] },
+      '1.0.0',
+      false,
+    ],
+  ])('%s', (_, affected, version, hit) => {
+    expect(match(known(record('X', [affected])), found('npm', 'p', version))).toHaveLength(hit ? 1 : 0)
+  })
+})
+
+describe('ecosystems', () => {
+  const all = known(
+    record('D12', [of('Debian:12', 'openssl', [{ introduced: '0' }])]),
+    record('D13', [of('Debian:13', 'openssl', [{ introduced: '0' }, { fixed: '3.5.1-1+deb13u1' }])]),
+    record('D', [of('Debian', 'openssl', [{ introduced: '0' }])]),
+    record('A', [of('Alpine:v3.22', 'openssl', [{ introduced: '0' }])]),
+    record('U', [of('Ubuntu:24.04:LTS', 'openssl', [{ introduced: '0' }])]),
+    record('P', [of('PyPI', 'Foo.Bar', [{ introduced: '0' }])]),
+    record('N', [of('npm', '@a/b', [{ introduced: '0' }])]),
+    record('G', [of('Go', 'openssl', [{ introduced: '0' }])]),
+  )
+  const openssl = { name: 'openssl', version: '3.5.1-1' }
+  const libssl = found('deb', 'libssl3t64', '3.5.1-1+b1', openssl)
+  test.each<[FoundPackage, Distribution | null, string[]]>([
+    [libssl, debian13, ['D', 'D13']],
+    [libssl, { ...debian13, version: '12.9' }, ['D', 'D12']],
+    [libssl, { ...debian13, version: null }, ['D']],
+    [found('deb', 'libssl3t64', '3.5.1-1+deb13u1', { ...openssl, version: '3.5.1-1+deb13u1' }), debian13, ['D']],
+    [libssl, { id: 'ubuntu', version: '24.04', name: '' }, ['U']],
+    [
+      found('apk', 'libssl3', '3.5.1-r0', { name: 'openssl', version: '3.5.1-r0' }),
+      { id: 'alpine', version: '3.22.1', name: '' },
+      ['A'],
+    ],
+    [found('deb', 'openssl', '1'), { id: 'npm', version: null, name: '' }, []],
+    [found('deb', 'openssl', '1'), null, []],
+    [found('pypi', 'foo_bar', '1.0'), null, ['P']],
+    [found('npm', '@a/b', '1.0.0'), null, ['N']],
+  ])('%j of %j', (one, distribution, expected) => {
+    expect(ids(match(all, one, distribution)).sort()).toEqual(expected)
+  })
+  test('what is of none of them is not kept, nor what was withdrawn', () => {
+    expect(all.records).toBe(7)
+    const gone = record('W', [of('npm', 'p', [{ introduced: '0' }])], { withdrawn: '2025-01-01T00:00:00Z' })
+    expect(known(gone).records).toBe(0)
+  })
+})
+
+describe('one vulnerability is told once', () => {
+  const affects = [of('npm', 'p', [{ introduced: '0' }, { fixed: '2.0.0' }])]
+  const later = [of('npm', 'p', [{ introduced: '0' }, { fixed: '2.1.0' }])]
+  test('by aliases, whichever comes first; the worst rating, and the version that mends all', () => {
+    const records = [
+      record('GHSA-1', affects, {
+        aliases: ['CVE-2025-1'],
+        severity: [{ type: 'CVSS_V3', score: medium }],
+        summary: 'said',
+      }),
+      record('X-1', later, { aliases: ['Y-1'], severity: [{ type: 'CVSS_V3', score: critical }] }),
+      record('Z-1', affects, { aliases: ['Y-1', 'CVE-2025-1'] }),
+    ]
+    for (const order of [records, [...records].reverse()]) {
+      expect(match(known(...order), found('npm', 'p', '1.0.0'))).toMatchObject([
+        {
+          ...{ id: 'CVE-2025-1', aliases: ['GHSA-1', 'X-1', 'Y-1', 'Z-1'], severity: 'critical', score: 9.8 },
+          ...{ summary: 'said', fixedVersion: '2.1.0', package: { purl: 'pkg:npm/p@1.0.0' } },
+        },
+      ])
+    }
+  })
+  test('an announcement of several goes where each is told by itself', () => {
+    const debian = (fixed: string) => [of('Debian:13', 'p', [{ introduced: '0' }, { fixed }])]
+    const one = record('DEBIAN-CVE-1', debian('2'), { upstream: ['CVE-1'] })
+    const two = record('DEBIAN-CVE-2', debian('2'), { upstream: ['CVE-2'] })
+    const both = record('DSA-1', debian('2'), { upstream: ['CVE-1', 'CVE-2'] })
+    expect(ids(match(known(one, both, two), found('deb', 'p', '1')))).toEqual(['CVE-1', 'CVE-2'])
+    expect(ids(match(known(one, both), found('deb', 'p', '1')))).toEqual(['CVE-1', 'DSA-1'])
+  })
+})
+
+describe('severity', () => {
+  // Scores as FIRST's own calculators and examples give them.
+  test.each<[string, number | undefined]>([
+    [critical, 9.8],
+    ['CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:C/C:H/I:H/A:H', 10],
+    ['CVSS:3.0/AV:N/AC:L/PR:N/UI:R/S:C/C:L/I:L/A:N', 6.1],
+    ['CVSS:3.1/AV:L/AC:L/PR:H/UI:N/S:U/C:L/I:L/A:L', 4.2],
+    ['CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H/E:U', 9.8],
+    ['CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:N/I:N/A:N', 0],
+    ['CVSS:4.0/AV:N/AC:L/AT:N/PR:N/UI:N/VC:H/VI:H/VA:H/SC:N/SI:N/SA:N', 9.3],
+    ['CVSS:4.0/AV:N/AC:L/AT:N/PR:N/UI:N/VC:H/VI:H/VA:H/SC:N/SI:N/SA:N/E:U', 9.3],
+    ['AV:N/AC:L/Au:N/C:P/I:P/A:P', 7.5],
+    ['CVSS:3.1/AV:N', undefined],
+    ['HIGH', undefined],
+  ])('%s: %s', (vector, score) => expect(scoreOf(vector)).toBe(score))
+
+  test('the newest CVSS decides, then words', () => {
+    const two = 'AV:N/AC:L/Au:N/C:P/I:P/A:P'
+    expect(rate([two, medium], ['CRITICAL'])).toEqual({ severity: 'medium', score: 4.2 })
+    expect(rate(['broken'], ['strange', 'MODERATE'])).toEqual({ severity: 'medium', score: null })
+    expect(rate([], [])).toEqual({ severity: 'unknown', score: null })
+  })
+
+  test.each<[string, object, string]>([
+    [
+      'of GitHub',
+      record('X', [of('npm', 'p', [{ introduced: '0' }])], { database_specific: { severity: 'HIGH' } }),
+      'high',
+    ],
+    ['of malware', record('MAL-1', [of('npm', 'p', [{ introduced: '0' }])]), 'critical'],
+    [
+      'of the package before that of the record',
+      record('X', [of('npm', 'p', [{ introduced: '0' }], { severity: [{ type: 'CVSS_V3', score: medium }] })], {
+        severity: [{ type: 'CVSS_V3', score: critical }],
+      }),
+      'medium',
+    ],
+    [
+      'none of what Debian calls unimportant',
+      record('X', [of('npm', 'p', [{ introduced: '0' }], { ecosystem_specific: { urgency: 'unimportant' } })], {
+        severity: [{ type: 'CVSS_V3', score: critical }],
+      }),
+      'none',
+    ],
+  ])('%s', (_, one, severity) => expect(match(known(one), found('npm', 'p', '1.0.0'))[0]?.severity).toBe(severity))
+
+  test('worst first', () => {
+    const rated = (id: string, score: string) =>
+      record(id, [of('npm', 'p', [{ introduced: '0' }])], { severity: [{ type: 'CVSS_V3', score }] })
+    const all = known(
+      rated('b', medium),
+      record('u', [of('npm', 'p', [{ introduced: '0' }])]),
+      rated('c', critical),
+      rated('a', medium),
+    )
+    expect(ids(match(all, found('npm', 'p', '1.0.0')))).toEqual(['c', 'a', 'b', 'u'])
+  })
+})
+
+test('a summary is one line, from the details where there is none', () => {
+  const details = `a\n\u0007 b ${'c'.repeat(400)}`
+  const [one] = match(
+    known(record('X', [of('npm', 'p', [{ introduced: '0' }])], { details })),
+    found('npm', 'p', '1.0.0'),
+  )
+  expect(one?.summary).toMatch(/^a b c+…$/)
+  expect(one?.summary).toHaveLength(240)
+})
+
+describe('policy', () => {
+  const policy: ImagePolicy = { mode: 'refuse', severity: 'high', fixableOnly: false, exempt: [] }
+  const all = known(
+    record('CVE-1', [of('npm', 'p', [{ introduced: '0' }, { fixed: '2.0.0' }])], {
+      database_specific: { severity: 'HIGH' },
+    }),
+    record('GHSA-2', [of('npm', 'p', [{ introduced: '0' }])], {
+      aliases: ['CVE-2'],
+      severity: [{ type: 'CVSS_V3', score: critical }],
+    }),
+    record('CVE-3', [of('npm', 'p', [{ introduced: '0' }])], { severity: [{ type: 'CVSS_V3', score: medium }] }),
+    record('CVE-4', [of('npm', 'p', [{ introduced: '0' }])]),
+  )
+  const matched = match(all, found('npm', 'p', '1.0.0'))
+  test.each<[Partial<ImagePolicy>, boolean, string[]]>([
+    [{}, false, ['CVE-2', 'CVE-1']],
+    [{ severity: 'critical' }, false, ['CVE-2']],
+    [{ severity: 'low' }, false, ['CVE-2', 'CVE-1', 'CVE-3']],
+    [{ fixableOnly: true }, false, ['CVE-1']],
+    [{ exempt: ['ghsa-2'] }, false, ['CVE-1']],
+    [{ exempt: ['CVE-2', 'CVE-1'] }, true, []],
+    [{ mode: 'warn' }, true, ['CVE-2', 'CVE-1']],
+    [{ mode: 'off' }, true, []],
+  ])('%j: allowed %s', (more, allowed, against) => {
+    const verdict = verdictOf({ ...policy, ...more }, matched)
+    expect(verdict).toEqual({ mode: more.mode ?? 'refuse', allowed, against })
+  })
+})
+
+describe('JSON values', () => {
+  const values = (most: number, ...pieces: string[]) => {
+    const reader = new JsonValues(most)
+    const texts = pieces.flatMap((piece) => [...reader.push(piece)])
+    return { texts, dropped: reader.dropped }
+  }
+  const object = fc.dictionary(
+    fc.string(),
+    fc.oneof(fc.string(), fc.integer(), fc.array(fc.string()), fc.dictionary(fc.string(), fc.string())),
+  )
+
+  test('of an array, of lines or of one after the other, cut anywhere', () => {
+    fc.assert(
+      fc.property(fc.array(object), fc.constantFrom('array', 'lines', 'none'), fc.nat(), (all, how, cut) => {
+        const texts = all.map((one) => JSON.stringify(one))
+        const text = how === 'array' ? `[${texts.join(', ')}]` : texts.join(how === 'lines' ? '\n' : '')
+        const at = cut % (text.length + 1)
+        expect(values(1e6, text.slice(0, at), text.slice(at))).toEqual({ texts, dropped: 0 })
+      }),
+    )
+  })
+
+  test('one that is too large is left out, and one that has no end', () => {
+    expect(values(20, '{"a":"', 'x'.repeat(30), '"}{"b":1}')).toEqual({ texts: ['{"b":1}'], dropped: 1 })
+    expect(values(20, '[{"a":1},{"b":')).toEqual({ texts: ['{"a":1}'], dropped: 1 })
+    expect(values(20, 'PK\u0003 no JSON ]} at all')).toEqual({ texts: [], dropped: 0 })
+  })
+})

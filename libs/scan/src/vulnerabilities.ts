@@ -1,0 +1,109 @@
+// vulnerabilities.ts: all records that are known, and what of them is in an image.
+import type { FoundPackage, ImageContents, ImageVulnerability } from '@berth/contracts'
+import { type AffectedPackage, hitOf, type Keyed, keysOf, ratingOf, releasesOf } from './osv.js'
+import { withPurl } from './package-url.js'
+import { compareRatings, type Rating, unrated } from './severity.js'
+import { compareVersions } from './versions.js'
+
+/** Most that is told of one image; the worst. */
+export const MAX_FINDINGS = 20_000
+
+/** A record that a package is affected by. */
+interface Finding {
+  readonly ids: readonly string[]
+  readonly covers: readonly string[]
+  readonly summary: string
+  readonly rating: Rating
+  readonly fixed: string | null
+}
+
+export class Vulnerabilities {
+  readonly #byKey = new Map<string, AffectedPackage[]>()
+  #count = 0
+
+  add(kept: readonly Keyed[]): void {
+    if (kept.length > 0) this.#count++
+    for (const { key, affected } of kept) {
+      const there = this.#byKey.get(key)
+      if (there) there.push(affected)
+      else this.#byKey.set(key, [affected])
+    }
+  }
+
+  /** Records that something can be matched with. */
+  get records(): number {
+    return this.#count
+  }
+
+  /** What is known of the packages of an image, worst first. */
+  match({ packages, distribution }: Pick<ImageContents, 'packages' | 'distribution'>): readonly ImageVulnerability[] {
+    const found = packages.flatMap((one) => {
+      const merged = mergedOf(one, this.#of(one, releasesOf(one.type, distribution)))
+      if (merged.length === 0) return []
+      const told = withPurl(one, distribution)
+      return merged.map(({ ids, rating, summary, fixed }): ImageVulnerability => {
+        const [id = '', ...aliases] = ids
+        return { id, aliases, ...rating, summary, fixedVersion: fixed, package: told }
+      })
+    })
+    const text = (a: string, b: string) => (a < b ? -1 : a > b ? 1 : 0)
+    return found
+      .sort((a, b) => compareRatings(a, b) || text(a.id, b.id) || text(a.package.purl, b.package.purl))
+      .slice(0, MAX_FINDINGS)
+  }
+
+  #of(one: FoundPackage, releases: readonly string[]): readonly Finding[] {
+    // Distributions know vulnerabilities by source package.
+    const { name, version } = one.source ?? one
+    return keysOf(one.type, name, releases).flatMap((key) =>
+      (this.#byKey.get(key) ?? []).flatMap((affected) => {
+        const hit = hitOf(one.type, affected, version)
+        if (!hit) return []
+        const { id, aliases, covers, summary } = affected.advisory
+        return [{ ids: [id, ...aliases], covers, summary, rating: ratingOf(affected), fixed: hit.fixed }]
+      }),
+    )
+  }
+}
+
+/** One finding for all records of the same vulnerability, its best name first. */
+function mergedOf(one: FoundPackage, findings: readonly Finding[]): readonly Finding[] {
+  const groups = new Map<string, Finding[]>()
+  for (const finding of findings) {
+    const same = new Set(finding.ids.flatMap((id) => (groups.has(id) ? [groups.get(id)] : [])))
+    const group = [...same].flatMap((one) => one ?? [])
+    group.push(finding)
+    for (const { ids } of group) for (const id of ids) groups.set(id, group)
+  }
+  const merged = [...new Set(groups.values())].map((group) => mergedGroup(one, group))
+  const names = new Set(merged.filter(({ covers }) => covers.length === 0).flatMap(({ ids }) => ids))
+  // An announcement of several that are all told by themselves says nothing more.
+  return merged.filter(({ covers }) => covers.length === 0 || !covers.every((id) => names.has(id)))
+}
+
+function mergedGroup(one: FoundPackage, group: readonly Finding[]): Finding {
+  const ids = [...new Set(group.flatMap(({ ids: all }) => all))].sort(
+    (a, b) => rankOf(a) - rankOf(b) || (a < b ? -1 : a > b ? 1 : 0),
+  )
+  const [worst] = group.map(({ rating }) => rating).sort(compareRatings)
+  const score = group.map(({ rating }) => rating.score).sort((a, b) => (b ?? -1) - (a ?? -1))[0] ?? null
+  // What is mended for all of them is mended.
+  const fixed = group
+    .flatMap((finding) => finding.fixed ?? [])
+    .reduce<string | null>(
+      (most, next) => (most === null || (compareVersions(one.type, most, next) ?? 0) < 0 ? next : most),
+      null,
+    )
+  return {
+    ids,
+    covers: group.every(({ covers }) => covers.length > 0) ? group.flatMap(({ covers }) => covers) : [],
+    summary: group.find(({ summary }) => summary !== '')?.summary ?? '',
+    rating: { severity: (worst ?? unrated).severity, score },
+    fixed,
+  }
+}
+
+const rankOf = (id: string): number => {
+  if (id.startsWith('CVE-')) return 0
+  return id.startsWith('GHSA-') ? 1 : 2
+}
