@@ -123,7 +123,6 @@ export async function openFloor(
       architecture: process.arch === 'arm64' ? 'arm64' : 'x64',
       rootfs: join(bundle, 'rootfs'),
       programs: resolve('libs/init/build'),
-      files: {},
       hostname: 'bench',
       ids,
       limits: { ...limited, pids: 256, shmBytes: 64 * 1024 ** 2 },

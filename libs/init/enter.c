@@ -11,6 +11,8 @@
  *   --lower SRC DEST               SRC read-only at DEST, idmapped; DEST becomes the next overlay's lower layer
  *   --overlay TARGET UPPER WORK    overlay of the lowers given so far, topmost first, and starts a new list
  *   --overlay-ro TARGET            the same without an upper
+ *   --volume SRC DEST              SRC at DEST for writing, idmapped
+ *   --file DEST UID GID MODE N     a file system in memory at DEST with one file, `content`: the next N bytes of stdin
  *   --listen PATH                  listening unix socket at PATH, mode 0600, as fd 3 of PROGRAM
  *   --chdir PATH                   enter a directory
  *   --seal                         execute PROGRAM from a sealed copy in memory
@@ -21,6 +23,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
+#include <limits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -48,7 +51,7 @@ enum {
 };
 enum {
   CLONE_TREE = 1, FROM_EMPTY = 4, OPEN_CLOEXEC = 1, SET_FLAG = 0, SET_STRING = 1, CREATE = 6,
-  ATTR_RDONLY = 0x1, ATTR_NODEV = 0x4, ATTR_IDMAP = 0x100000,
+  ATTR_RDONLY = 0x1, ATTR_NOSUID = 0x2, ATTR_NODEV = 0x4, ATTR_IDMAP = 0x100000,
 };
 struct mount_attributes { uint64_t set, clear, propagation, userns_fd; };
 
@@ -135,23 +138,37 @@ static void attach(const char *step, int mount, const char *at) {
   close(mount);
 }
 
-/* A detached copy of one mount, read-only. Set-uid binaries must go on working inside, so no nosuid. */
-static int read_only_clone(const char *step, const char *source) {
+/* A detached copy of one mount. */
+static int clone_of(const char *step, const char *source, uint64_t attributes) {
   int tree = (int)syscall(NR_OPEN_TREE, AT_FDCWD, source, CLONE_TREE | O_CLOEXEC);
   if (tree < 0) fail(step, source);
-  set_attributes(step, tree, source, (struct mount_attributes){.set = ATTR_RDONLY | ATTR_NODEV});
+  set_attributes(step, tree, source, (struct mount_attributes){.set = attributes});
   return tree;
+}
+
+/* Set-uid binaries must go on working inside, so no nosuid. */
+static int read_only_clone(const char *step, const char *source) {
+  return clone_of(step, source, ATTR_RDONLY | ATTR_NODEV);
+}
+
+static void shift_ids(int tree, const char *source) {
+  if (nidmaps == 0) return;
+  if (userns < 0) userns = make_userns();
+  set_attributes("idmap", tree, source, (struct mount_attributes){.set = ATTR_IDMAP, .userns_fd = (uint64_t)userns});
 }
 
 static void mount_lower(const char *source, const char *at) {
   if (nlowers == MAX_LOWERS) misuse("lower: too many", source);
   int tree = read_only_clone("lower", source);
-  if (nidmaps > 0) {
-    if (userns < 0) userns = make_userns();
-    set_attributes("idmap", tree, source, (struct mount_attributes){.set = ATTR_IDMAP, .userns_fd = (uint64_t)userns});
-  }
+  shift_ids(tree, source);
   attach("lower", tree, at);
   lowers[nlowers++] = at;
+}
+
+static void mount_volume(const char *source, const char *at) {
+  int tree = clone_of("volume", source, ATTR_NODEV | ATTR_NOSUID);
+  shift_ids(tree, source);
+  attach("volume", tree, at);
 }
 
 /* The options that Docker and containerd give: layers are shared and read by tar-like tools, so nothing may be
@@ -242,6 +259,39 @@ static void mount_read_only(const char *at) {
   nlowers = 0;
 }
 
+static unsigned long number(const char *text, int base) {
+  char *end;
+  errno = 0;
+  unsigned long value = strtoul(text, &end, base);
+  if (errno != 0 || *text < '0' || *text > '9' || *end || value > UINT32_MAX) misuse("not a number", text);
+  return value;
+}
+
+/* In memory and in this namespace only: it is on no disk, in no directory of the host, and gone with the sandbox. Its
+ * bytes come by stdin, since they may be a secret, and arguments are seen by everybody. Without `noswap` (before Linux 6.4) it may be swapped. */
+static void mount_file(const char *at, char **how) {
+  unsigned long uid = number(how[0], 10), gid = number(how[1], 10), mode = number(how[2], 8), left = number(how[3], 10);
+  char text[64], buffer[4096], path[PATH_MAX];
+  unsigned long flags = MS_NOSUID | MS_NODEV;
+  snprintf(text, sizeof text, "mode=711,nr_inodes=4,size=%lu,noswap", left + 65536);
+  if (mount("berth", at, "tmpfs", flags, text) < 0) {
+    *strrchr(text, ',') = 0;
+    if (errno != EINVAL || mount("berth", at, "tmpfs", flags, text) < 0) fail("file", at);
+  }
+  snprintf(path, sizeof path, "%s/content", at);
+  int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0);
+  if (file < 0 || fchown(file, (uid_t)uid, (gid_t)gid) < 0 || fchmod(file, (mode_t)mode & 0777) < 0) fail("file", path);
+  while (left > 0) {
+    ssize_t n = read(STDIN_FILENO, buffer, left < sizeof buffer ? left : sizeof buffer);
+    if (n == 0) errno = ENODATA;
+    if (n <= 0 || write(file, buffer, (size_t)n) != n) fail("file", path);
+    left -= (unsigned long)n;
+  }
+  explicit_bzero(buffer, sizeof buffer);
+  close(file);
+  if (mount(NULL, at, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, NULL) < 0) fail("file", at);
+}
+
 /* By its name in its own directory: sun_path has room for 107 bytes only. */
 static void listen_at(const char *path) {
   char *dir = strdup(path), *base = strdup(path);
@@ -293,10 +343,10 @@ static void exec_sealed(char **argv) {
 }
 
 static const struct { const char *name; int arguments; } options[] = {
-  {"--umount", 1}, {"--idmap", 1}, {"--lower", 2}, {"--overlay", 3}, {"--overlay-ro", 1}, {"--listen", 1}, {"--chdir", 1},
-  {"--seal", 0},
+  {"--umount", 1}, {"--idmap", 1}, {"--lower", 2}, {"--overlay", 3}, {"--overlay-ro", 1}, {"--volume", 2}, {"--file", 5},
+  {"--listen", 1}, {"--chdir", 1}, {"--seal", 0},
 };
-enum { UMOUNT, IDMAP, LOWER, OVERLAY, OVERLAY_RO, LISTEN, CHDIR, SEAL, OPTIONS };
+enum { UMOUNT, IDMAP, LOWER, OVERLAY, OVERLAY_RO, VOLUME, FILE_IN_MEMORY, LISTEN, CHDIR, SEAL, OPTIONS };
 static bool sealed;
 
 static int option_of(const char *text) {
@@ -314,6 +364,8 @@ static void carry_out(int option, char **a) {
     case LOWER: mount_lower(a[0], a[1]); break;
     case OVERLAY: mount_overlay(a[0], a[1], a[2]); check_writable(a[0]); break;
     case OVERLAY_RO: mount_read_only(a[0]); break;
+    case VOLUME: mount_volume(a[0], a[1]); break;
+    case FILE_IN_MEMORY: mount_file(a[0], a + 1); break;
     case LISTEN: listen_at(a[0]); break;
     case SEAL: sealed = true; break;
     default:

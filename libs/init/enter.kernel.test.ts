@@ -8,6 +8,7 @@ import {
   copyFileSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   rmSync,
   statSync,
@@ -284,6 +285,33 @@ describe('without a container', () => {
     expect([long.status, long.stderr]).toEqual([120, expect.stringContaining('paths longer than this kernel takes')])
   })
 
+  test('a volume is written to by shifted ids, and keeps natural ones', () => {
+    const [volume, at] = [directory('volume', 'kept'), directory('volume', 'at')]
+    const touch = `touch ${at}/new; stat -c %u:%g ${at} ${at}/new`
+    const shifted = ['--idmap', `0:${SHIFT}:${IDS}`, '--volume', volume, at]
+    const user = String(SHIFT)
+    const who = ['setpriv', '--reuid', user, '--regid', user, '--clear-groups', 'sh', '-c', touch]
+    const r = enter('berth-enter', ...shifted, '--', ...who)
+    expect([r.stderr, r.stdout]).toEqual(['', `${SHIFT}:${SHIFT}\n${SHIFT}:${SHIFT}\n`])
+    const { uid, gid } = statSync(join(volume, 'new'))
+    expect([uid, gid]).toEqual([0, 0])
+  })
+
+  test('files in memory hold what came by stdin, for their owner alone, and are nowhere but there', () => {
+    const [one, two] = [directory('files', 'one'), directory('files', 'two')]
+    const options = ['--file', one, '1000', '7', '440', '4', '--file', two, '0', '0', '555', '5']
+    const look = `cat ${one}/content ${two}/content; stat -c ' %u:%g %a' ${one}/content; cat; (: > ${two}/content) 2>&1`
+    const r = spawnSync(join(build, 'berth-enter'), [...options, '--', 'sh', '-c', look], {
+      input: 'hushquiet',
+      encoding: 'utf8',
+      env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' },
+    })
+    expect(r.stdout).toMatch(/^hushquiet 1000:7 440\n.*Read-only file system\n$/)
+    expect(readdirSync(one)).toEqual([])
+    const short = enter('berth-enter', '--file', one, '0', '0', '400', '1', '--', 'true')
+    expect([short.status, short.stderr]).toEqual([120, `berth-enter: file: ${one}/content: No data available\n`])
+  })
+
   const wrong: [string[], string][] = [
     [[], 'usage: berth-enter [option ...] -- PROGRAM ARG ...: Invalid argument'],
     [['--'], 'usage: berth-enter [option ...] -- PROGRAM ARG ...: Invalid argument'],
@@ -298,6 +326,8 @@ describe('without a container', () => {
       ['--idmap', '0:1:9', '--lower', '/proc', '/mnt', '--', 'true'],
       'idmap: /proc: Invalid argument (this kernel or filesystem has no idmapped mounts)',
     ],
+    [['--volume', '/no', '/mnt', '--', 'true'], 'volume: /no: No such file or directory'],
+    [['--file', '/mnt', '0', '-1', '400', 'x', '--', 'true'], 'not a number: -1: Invalid argument'],
     [['--overlay-ro', '/mnt', '--', 'true'], 'overlay: no --lower before: /mnt: Invalid argument'],
     [['--listen', '/no/such/sock', '--', 'true'], 'listen: /no/such/sock: No such file or directory'],
     [['--chdir', '/no', '--', 'true'], 'chdir: /no: No such file or directory'],

@@ -60,6 +60,7 @@ export const problems = {
   context_invalid: { status: 422, title: 'The build context is not what it should be' },
   dockerfile_invalid: { status: 422, title: 'The Dockerfile is not valid' },
   build_failed: { status: 422, title: 'An instruction of the build failed' },
+  build_timed_out: { status: 422, title: 'The build took too long' },
   upgrade_required: { status: 426, title: 'This route is a WebSocket' },
   rate_limited: { status: 429, title: 'Too many requests' },
   internal_error: { status: 500, title: 'Internal error' },

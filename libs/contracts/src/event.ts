@@ -24,6 +24,10 @@ export const eventTypes = [
   'job.failed',
   'job.timed_out',
   'job.canceled',
+  'build.started',
+  'build.succeeded',
+  'build.failed',
+  'build.canceled',
 ] as const
 export const EventType = z.enum(eventTypes)
 export type EventType = z.infer<typeof EventType>
@@ -33,7 +37,7 @@ export const BerthEvent = z.object({
   id: z.string().describe('Position in the log of the tenant: grows by one with every event'),
   type: EventType,
   at: Time,
-  subject: z.string().describe('Id of the sandbox or job'),
+  subject: z.string().describe('Id of the sandbox, job or build'),
   by: z.string().describe('`sandbox`, `agent`, `api`, or the id of the key that asked'),
   data: z.record(z.string(), z.unknown()).describe('Depends on the type; see docs/events.md'),
 })

@@ -11,6 +11,7 @@ import * as session from './session.js'
 import * as tenant from './tenant.js'
 import * as terminal from './terminal.js'
 
+export * from './build.js'
 export * from './build-node.js'
 export * from './command.js'
 export * from './errors.js'

@@ -1,3 +1,4 @@
+export * from './build.js'
 export * from './fairness.js'
 export * from './image.js'
 export * from './lifecycle.js'

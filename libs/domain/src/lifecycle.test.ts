@@ -4,6 +4,8 @@ import { describe, expect, test } from '@jest/globals'
 import {
   type AttemptEvent,
   attemptLifecycle,
+  type BuildEvent,
+  buildLifecycle,
   type JobEvent,
   jobLifecycle,
   type Lifecycle,
@@ -47,6 +49,17 @@ test.each([
   ['lost', '- - - - - -'],
 ] as const)('a %s attempt', (state, row) => {
   const got = attemptEvents.map((event) => attempt(attemptLifecycle, state, event))
+  expect(got.map((to) => (to === 'refused' ? '-' : to)).join(' ')).toBe(row)
+})
+
+const buildEvents: readonly BuildEvent[] = ['succeed', 'fail', 'cancel']
+test.each([
+  ['running', 'succeeded failed canceled'],
+  ['succeeded', '- - -'],
+  ['failed', '- - -'],
+  ['canceled', '- - -'],
+] as const)('a %s build', (state, row) => {
+  const got = buildEvents.map((event) => attempt(buildLifecycle, state, event))
   expect(got.map((to) => (to === 'refused' ? '-' : to)).join(' ')).toBe(row)
 })
 

@@ -1,6 +1,14 @@
 // lifecycle.ts: which state follows which. These tables are the only place that says no to a change of state; SQL
 // elsewhere repeats a state only as the guard of an optimistic update that one of these tables has allowed.
-import { type AttemptState, Failure, type JobState, type SandboxState, sandboxStates } from '@berth/contracts'
+import {
+  type AttemptState,
+  type BuildState,
+  buildStates,
+  Failure,
+  type JobState,
+  type SandboxState,
+  sandboxStates,
+} from '@berth/contracts'
 
 export interface Lifecycle<State extends string, Event extends string> {
   /** The state after `event`. @throws Failure `wrong_state`, naming the states in which the event is allowed */
@@ -85,6 +93,15 @@ export const attemptLifecycle = lifecycle<AttemptState, AttemptEvent>(
     lost: {},
   },
 )
+
+export type BuildEvent = 'succeed' | 'fail' | 'cancel'
+
+export const buildLifecycle = lifecycle<BuildState, BuildEvent>(buildStates, {
+  running: { succeed: 'succeeded', fail: 'failed', cancel: 'canceled' },
+  succeeded: {},
+  failed: {},
+  canceled: {},
+})
 
 /**
  * What may be asked of a sandbox. `signal` is any signal but SIGKILL; `resize` a change of limits, `edit` of anything

@@ -58,7 +58,7 @@ export const feasibleWhenEmpty = (node: NodeSnapshot, job: Placeable, now: Date)
 const part = (used: number, have: number) => (have > 0 ? used / have : 1)
 
 /** How full the fullest of the node's resources is, 0 … 1. */
-const fullness = ({ capacity, used }: NodeSnapshot): number =>
+export const fullness = ({ capacity, used }: NodeSnapshot): number =>
   Math.max(
     part(used.sandboxes, capacity.sandboxes),
     part(used.cpuMillis, capacity.cpuMillis),

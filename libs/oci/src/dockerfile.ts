@@ -1,6 +1,7 @@
 // dockerfile.ts: the text of a Dockerfile → instructions with their lines, as BuildKit's parser does it
 // (moby/buildkit, frontend/dockerfile/parser): directives, comments, continued lines, heredocs, flags, JSON forms.
 // What an instruction means is decided in build-plan.ts and build-stage.ts.
+import { Failure } from '@berth/contracts'
 import { didYouMean, invalidDockerfile, type Place } from './dockerfile-error.js'
 import { Budget, processWord } from './shell-words.js'
 
@@ -249,16 +250,16 @@ export function heredocWord(word: string): { name: string; expand: boolean; chom
   const [, dash, rest = ''] = heredocStart.exec(word) ?? []
   if (dash === undefined) return undefined
   const budget = new Budget()
-  const { words: raw } = processWord(rest, new Map(), { escape: '\\', raw: true, keepUnset: true, budget })
   const { words } = processWord(rest, new Map(), { escape: '\\', keepUnset: true, budget })
   const [name] = words
-  if (raw.length !== 1 || words.length !== 1 || name === undefined) return undefined
-  return { name, expand: raw[0] === name, chomp: dash === '-' }
+  if (name === undefined || words.length > 1) return undefined
+  // Quoted in any part of it is quoted.
+  const quotes = (text: string) => text.replace(/[^'"]/g, '').length
+  return { name, expand: quotes(name) === quotes(rest.replace(/\\./g, '')), chomp: dash === '-' }
 }
 
 function heredocsOf(text: string, source: Lines, at: Place): Heredoc[] {
-  const options = { escape: source.token, raw: true, keepUnset: true, budget: new Budget(), at }
-  return processWord(text, new Map(), options).words.flatMap((word) => {
+  return wordsOf(text).flatMap((word) => {
     const begun = heredocWord(word)
     if (!begun) return []
     const written = source.heredoc(begun.name, begun.chomp)
@@ -266,4 +267,14 @@ function heredocsOf(text: string, source: Lines, at: Place): Heredoc[] {
     const content = begun.chomp ? written.replace(/^\t+/gm, '') : written
     return [{ name: begun.name, expand: begun.expand, content, written }]
   })
+}
+
+/** What is no sentence to us may well be one to the shell: then there is no heredoc in it. */
+function wordsOf(text: string): readonly string[] {
+  try {
+    return processWord(text, new Map(), { escape: '\\', raw: true, keepUnset: true, budget: new Budget() }).words
+  } catch (error) {
+    if (error instanceof Failure) return []
+    throw error
+  }
 }

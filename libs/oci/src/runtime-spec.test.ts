@@ -15,7 +15,6 @@ const input: RuntimeInput = {
   architecture: 'x64',
   rootfs: '/data/attempts/att_b/rootfs',
   programs: '/opt/berth',
-  files: { '/etc/hosts': '/data/attempts/att_b/hosts' },
   hostname: 'job-1',
   ids: { base: 1_065_536, count: 65_536 },
   limits: { memoryBytes: 256 * 1024 ** 2, cpus: 0.5, pids: 64, shmBytes: 65_536 },
@@ -89,7 +88,7 @@ test('memory file systems, outer ones first, with size and mode; they hold no de
     { path: '/a/b', sizeBytes: 4096, mode: 0o700 },
     { path: '/a', sizeBytes: 8192, mode: 0o1777 },
   ]
-  expect(runtimeSpec({ ...input, tmpfs }).mounts.slice(-2)).toEqual([
+  expect(runtimeSpec({ ...input, tmpfs }).mounts.slice(-3, -1)).toEqual([
     { destination: '/a', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'nodev', 'mode=1777', 'size=8192'] },
     { destination: '/a/b', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'nodev', 'mode=0700', 'size=4096'] },
   ])
@@ -139,11 +138,21 @@ test('init keeps what it needs to start processes, whatever they are left with',
   expect(held(['CAP_CHOWN', 'CAP_SYS_PTRACE'])).toEqual([...defaultCapabilities, 'CAP_SYS_PTRACE'])
 })
 
-test('nothing of the host is mounted but init and the given files, and sysfs is read-only', () => {
-  const { mounts } = runtimeSpec(input)
-  expect(mounts.filter((m) => m.type === 'bind').map((m) => [m.source, m.destination])).toEqual([
-    ['/opt/berth', '/dev/.berth'],
-    ['/data/attempts/att_b/hosts', '/etc/hosts'],
+test('nothing of the host is mounted but what was given, and init over it whatever it is; sysfs is read-only', () => {
+  const binds = [
+    { source: '/data/stage/mounts/1', path: '/cache/deep', readOnly: false },
+    { source: '/data/stage/mounts/0', path: '/dev', readOnly: true },
+  ]
+  const { mounts } = runtimeSpec({ ...input, binds })
+  expect(mounts.filter((m) => m.type === 'bind')).toEqual([
+    { source: '/data/stage/mounts/0', destination: '/dev', type: 'bind', options: ['bind', 'ro', 'nosuid', 'nodev'] },
+    {
+      source: '/data/stage/mounts/1',
+      destination: '/cache/deep',
+      type: 'bind',
+      options: ['bind', 'rw', 'nosuid', 'nodev'],
+    },
+    { source: '/opt/berth', destination: '/dev/.berth', type: 'bind', options: ['bind', 'ro', 'nosuid', 'nodev'] },
   ])
   expect(mounts.find((m) => m.destination === '/sys')?.options).toContain('ro')
   expect(mounts.find((m) => m.destination === '/dev/shm')?.options).toContain('size=65536')

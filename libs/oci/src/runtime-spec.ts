@@ -21,6 +21,15 @@ export interface RaisedLimit {
   readonly hard: number
 }
 
+/** Something of the host that a sandbox sees. Never of a tenant's choosing: the host's paths are the agent's own. */
+export interface Bind {
+  /** Absolute, of the host; no part of it may be a link. */
+  readonly source: string
+  /** Absolute, in the sandbox; links on the way there are followed within its root. */
+  readonly path: string
+  readonly readOnly: boolean
+}
+
 /** Everything a sandbox's `config.json` depends on. All paths are the host's and absolute. */
 export interface RuntimeInput {
   /** Group of the sandbox from the root of each hierarchy: `/<parent>/<tenant>/<attempt>`. */
@@ -31,8 +40,8 @@ export interface RuntimeInput {
   readonly rootfs: string
   /** Directory of `init` (berth-init) and `files` (berth-files), static binaries; readable by everybody. */
   readonly programs: string
-  /** Host files bound read-write at these places of the sandbox (`/etc/hosts` and the like), owned by its root. */
-  readonly files: Readonly<Record<string, string>>
+  /** Default: none. */
+  readonly binds?: readonly Bind[]
   readonly hostname: string
   readonly ids: IdRange
   readonly limits: GroupLimitsInput & Pick<Limits, 'shmBytes'>
@@ -157,25 +166,36 @@ const mounts = (input: RuntimeInput): OciMount[] => [
   ...(input.cgroupVersion === 'v2'
     ? [{ destination: '/sys/fs/cgroup', type: 'cgroup', source: 'cgroup', options: [...hardened, 'ro'] }]
     : []),
-  { destination: PROGRAMS_PATH, type: 'bind', source: input.programs, options: ['bind', 'ro', 'nosuid', 'nodev'] },
-  ...Object.entries(input.files).map(([destination, source]) => ({
-    destination,
-    type: 'bind',
-    source,
-    options: ['bind', ...hardened],
-  })),
 ]
 
 /** Set-user-id programs and devices have no business in memory; whether a sandbox may execute what it wrote is its own. */
-const tmpfsMounts = (input: RuntimeInput): OciMount[] =>
-  [...(input.tmpfs ?? [])]
-    .sort((a, b) => a.path.split('/').length - b.path.split('/').length)
-    .map(({ path, sizeBytes, mode }) => ({
-      destination: path,
-      type: 'tmpfs',
-      source: 'tmpfs',
-      options: ['nosuid', 'nodev', `mode=${mode.toString(8).padStart(4, '0')}`, `size=${sizeBytes}`],
-    }))
+const tmpfsMount = ({ path, sizeBytes, mode }: SandboxSpec['tmpfs'][number]): OciMount => ({
+  destination: path,
+  type: 'tmpfs',
+  source: 'tmpfs',
+  options: ['nosuid', 'nodev', `mode=${mode.toString(8).padStart(4, '0')}`, `size=${sizeBytes}`],
+})
+
+const bindMount = ({ path, source, readOnly }: Bind): OciMount => ({
+  destination: path,
+  type: 'bind',
+  source,
+  options: ['bind', readOnly ? 'ro' : 'rw', 'nosuid', 'nodev'],
+})
+
+/** Those above before those below. */
+const askedMounts = ({ tmpfs = [], binds = [] }: RuntimeInput): OciMount[] =>
+  [...tmpfs.map(tmpfsMount), ...binds.map(bindMount)].sort(
+    (a, b) => a.destination.split('/').length - b.destination.split('/').length,
+  )
+
+/** The last one: whatever was asked for, and wherever links have led it, what PID 1 is executed from is ours. */
+const programsMount = ({ programs }: RuntimeInput): OciMount => ({
+  destination: PROGRAMS_PATH,
+  type: 'bind',
+  source: programs,
+  options: ['bind', 'ro', 'nosuid', 'nodev'],
+})
 
 function resources(input: RuntimeInput) {
   const limits = groupLimits(input.limits)
@@ -232,7 +252,7 @@ export function runtimeSpec(input: RuntimeInput): RuntimeSpec {
       capabilities: initCapabilities(input),
       rlimits: initLimits(input),
     },
-    mounts: [...mounts(input), ...tmpfsMounts(input)],
+    mounts: [...mounts(input), ...askedMounts(input), programsMount(input)],
     linux: {
       cgroupsPath: input.cgroupPath,
       namespaces: ['pid', 'mount', 'network', 'ipc', 'uts', 'cgroup', 'user'].map((type) => ({ type })),

@@ -1,6 +1,7 @@
 // shell-words.ts: quotes, escapes and variables in the words of a Dockerfile, as moby's shell.Lex takes them
 // (moby/buildkit, frontend/dockerfile/shell/lex.go): like sh, but for what is said at each place.
 import { invalidDockerfile, type Place } from './dockerfile-error.js'
+import { type Glob, type GlobPart, matchEnd } from './glob.js'
 
 /** What substitution may cost in all: a few lines can ask for more than any memory holds. */
 export class Budget {
@@ -296,7 +297,7 @@ class Lexer {
 
   /** `*` and `?` are wild; a backslash takes that from them, and is needed before `}` and `/`. */
   private glob(pattern: string): Glob {
-    const glob: (string | typeof star | typeof one)[] = []
+    const glob: GlobPart[] = []
     const characters = [...pattern]
     for (let i = 0; i < characters.length; i++) {
       const c = characters[i] ?? ''
@@ -312,35 +313,11 @@ class Lexer {
     return glob
   }
 
-  /** Where the longest or shortest match from a place ends. All ways are gone at once, so that none is gone twice. */
   private match(glob: Glob, text: readonly string[], from: number, longest: boolean): number | undefined {
-    let states = reach(glob, new Set([0]))
-    let found: number | undefined
-    for (let i = from; ; i++) {
-      if (states.has(glob.length)) {
-        found = i
-        if (!longest) return found
-      }
-      const c = text[i]
-      if (c === undefined || states.size === 0) return found
-      this.options.budget.compared(states.size, this.options.at)
-      const next = new Set<number>()
-      for (const state of states) {
-        const wanted = glob[state]
-        if (wanted === star && c !== '\n') next.add(state)
-        else if (wanted === c || (wanted === one && c !== '\n')) next.add(state + 1)
-      }
-      states = reach(glob, next)
-    }
+    return matchEnd(glob, text, from, longest, (steps) => this.options.budget.compared(steps, this.options.at))
   }
 }
 
-const star = Symbol('any number of characters')
-const one = Symbol('one character')
-type Glob = readonly (string | typeof star | typeof one)[]
-
-/** The states that are reached without a character more: a star may stand for none. */
-function reach(glob: Glob, states: Set<number>): Set<number> {
-  for (const state of states) if (glob[state] === star) states.add(state + 1)
-  return states
-}
+const notNewline = (character: string) => character !== '\n'
+const star: GlobPart = { kind: 'many', wild: notNewline }
+const one: GlobPart = { kind: 'one', wild: notNewline }

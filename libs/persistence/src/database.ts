@@ -1,6 +1,7 @@
 // database.ts: the repositories over one store.
 import { openAdmission } from './admission.js'
 import { openBatches } from './batches.js'
+import { openBuilds } from './builds.js'
 import { openEvents } from './events.js'
 import { openIdempotency } from './idempotency.js'
 import { openImages } from './images.js'
@@ -31,6 +32,7 @@ export function openDatabase(options: StoreOptions): Database {
     events: openEvents(store),
     admission: openAdmission(store),
     images: openImages(store),
+    builds: openBuilds(store),
     usage: openUsage(store),
     idempotency: openIdempotency(store),
     exclusively: (name, work) => store.exclusively(name, work),

@@ -191,24 +191,48 @@ async function insert(session: Session, { owner, images, by }: NewImages, now: D
 /** What text in JSON a database cannot hold (PostgreSQL, appendix A): NUL, half of a surrogate pair. */
 const badText = new Set(['22P02', '22P05', '22021'])
 
-async function add(store: Store, asked: NewImages): Promise<readonly ImageRecord[]> {
+/**
+ * Makes images the owner's within a transaction that begins with something else.
+ * @param first what is done before; where it gives nothing, nothing is added
+ * @throws as `Images.add`
+ */
+export async function addWithin<T>(
+  store: Store,
+  asked: NewImages,
+  now: Date,
+  first: (session: Session) => Promise<T | undefined>,
+): Promise<T | undefined> {
   const { owner, images, nodeId } = asked
-  const digests = [...new Set(images.map(({ image }) => image.digest))]
   try {
-    await store.transaction(async (session) => {
+    return await store.transaction(async (session) => {
+      const begun = await first(session)
+      if (begun === undefined) return undefined
       const { limit, used } = await lockOwner(session, owner)
-      const now = store.clock.now()
+      const digests = [...new Set(images.map(({ image }) => image.digest))]
       await session.rows(noteHolder, [nodeId, digests, now, new Date(now.getTime() - NOTE_MS)])
       await insert(session, asked, now)
       const bytes = await recount(session, owner)
       // What one has may exceed a quota that was lowered; only more of it is refused.
       if (bytes > limit && bytes > used) throw new QuotaExceeded('imageBytes', limit, used, bytes - used)
+      return begun
     })
   } catch (error) {
     if (!badText.has(sqlState(error) ?? '')) throw error
     throw new Failure('image_invalid', 'a label or another text of the image is no well-formed Unicode')
   }
-  return (await list(store, { owner, base: [] }, { digests }, { limit: digests.length })).items
+}
+
+/** An owner's images by digest. */
+export const listed = async (
+  store: Store,
+  owner: ImageOwner,
+  digests: readonly string[],
+): Promise<readonly ImageRecord[]> =>
+  (await list(store, { owner, base: [] }, { digests }, { limit: digests.length })).items
+
+async function add(store: Store, asked: NewImages): Promise<readonly ImageRecord[]> {
+  await addWithin(store, asked, store.clock.now(), async () => true)
+  return listed(store, asked.owner, [...new Set(asked.images.map(({ image }) => image.digest))])
 }
 
 const readUse: Statement = {

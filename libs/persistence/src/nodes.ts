@@ -10,6 +10,7 @@ import {
   type TenantId,
 } from '@berth/contracts'
 import { compareStanding, otherLimits, toMillis, type WantedAttempt } from '@berth/domain'
+import { loseBuildsOf } from './build-ending.js'
 import { endAttempt } from './ending.js'
 import { NOTE_MS, orphanedImages } from './images.js'
 import { acknowledge, lostEnd } from './overdue.js'
@@ -133,7 +134,7 @@ async function remove(store: Store, id: NodeId): ReturnType<Nodes['delete']> {
   if (!known) throw nodeNotFound(id)
   const sandboxes = await loseSandboxesOf(store, id)
   const jobs: JobChange[] = []
-  // Ends: nothing is placed on the node any more, so each round leaves fewer attempts.
+  // Ends: nothing is placed on the node any more, so each round leaves fewer attempts and builds.
   for (;;) {
     const rows = await store.rows<{ id: AttemptId }>(currentAttempts, [id])
     for (const row of rows) {
@@ -141,8 +142,9 @@ async function remove(store: Store, id: NodeId): ReturnType<Nodes['delete']> {
       const change = await endAttempt(store, row.id, end, () => true)
       if (change) jobs.push(change)
     }
+    const builds = await loseBuildsOf(store, id)
     const [gone] = await store.rows<{ id: NodeId }>(deleteUnused, [id])
-    if (gone || rows.length === 0) return { jobs, sandboxes }
+    if (gone || rows.length + builds === 0) return { jobs, sandboxes }
   }
 }
 

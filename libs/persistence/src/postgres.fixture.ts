@@ -221,6 +221,8 @@ export const bookkeepingErrors = (url: string) =>
            r * disk_bytes AS disk
          FROM jobs j, LATERAL (SELECT (j.state IN ('placed', 'running'))::integer AS r) running
          WHERE j.tenant_id = u.tenant_id AND j.finished_at IS NULL
+         UNION ALL SELECT 1, 1, 0, cpu_millis, memory_bytes, disk_bytes
+         FROM builds c WHERE c.tenant_id = u.tenant_id AND c.state = 'running'
          UNION ALL SELECT 0, 0, 1, r * cpu_millis, r * memory_bytes, disk_bytes
          FROM sandboxes b, LATERAL (SELECT b.holds::integer AS r) held
          WHERE b.tenant_id = u.tenant_id AND b.deleted_at IS NULL) have) s
@@ -233,6 +235,8 @@ export const bookkeepingErrors = (url: string) =>
        FROM (
          SELECT 1 AS runs, j.cpu_millis AS cpu, j.memory_bytes AS memory, j.disk_bytes AS disk
          FROM attempts a JOIN jobs j ON j.id = a.job_id WHERE a.node_id = n.id AND a.finished_at IS NULL
+         UNION ALL SELECT parallel, cpu_millis, memory_bytes, disk_bytes
+         FROM builds c WHERE c.node_id = n.id AND c.state = 'running'
          UNION ALL SELECT r, r * cpu_millis, r * memory_bytes, disk_bytes
          FROM sandboxes b, LATERAL (SELECT b.holds::integer AS r) held
          WHERE b.node_id = n.id AND b.phase <> 'removed') have) s

@@ -53,9 +53,11 @@ import type {
   Usage,
 } from '@berth/contracts'
 import type { ImageWanted, SandboxRequest } from '@berth/domain'
+import type { Builds } from './build-repository.js'
 import type { Images } from './image-repository.js'
 import type { PageOf, PageRequest } from './page.js'
 
+export type * from './build-repository.js'
 export type * from './image-repository.js'
 export type { PageOf, PageRequest } from './page.js'
 
@@ -170,7 +172,7 @@ export interface Nodes {
   update(id: NodeId, change: { readonly state: 'ready' | 'draining' }): Promise<Node>
   /** @throws node_not_found */
   rotateToken(id: NodeId, tokenHash: Uint8Array): Promise<Node>
-  /** Its attempts are lost, and retried by their policy; its sandboxes are lost. @throws node_not_found */
+  /** Its attempts are lost, and retried by their policy; its sandboxes are lost, its builds end. @throws node_not_found */
   delete(id: NodeId): Promise<{ readonly jobs: readonly JobChange[]; readonly sandboxes: readonly SandboxChange[] }>
   /** @throws node_not_found */
   join(id: NodeId, body: JoinBody): Promise<Standing>
@@ -506,6 +508,7 @@ export interface Database {
   readonly events: Events
   readonly admission: Admission
   readonly images: Images
+  readonly builds: Builds
   readonly usage: UsageTotals
   readonly idempotency: Idempotency
   /** Runs `work` unless another replica is running work of the same name; then undefined. */

@@ -18,6 +18,8 @@ export interface ContainerStart {
   readonly bundle: string
   /** berth-enter's options that mount the root file system and open the socket as fd 3. */
   readonly enter: readonly string[]
+  /** What berth-enter's options read from its input. */
+  readonly stdin?: Uint8Array
   /** Aborting kills the runtime; something of the container may be left then. */
   readonly signal: AbortSignal
 }
@@ -112,9 +114,13 @@ class ArgvRuntime implements OciRuntime {
     return this.#argv([], args)
   }
 
-  async start({ id, bundle, enter, signal }: ContainerStart): Promise<void> {
+  async start({ id, bundle, enter, stdin, signal }: ContainerStart): Promise<void> {
     const argv = this.#argv(enter, ['run', '--detach', '--preserve-fds=1', '--bundle', bundle, id])
-    const result = await run(argv, { timeoutMs: START_TIMEOUT_MS, signal })
+    const result = await run(argv, {
+      timeoutMs: START_TIMEOUT_MS,
+      signal,
+      ...(stdin === undefined ? {} : { stdin }),
+    })
     if (result.exitCode === READ_ONLY) throw new RootReadOnly(id, new Error(result.stderr.trim()))
     expectSuccess(result)
   }

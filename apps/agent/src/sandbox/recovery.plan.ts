@@ -1,7 +1,7 @@
 // recovery.plan.ts: what becomes of each attempt, and of each thing found on the node, when the agent starts. Pure.
 // Everything that a sandbox holds is named by its attempt, so leftovers are a difference of sets.
 
-import type { AttemptId, SandboxId } from '@berth/contracts'
+import type { AttemptId } from '@berth/contracts'
 
 /** What is known of one attempt: from its directory, and from asking its berth-init. */
 export interface AttemptFacts {
@@ -42,9 +42,9 @@ export interface Holdings {
   readonly groups: readonly { readonly tenant: string; readonly name: string }[]
 }
 
-/** What of `found` belongs to nothing that has a directory. */
-export function orphans(found: Holdings, ids: readonly (AttemptId | SandboxId)[]): Holdings {
-  const known = new Set<string>(ids)
+/** What of `found` carries no name that is known: builds end with their agent, so all of theirs is among it. */
+export function orphans(found: Holdings, ids: readonly string[]): Holdings {
+  const known = new Set(ids)
   const unknown = (name: string) => !known.has(name)
   return {
     containers: found.containers.filter(unknown),

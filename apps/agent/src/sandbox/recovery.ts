@@ -3,7 +3,7 @@
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
-import { Fault, ignore, type SandboxId } from '@berth/contracts'
+import { Fault, ignore } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
 import type { AttemptRecord, Cancel, Journal } from '../journal.js'
 import { answers } from './container-run.js'
@@ -21,6 +21,8 @@ export interface RecoveryOptions {
   readonly supervisor: Supervisor
   readonly records: ResidentRecords
   readonly residents: Residents
+  /** Layers of the pool that are neither an attempt's nor a sandbox's, and stay: cache that builds mount. */
+  readonly kept?: readonly string[]
   readonly log: Logger
 }
 
@@ -35,7 +37,7 @@ export async function recover(options: RecoveryOptions): Promise<void> {
   await endStarters(shop.runtime.stateDirectory)
   const [attempts, sandboxes] = [await journal.load(), await options.records.load()]
   const known = [...attempts, ...sandboxes.filter(({ accepted }) => accepted !== undefined)].map(({ id }) => id)
-  await removeOrphans(shop, orphans(await holdings(shop), known))
+  await removeOrphans(shop, orphans(await holdings(shop), [...known, ...(options.kept ?? [])]))
   for (const record of attempts) {
     const fate = fateOf(await factsOf(record, journal))
     log.info({ attempt: record.id, fate }, 'recovery.attempt')
@@ -60,12 +62,12 @@ async function enter({ shop, records, residents }: RecoveryOptions, record: Resi
 /**
  * Ends everything and removes every trace of it but records and output: `agent --clean`. What ran is lost, which the next
  * agent reports.
- * @param kept sandboxes that stay: their files are left as they are
+ * @param kept layers of the pool that are left as they are, by the names of the sandboxes that stay, and cache of builds
  */
-export async function clean(shop: Workshop, kept: readonly SandboxId[] = []): Promise<void> {
+export async function clean(shop: Workshop, kept: readonly string[] = []): Promise<void> {
   await endStarters(shop.runtime.stateDirectory)
   const found = await holdings(shop)
-  const files = new Set<string>(kept)
+  const files = new Set(kept)
   await removeOrphans(shop, { ...found, layers: found.layers.filter((layer) => !files.has(layer)) })
   await shop.cgroups.kill(shop.cgroupParent)
   await shop.cgroups.remove(shop.cgroupParent)

@@ -15,8 +15,8 @@ export interface Stage {
   readonly directory: string
   /** Directory of `init` and `files`, which is all that there is in it: sandboxes see it. */
   readonly programs: string
-  /** Makes mount points for an image of so many layers. */
-  prepare(layers: readonly string[]): Promise<void>
+  /** Makes mount points for so many layers at once, and so many other things that are attached. */
+  prepare(layers: number, attachments: number): Promise<void>
 }
 
 /** As they were built → as sandboxes see them. */
@@ -36,14 +36,17 @@ export function openStage(dataDirectory: string, built: string): Stage {
   mkdirSync(seen, { recursive: true })
   chmodSync(seen, 0o755)
   for (const [name, as] of Object.entries(programs)) place(join(built, name), join(directory, 'new'), join(seen, as))
-  let prepared = -1
+  let prepared = { layers: -1, attachments: 0 }
   return {
     directory,
     programs: seen,
-    async prepare(layers) {
-      if (layers.length <= prepared) return
-      await prepareTargets({ layers, directory })
-      prepared = layers.length
+    async prepare(layers, attachments) {
+      if (layers <= prepared.layers && attachments <= prepared.attachments) return
+      await prepareTargets(directory, layers, attachments)
+      prepared = {
+        layers: Math.max(layers, prepared.layers),
+        attachments: Math.max(attachments, prepared.attachments),
+      }
     },
   }
 }

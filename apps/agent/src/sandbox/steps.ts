@@ -1,4 +1,4 @@
-// steps.ts: what a sandbox is made of, a job's or one that stays, in the order in which it is made. What a step acquires
+// steps.ts: what a sandbox is made of, a job's, one that stays, or that of a command of a build, in the order in which it is made. What a step acquires
 // is named by the sandbox alone, so its release needs nothing that was remembered: it is idempotent, bears that the step was never taken or
 // broke off in the middle, and is run in reverse order at the end, after a failure, and after a crash.
 
@@ -8,7 +8,16 @@ import type { AttemptId, IdRange, SandboxId, TenantId } from '@berth/contracts'
 import { type Cgroups, removeTree } from '@berth/host'
 import { type Architecture, runtimeSpec, seccomp } from '@berth/oci'
 import type { Logger } from '@berth/telemetry'
-import { enterOptions, prepareWritable, rootfsTarget } from '../rootfs/overlay.js'
+import {
+  type Attachment,
+  attachedBinds,
+  attachedInput,
+  attachOptions,
+  enterOptions,
+  prepareScratch,
+  prepareWritable,
+  rootfsTarget,
+} from '../rootfs/overlay.js'
 import { type OciRuntime, RootReadOnly } from '../runtime/oci-runtime.js'
 import type { ReadyMadeSeccomp } from '../runtime/seccomp.js'
 import type { Pool } from '../storage/pool.js'
@@ -37,9 +46,13 @@ export interface Workshop {
   readonly abilities: Abilities
 }
 
+/** A command of a build: the build, and a number in it. */
+export type BuildCommandId = string & { readonly [buildCommand]: true }
+declare const buildCommand: unique symbol
+
 /** Enough to release everything. */
 export interface Named {
-  readonly id: AttemptId | SandboxId
+  readonly id: AttemptId | SandboxId | BuildCommandId
   readonly tenantId: TenantId
   readonly paths: { readonly bundle: string; readonly socket: string }
 }
@@ -50,6 +63,8 @@ export interface Wanted extends Named {
   readonly shape: Shape
   readonly image: SandboxImage
   readonly hostname: string
+  /** What it sees besides its image. Default: nothing. */
+  readonly attachments?: readonly Attachment[]
   readonly signal: AbortSignal
 }
 
@@ -65,9 +80,10 @@ export const sandboxGroup = (shop: Pick<Workshop, 'tenants'>, { tenantId, id }: 
 /** The writable layer with its hard limit. */
 const layer: Step = {
   name: 'layer',
-  async acquire(shop, { id, ids, shape, image, hostname }) {
+  async acquire(shop, { id, ids, shape, image, hostname, attachments = [] }) {
     const path = await shop.pool.create(id, shape.diskBytes)
     prepareWritable(path, ids)
+    prepareScratch(attachments, path, ids)
     placeHostFiles(join(path, 'upper'), image.layers, ids.base, hostname)
   },
   release: (shop, { id }) => shop.pool.remove(id),
@@ -77,7 +93,7 @@ const layer: Step = {
 const bundle: Step = {
   name: 'bundle',
   async acquire(shop, wanted) {
-    const { paths, ids, hostname, shape } = wanted
+    const { paths, ids, hostname, shape, attachments = [] } = wanted
     const { diskBytes: _, seccompProfile, ...confines } = shape
     const { ioWeight: __, ...limits } = confines.limits
     const ready = shop.seccomp[seccompProfile]
@@ -89,7 +105,7 @@ const bundle: Step = {
       architecture: shop.architecture,
       rootfs: rootfsTarget(shop.stage.directory),
       programs: shop.stage.programs,
-      files: {},
+      binds: attachedBinds(attachments, shop.stage.directory),
       hostname,
       ids,
       seccomp: seccomp(seccompProfile, shop.architecture),
@@ -113,11 +129,15 @@ const cgroup: Step = {
 /** The container with berth-init running and nothing else. */
 const container: Step = {
   name: 'container',
-  async acquire(shop, { id, tenantId, ids, paths, image, shape, signal }) {
+  async acquire(shop, { id, tenantId, ids, paths, image, shape, attachments = [], signal }) {
     const { directory } = shop.stage
-    await shop.stage.prepare(image.layers)
-    const mounts = enterOptions({ layers: image.layers, writable: shop.pool.path(id), directory, ids })
-    const start = { id, bundle: paths.bundle, enter: [...mounts, '--listen', paths.socket], signal }
+    const layers = [image.layers, ...attachments.map((one) => (one.kind === 'layers' ? one.layers : []))]
+    await shop.stage.prepare(Math.max(...layers.map(({ length }) => length)), attachments.length)
+    const rootfs = { layers: image.layers, writable: shop.pool.path(id), directory, ids }
+    const mounts = [...enterOptions(rootfs), ...attachOptions(attachments, rootfs)]
+    const stdin = attachedInput(attachments)
+    const enter = [...mounts, '--listen', paths.socket]
+    const start = { id, bundle: paths.bundle, enter, ...(stdin === undefined ? {} : { stdin }), signal }
     await shop.runtime.start(start).catch((error: unknown) => {
       if (!(error instanceof RootReadOnly)) throw error
       return withRoom(shop, id, shape.diskBytes, () => shop.runtime.start(start))

@@ -1,0 +1,78 @@
+// build.ts: what a build holds while it goes on, and where it goes. A build does not wait: it finds room at once or is
+// refused. Its cache is on the node that did the last one, which is worth more than anything that placement weighs
+// otherwise; after that more commands at the same time are, and images of the tenant that need not be brought.
+import type { BuildLimits, NodeId, Quota, TenantId } from '@berth/contracts'
+import { feasible, fullness, type NodeSnapshot } from './placement.js'
+import { type Cost, fits, fitsQueue, type Shortage, type TenantUse, toMillis } from './quota.js'
+
+/** A node as placement sees it; `images` are those of the tenant that it has. */
+export interface BuildNode extends NodeSnapshot {
+  /** Whether it did the tenant's last build. */
+  readonly last: boolean
+}
+
+export interface WantedBuild {
+  readonly tenantId: TenantId
+  /** Of each command. */
+  readonly limits: BuildLimits
+  /** Most commands at the same time, at least 1. */
+  readonly parallel: number
+}
+
+export interface BuildPlace {
+  readonly nodeId: NodeId
+  readonly parallel: number
+  readonly cost: Cost
+}
+
+/** What a build holds of quota and node: so many commands, and disk for the context besides. */
+export const buildCost = ({ cpus, memoryBytes, diskBytes }: BuildLimits, parallel: number): Cost => ({
+  cpuMillis: toMillis(cpus) * parallel,
+  memoryBytes: memoryBytes * parallel,
+  diskBytes: diskBytes * (parallel + 1),
+})
+
+/** Each command is a container of the node, as a job is. */
+const roomFor = (node: BuildNode, { tenantId }: WantedBuild, { parallel, cost }: BuildPlace, now: Date): boolean => {
+  const used = { ...node.used, sandboxes: node.used.sandboxes + parallel - 1 }
+  return feasible({ ...node, used }, { tenantId, image: '', cost }, now)
+}
+
+/**
+ * Where a build goes, with as many commands at the same time as quota and node allow.
+ * @returns the quota that even one at a time is too much for, or `no_room`
+ */
+export function placeBuild(
+  nodes: readonly BuildNode[],
+  quota: Quota,
+  use: TenantUse,
+  wanted: WantedBuild,
+  now: Date,
+): BuildPlace | Shortage | 'no_room' {
+  const shortage = fitsQueue(quota, use, 1) ?? fits(quota, use, buildCost(wanted.limits, 1))
+  if (shortage) return shortage
+  const places = nodes.flatMap((node) =>
+    Array.from({ length: wanted.parallel }, (_, i) => {
+      const parallel = i + 1
+      return { node, place: { nodeId: node.id, parallel, cost: buildCost(wanted.limits, parallel) } }
+    }).filter(({ place }) => !fits(quota, use, place.cost) && roomFor(node, wanted, place, now)),
+  )
+  return places.sort((a, b) => compare(a, b, wanted))[0]?.place ?? 'no_room'
+}
+
+interface Candidate {
+  readonly node: BuildNode
+  readonly place: BuildPlace
+}
+
+/** Negative when `a` is the better place. Ids break ties, so that equal input gives an equal choice. */
+function compare(a: Candidate, b: Candidate, { tenantId }: WantedBuild): number {
+  return (
+    Number(b.node.last) - Number(a.node.last) ||
+    b.place.parallel - a.place.parallel ||
+    b.node.images.size - a.node.images.size ||
+    (a.node.tenants.get(tenantId) ?? 0) - (b.node.tenants.get(tenantId) ?? 0) ||
+    fullness(b.node) - fullness(a.node) ||
+    (a.node.id < b.node.id ? -1 : 1)
+  )
+}
