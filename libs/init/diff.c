@@ -13,7 +13,8 @@
  *
  * Descriptors are held for the directories on the way down, so there is an end to how far down it looks. */
 #define _GNU_SOURCE
-#include <dirent.h>
+#include "files.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
@@ -30,57 +31,13 @@ enum { FAILED = 1, MISUSED = 2 };
 enum { MAX_DEPTH = 1000 };
 enum { MEMORY_BYTES = 1 << 30 };   /* the names of the largest directory have to fit */
 
-static _Noreturn void fail(const char *what) {
-  fprintf(stderr, "%s: %s\n", what, strerror(errno));
+_Noreturn void fail(const char *word, long long number, const char *path, const char *text) {
+  (void)word;
+  fprintf(stderr, "%s: %s\n", path, number ? strerror((int)number) : text);
   exit(FAILED);
 }
 
-static void *grown(void *block, size_t *room, size_t wanted, size_t size) {
-  if (wanted <= *room) return block;
-  size_t more = *room * 2 > wanted ? *room * 2 : wanted;
-  void *next = realloc(block, more * size);
-  if (!next) fail("names of a directory");
-  *room = more;
-  return next;
-}
-
-/* ---- names of a directory, sorted ---- */
-
-struct names { char **list; size_t count, room; };
-
-static void add_name(struct names *names, const char *name) {
-  names->list = grown(names->list, &names->room, names->count + 1, sizeof *names->list);
-  if (!(names->list[names->count++] = strdup(name))) fail("names of a directory");
-}
-
-static void read_names(int dir, struct names *names) {
-  int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0 && errno == ENOENT) return;   /* removed since it was opened */
-  DIR *d = fd < 0 ? NULL : fdopendir(fd);
-  if (!d) fail("read a directory");
-  struct dirent *e;
-  while (errno = 0, (e = readdir(d)))
-    if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) add_name(names, e->d_name);
-  if (errno && errno != ENOENT) fail("read a directory");
-  closedir(d);
-}
-
-static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
-
-/* Sorts, and drops what is there twice. */
-static void settle(struct names *names) {
-  size_t kept = 0;
-  if (names->count > 1) qsort(names->list, names->count, sizeof *names->list, by_name);
-  for (size_t i = 0; i < names->count; i++)
-    if (kept > 0 && strcmp(names->list[kept - 1], names->list[i]) == 0) free(names->list[i]);
-    else names->list[kept++] = names->list[i];
-  names->count = kept;
-}
-
-static void free_names(struct names *names) {
-  for (size_t i = 0; i < names->count; i++) free(names->list[i]);
-  free(names->list);
-}
+_Noreturn void fail_errno(const char *what) { fail("path", errno, what, ""); }
 
 /* ---- the path, and what is told of it ---- */
 
@@ -137,7 +94,7 @@ static bool find(const struct stack *layers, const char *name, struct stat *st, 
     struct stat one;
     if (fstatat(layers->fds[i], name, &one, AT_SYMLINK_NOFOLLOW) < 0) {
       if (errno == ENOENT) continue;
-      fail(name);
+      fail_errno(name);
     }
     if (is_whiteout(&one)) break;
     if (!S_ISDIR(one.st_mode)) {
@@ -148,7 +105,7 @@ static bool find(const struct stack *layers, const char *name, struct stat *st, 
     found = true;
     if (!below) return true;
     int fd = open_directory(layers->fds[i], name);
-    if (fd < 0) fail(name);
+    if (fd < 0) fail_errno(name);
     below->fds[below->count++] = fd;
     if (is_opaque(fd)) break;
   }
@@ -157,7 +114,7 @@ static bool find(const struct stack *layers, const char *name, struct stat *st, 
 
 static struct stack room_for(const struct stack *layers) {
   struct stack below = {calloc(layers->count + 1, sizeof *below.fds), 0};
-  if (!below.fds) fail("layers");
+  if (!below.fds) fail_errno("layers");
   return below;
 }
 
@@ -200,7 +157,7 @@ static void enter(int upper, const char *name, const struct stat *st, const stru
     walk(fd, &below, merged && (opaque || is_opaque(fd)));
     depth--;
     close(fd);
-  } else if (depth < MAX_DEPTH && errno != ENOENT && errno != ENOTDIR && errno != ELOOP) fail(name);
+  } else if (depth < MAX_DEPTH && errno != ENOENT && errno != ENOTDIR && errno != ELOOP) fail_errno(name);
   close_stack(&below);
 }
 
@@ -208,7 +165,7 @@ static void visit(int upper, const char *name, const struct stack *layers, bool 
   struct stat st, lower;
   if (fstatat(upper, name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
     /* Not in the upper directory: of the image, and hidden by an opaque one; or gone since its name was read. */
-    if (errno != ENOENT && errno != ENOTDIR) fail(name);
+    if (errno != ENOENT && errno != ENOTDIR) fail_errno(name);
     if (opaque && find(layers, name, &lower, NULL)) tell_path('D');
   } else if (is_whiteout(&st)) {
     if (find(layers, name, &lower, NULL)) tell_path('D');
@@ -218,10 +175,10 @@ static void visit(int upper, const char *name, const struct stack *layers, bool 
 
 static void walk(int upper, const struct stack *layers, bool opaque) {
   struct names names = {NULL, 0, 0};
-  read_names(upper, &names);
+  read_names(upper, &names, "read a directory");
   if (opaque)
-    for (size_t i = 0; i < layers->count; i++) read_names(layers->fds[i], &names);
-  settle(&names);
+    for (size_t i = 0; i < layers->count; i++) read_names(layers->fds[i], &names, "read a directory");
+  settle_names(&names);
   for (size_t i = 0; i < names.count; i++) {
     size_t before = push(names.list[i]);
     if (!is_skipped()) visit(upper, names.list[i], layers, opaque);
@@ -238,11 +195,11 @@ static _Noreturn void misuse(void) {
 static void set_limits(void) {
   struct rlimit files;
   const struct rlimit memory = {MEMORY_BYTES, MEMORY_BYTES};
-  if (getrlimit(RLIMIT_NOFILE, &files) < 0) fail("limits");
+  if (getrlimit(RLIMIT_NOFILE, &files) < 0) fail_errno("limits");
   files.rlim_cur = files.rlim_max;
-  if (setrlimit(RLIMIT_NOFILE, &files) < 0) fail("limits");
+  if (setrlimit(RLIMIT_NOFILE, &files) < 0) fail_errno("limits");
 #ifndef __SANITIZE_ADDRESS__
-  if (setrlimit(RLIMIT_AS, &memory) < 0) fail("limits");
+  if (setrlimit(RLIMIT_AS, &memory) < 0) fail_errno("limits");
 #else
   (void)memory;
 #endif
@@ -255,13 +212,13 @@ int main(int argc, char **argv) {
   if (end == argv[1] || *end) misuse();
   struct stack layers = {calloc((size_t)argc, sizeof *layers.fds), 0};
   skipped = calloc((size_t)argc, sizeof *skipped);
-  if (!layers.fds || !skipped) fail("start");
+  if (!layers.fds || !skipped) fail_errno("start");
   set_limits();
   int upper = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (upper < 0) fail(argv[2]);
+  if (upper < 0) fail_errno(argv[2]);
   for (int i = 3; i < argc; i++)
     if (strcmp(argv[i], "--skip") == 0 && i + 1 < argc) skipped[skipped_count++] = argv[++i];
-    else if ((layers.fds[layers.count++] = open(argv[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) fail(argv[i]);
+    else if ((layers.fds[layers.count++] = open(argv[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) fail_errno(argv[i]);
   walk(upper, &layers, false);
   if (fflush(stdout) == EOF) return FAILED;
   return 0;

@@ -56,23 +56,7 @@ static void on_signal(int signo) {
   _exit(128 + signo);
 }
 
-/* ---- input and output ---- */
-
-static char out[CHUNK];
-static size_t out_bytes;
-
-void flush(void) {
-  if (!give(1, out, out_bytes)) fail_errno("stdout");
-  out_bytes = 0;
-}
-
-void put(const void *bytes, size_t n) {
-  if (n > sizeof out - out_bytes) flush();
-  if (n > sizeof out && !give(1, bytes, n)) fail_errno("stdout");
-  if (n > sizeof out) return;
-  memcpy(out + out_bytes, bytes, n);
-  out_bytes += n;
-}
+/* ---- records ---- */
 
 void put_text(const char *format, ...) {
   char text[256];

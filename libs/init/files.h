@@ -1,4 +1,4 @@
-/* files.h: the parts of berth-files and berth-layer, and what they ask of each other.
+/* files.h: the parts of berth-files, berth-layer and berth-diff, and what they ask of each other.
  *
  *   files.c   arguments, output, failures; stat, list, read, write, mkdir, rename
  *   io.c      reading and writing all of it
@@ -6,9 +6,12 @@
  *   tree.c    remove: trees of any depth without recursion
  *   watch.c   inotify as a stream of events
  *   pack.c    a tree as a tar
+ *   tar.c     entries as a tar
  *   untar.c   a tar as entries; no file is touched here, so fuzz/tar.c can link it alone
  *   unpack.c  entries as files
- *   layer.c   berth-layer: entries as a lower directory of overlayfs; it has untar.c, tree.c and io.c besides */
+ *   layer.c   berth-layer: entries as a lower directory of overlayfs; it has untar.c, tree.c, tar.c and io.c besides
+ *   upper.c   the other way: directories of overlayfs as a tar
+ *   names.c   names of a directory, sorted; berth-diff (diff.c) has them, and io.c, besides */
 #ifndef BERTH_FILES_H
 #define BERTH_FILES_H
 
@@ -31,15 +34,15 @@ enum {
 _Noreturn void fail(const char *word, long long number, const char *path, const char *text);
 _Noreturn void fail_errno(const char *path);     /* `path` with errno */
 
-void put(const void *bytes, size_t n);           /* to stdout, buffered */
 void put_text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void put_stat(const struct stat *st, const char *name, const char *target);
-void flush(void);
 bool of_kernel(int fd);      /* a file system whose files are made up by the kernel as they are read */
 
 /* ---- io.c ---- */
 size_t take(int fd, void *bytes, size_t n, const char *path);   /* as read(2), but all of it unless the file ends */
 bool give(int fd, const void *bytes, size_t n);  /* all of it; false: errno is set */
+void put(const void *bytes, size_t n);           /* to stdout, buffered */
+void flush(void);
 void *grown(void *array, size_t *room, size_t need, size_t size);   /* realloc to hold `need` elements; never NULL */
 
 /* ---- place.c ---- */
@@ -71,12 +74,36 @@ void place_over(int dir, const char *name, int (*make)(int dir, const char *name
                 const char *shown);
 int rename_exclusive(int from_dir, const char *from, int to_dir, const char *to);   /* EEXIST, or as renameat(2) */
 
+/* ---- names.c ---- */
+struct names { char **list; size_t count, room; };   /* begins as zeros */
+void read_names(int dir, struct names *names, const char *shown);   /* adds those of an open directory */
+void settle_names(struct names *names);          /* sorts, and drops what is there twice */
+void free_names(struct names *names);
+
 /* ---- tree.c, watch.c, pack.c, unpack.c ---- */
 void remove_tree(int dir, const char *name, const char *shown);
 void watch(const char *path, bool recursive);
 void pack(const char *path);
 struct unpacked { unsigned long long entries, bytes; };
 struct unpacked unpack(const char *path, bool as_archived, struct owner owner);
+
+/* ---- tar.c ---- */
+
+/* Each is followed by its content, filled up with put_padding. */
+struct header_of {
+  char type;                 /* as ustar calls it: '0' file, '1' hard link, '2' symbolic link, '5' directory, '6' FIFO */
+  const char *path, *link;   /* relative, without a slash at the end; "" is the directory itself, or no link */
+  mode_t mode;
+  uid_t uid, gid;
+  long long size, mtime;
+  const struct attribute *attributes;
+  size_t nattributes;
+};
+void put_header(const struct header_of *of);
+void put_padding(long long written);
+void put_end(void);          /* and what is buffered */
+/* The path under which a file was stored before; NULL the first time, under which it then is known as `path`. */
+const char *stored_as(const struct stat *st, const char *path);
 
 /* ---- untar.c ---- */
 enum {
@@ -118,5 +145,19 @@ size_t input(void *bytes, size_t n);
 void entry_begin(const struct entry *e);
 void entry_data(const void *bytes, size_t n);
 void entry_end(const struct entry *e);
+
+/* ---- layer.c ---- */
+_Noreturn void too_large(const char *path);      /* than the layer may be */
+bool is_kept(const char *attribute);             /* in a layer */
+
+/* ---- upper.c ---- */
+struct pack_order {
+  const char *upper;         /* of an overlay, owned by ids that are shifted */
+  uid_t base, count;         /* into these */
+  uint64_t max_bytes, max_entries;
+  long long newest;          /* later times become this one, in Unix seconds */
+  char **left_out, **stubs, **lowers;   /* each up to a NULL; see layer.c */
+};
+void pack_upper(const struct pack_order *order);
 
 #endif

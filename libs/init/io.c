@@ -1,9 +1,10 @@
-/* io.c: all of so many bytes, read or written, and arrays that grow; fail() is the program's. */
+/* io.c: all of so many bytes, read or written, buffered output, and arrays that grow; fail() is the program's. */
 #define _GNU_SOURCE
 #include "files.h"
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 bool give(int fd, const void *bytes, size_t n) {
@@ -25,6 +26,22 @@ size_t take(int fd, void *bytes, size_t n, const char *path) {
     taken += (size_t)got;
   }
   return taken;
+}
+
+static char out[CHUNK];
+static size_t out_bytes;
+
+void flush(void) {
+  if (!give(1, out, out_bytes)) fail_errno("stdout");
+  out_bytes = 0;
+}
+
+void put(const void *bytes, size_t n) {
+  if (n > sizeof out - out_bytes) flush();
+  if (n > sizeof out && !give(1, bytes, n)) fail_errno("stdout");
+  if (n > sizeof out) return;
+  memcpy(out + out_bytes, bytes, n);
+  out_bytes += n;
 }
 
 void *grown(void *array, size_t *room, size_t need, size_t size) {

@@ -1,10 +1,17 @@
-/* layer.c: berth-layer, one image layer from a tar on stdin to a directory that overlayfs takes as a lower one.
+/* layer.c: berth-layer, one image layer from a tar on stdin to a directory that overlayfs takes as a lower one, and back.
  *
  *   berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES [unsynced]
+ *   berth-layer pack UPPER BASE COUNT MAX-BYTES MAX-ENTRIES [--newest SECONDS] [--without PATH]... [--stub PATH]...
+ *                    [--lower LOWER]...
  *
  * DIRECTORY is empty and nobody else's. On success: `ENTRIES BYTES` on stdout, and everything is on disk, unless it is
  * `unsynced`. A failure is one line on stderr and an exit code: 3 the layer is refused, 4 no room, 5 more than MAX-BYTES,
  * 1 anything else.
+ *
+ * `pack` writes the upper directory of an overlay, whose owners are shifted by BASE, as the tar of a layer (upper.c).
+ * What is at --without PATH is left out, and what is at --stub PATH where that is an empty file or directory, as the
+ * mount points are that a runtime makes. Later times become --newest. With LOWER, topmost first, it is all that is seen
+ * of the overlay instead. Failures as above; what came on stdout is nothing then.
  *
  * Layers come from anywhere. The process is confined to DIRECTORY by chroot(2) before it reads a byte, and no link is
  * followed on the way to an entry. Whiteouts become what overlayfs knows (overlayfs.rst, "whiteouts and opaque
@@ -28,8 +35,10 @@
 
 enum { FAILED = 1, MISUSED = 2, REFUSED = 3, NO_ROOM = 4, TOO_LARGE = 5 };
 enum { MAX_MEMORY = 512 << 20 };   /* names of directories are all that is kept */
+enum { MAX_PACK_MEMORY = 1 << 30 };   /* the names of the largest directory have to fit */
 
-static const char USAGE[] = "berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES [unsynced]";
+static const char USAGE[] = "berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES [unsynced] | pack UPPER BASE COUNT MAX-BYTES "
+                            "MAX-ENTRIES [--newest SECONDS] [--without PATH]... [--stub PATH]... [--lower LOWER]...";
 static const char WHITEOUT[] = ".wh.", METADATA[] = ".wh..wh.", OPAQUE[] = ".wh..wh..opq";
 
 /* A directory whose time is set in the end: each new entry changes it. */
@@ -70,6 +79,8 @@ _Noreturn void fail(const char *word, long long number, const char *path, const 
 }
 
 _Noreturn void fail_errno(const char *path) { fail("path", errno, path, ""); }
+
+_Noreturn void too_large(const char *path) { leave(TOO_LARGE, path, "the layer is too large"); }
 
 static _Noreturn void fail_here(void) { fail_errno(to.shown); }
 static _Noreturn void refuse(const char *why) { leave(REFUSED, to.shown, why); }
@@ -174,7 +185,7 @@ static int clear_way(const char *path, const char **name) {
 /* ---- attributes ---- */
 
 /* Those that mean the same in any sandbox; all others, as the host's own (trusted.*, system.*), are left out. */
-static bool is_kept(const char *name) {
+bool is_kept(const char *name) {
   if (strncmp(name, "user.overlay.", 13) == 0) return false;
   return strncmp(name, "user.", 5) == 0 || strcmp(name, "security.capability") == 0;
 }
@@ -189,7 +200,7 @@ static void set_attributes(const struct entry *e, int fd) {
   for (size_t i = 0; i < e->nattributes; i++) {
     const struct attribute *a = &e->attributes[i];
     if (!is_kept(a->name)) continue;
-    if (a->bytes > to.max_bytes - to.bytes) leave(TOO_LARGE, to.shown, "the layer is too large");
+    if (a->bytes > to.max_bytes - to.bytes) too_large(to.shown);
     to.bytes += a->bytes;
     if (fsetxattr(fd, a->name, a->value, a->bytes, 0) == 0) continue;
     if (errno == EINVAL || errno == ERANGE || errno == E2BIG) refuse("an extended attribute that cannot be");
@@ -273,7 +284,7 @@ static void place_hard_link(const struct entry *e) {
 
 static void place_file(const struct entry *e) {
   const char *name;
-  if (e->size > to.max_bytes - to.bytes) leave(TOO_LARGE, to.shown, "the layer is too large");
+  if (e->size > to.max_bytes - to.bytes) too_large(to.shown);
   int dir = clear_way(e->path, &name);
   to.fd = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
   if (to.fd < 0) fail_here();
@@ -353,15 +364,51 @@ static uint64_t whole(const char *text) {
   return n;
 }
 
-int main(int argc, char **argv) {
+static void limit_memory(rlim_t most) {
+#ifndef __SANITIZE_ADDRESS__
+  setrlimit(RLIMIT_AS, &(struct rlimit){most, most});
+#else
+  (void)most;
+#endif
+}
+
+/* Descriptors are held for the directories on the way down. */
+static void allow_descriptors(void) {
+  struct rlimit files;
+  if (getrlimit(RLIMIT_NOFILE, &files) < 0) fail_errno("limits");
+  files.rlim_cur = files.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &files) < 0) fail_errno("limits");
+}
+
+/* The arguments are those from UPPER on. */
+static int pack_layer(int argc, char **argv) {
+  char **lists[3];
+  size_t counts[3] = {0, 0, 0};
+  static const char *const options[3] = {"--without", "--stub", "--lower"};
+  if (argc < 5) leave(MISUSED, "", USAGE);
+  for (int i = 0; i < 3; i++)
+    if (!(lists[i] = calloc((size_t)argc, sizeof **lists))) fail("path", ENOMEM, "", "");
+  long long newest = INT64_MAX;
+  for (int i = 5; i < argc; i += 2) {
+    int of = 0;
+    while (of < 3 && strcmp(argv[i], options[of]) != 0) of++;
+    if (i + 1 == argc || (of == 3 && strcmp(argv[i], "--newest") != 0)) leave(MISUSED, argv[i], USAGE);
+    if (of == 3) newest = (long long)whole(argv[i + 1]);
+    else lists[of][counts[of]++] = argv[i + 1];
+  }
+  limit_memory(MAX_PACK_MEMORY);
+  allow_descriptors();
+  pack_upper(&(struct pack_order){
+    .upper = argv[0], .base = (uid_t)whole(argv[1]), .count = (uid_t)whole(argv[2]), .max_bytes = whole(argv[3]),
+    .max_entries = whole(argv[4]), .newest = newest, .left_out = lists[0], .stubs = lists[1], .lowers = lists[2]});
+  return 0;
+}
+
+static int unpack_layer(int argc, char **argv) {
   char answer[64];
   bool synced = argc == 4;
   if (!synced && (argc != 5 || strcmp(argv[4], "unsynced") != 0)) leave(MISUSED, "", USAGE);
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
-  umask(0);
-#ifndef __SANITIZE_ADDRESS__
-  setrlimit(RLIMIT_AS, &(struct rlimit){MAX_MEMORY, MAX_MEMORY});
-#endif
+  limit_memory(MAX_MEMORY);
   to.max_bytes = whole(argv[2]);
   untar_rules = (struct untar_rules){.as_layer = true, .max_entries = (unsigned long)whole(argv[3])};
   if (chdir(argv[1]) < 0 || chroot(".") < 0) fail_errno(argv[1]);
@@ -375,4 +422,10 @@ int main(int argc, char **argv) {
   if (synced && syncfs(to.root) < 0) fail_here();
   int n = snprintf(answer, sizeof answer, "%llu %llu\n", (unsigned long long)to.entries, (unsigned long long)to.bytes);
   return give(1, answer, (size_t)n) ? 0 : FAILED;
+}
+
+int main(int argc, char **argv) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  umask(0);
+  return argc > 1 && strcmp(argv[1], "pack") == 0 ? pack_layer(argc - 2, argv + 2) : unpack_layer(argc, argv);
 }

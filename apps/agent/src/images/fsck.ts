@@ -115,6 +115,10 @@ class Fsck {
       this.#counts.layers++
       const wanted = named.get(diffId)
       if (!wanted) {
+        if (await layers.built(diffId)) {
+          this.#notes.push(`layer ${diffId}: of no image, made here and kept by the cache of builds, or about to go`)
+          continue
+        }
         const { mtimeMs } = await lstat(join(layers.path(diffId), '..'))
         if (Date.now() - mtimeMs > UNNAMED_MS) this.#problems.push(`layer ${diffId}: of no image`)
         else this.#notes.push(`layer ${diffId}: of no image yet, or no more`)

@@ -3,7 +3,7 @@
 // they are, are the API's. Records are written last: what they name is there.
 import { mkdir, readdir, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Failure, type HeldImage, type NodeImage } from '@berth/contracts'
+import { Failure, type HeldImage, type ImageLayer, type NodeImage } from '@berth/contracts'
 import { readJson, writeAtomic } from '@berth/host'
 import {
   checkPlatform,
@@ -15,15 +15,17 @@ import {
   layersOf,
   MAX_CONFIG_BYTES,
   MAX_MANIFEST_BYTES,
+  mediaTypes,
   parseDocument,
   parseImageConfig,
   parseReference,
   REF_NAME,
+  writtenManifest,
 } from '@berth/oci'
 import { z } from 'zod'
 import { atOnce } from './at-once.js'
 import { Budget, packedAtMost, tooMuch } from './budget.js'
-import { Content, hexOf, never } from './content.js'
+import { Content, digestOfBytes, hexOf, never } from './content.js'
 import { Layers, layerLimits } from './layers.js'
 import { Kept, type ManifestDescriptor, type ResolvedImage, Stored, startOf } from './records.js'
 import { LayerTooLarge } from './unpack.js'
@@ -60,13 +62,17 @@ export class Images {
   #names: ReadonlySet<string> | undefined
   /** Digests and diffIDs that work in progress needs, by how many. */
   readonly #needed = new Map<string, number>()
-  /** Layers by when they were last resolved, in Unix milliseconds. */
+  /** Layers by when they were last resolved or made, in Unix milliseconds. */
   readonly #resolved = new Map<string, number>()
+  /** Each names digests and diffIDs that `collect` leaves alone; of a layer that was made here both. */
+  readonly keepers = new Set<() => Iterable<string>>()
 
   private constructor(
     private readonly directory: string,
     readonly content: Content,
     readonly layers: Layers,
+    /** berth-layer. */
+    readonly program: string,
     private stored: readonly Stored[],
   ) {}
 
@@ -81,18 +87,18 @@ export class Images {
     await mkdir(join(directory, 'images'), { recursive: true, mode: 0o700 })
     for (const name of await readdir(join(directory, 'images')))
       if (name.endsWith('.tmp')) await rm(join(directory, 'images', name), { force: true })
-    return Images.#read(directory, content, layers)
+    return Images.#read(directory, content, layers, program)
   }
 
   /** Looks at the store of an agent that works on it. Nothing may be asked of it that changes the store. */
   static async view(directory: string, layout: string, program: string): Promise<Images> {
     const content = new Content(directory, layout)
-    return Images.#read(directory, content, new Layers(content, program))
+    return Images.#read(directory, content, new Layers(content, program), program)
   }
 
-  static async #read(directory: string, content: Content, layers: Layers): Promise<Images> {
+  static async #read(directory: string, content: Content, layers: Layers, program: string): Promise<Images> {
     const stored = await readJson(join(directory, 'images.json'), (value) => z.array(Stored).parse(value))
-    const images = new Images(directory, content, layers, stored ?? [])
+    const images = new Images(directory, content, layers, program, stored ?? [])
     for (const name of await readdir(join(directory, 'images'))) {
       const kept = name.endsWith('.json')
         ? await readJson(join(directory, 'images', name), (value) => Kept.parse(value))
@@ -128,10 +134,22 @@ export class Images {
   resolve(text: string, digest?: string): ResolvedImage | undefined {
     const found = digest === undefined ? this.#named(text) : this.#withDigest(text, digest)
     if (!found) return undefined
-    const now = Date.now()
-    for (const diffId of found.layers) this.#resolved.set(diffId, now)
-    const layers = [...found.layers].reverse().map((diffId) => this.layers.path(diffId))
+    const layers = this.layerPaths(found.layers)
     return { reference: found.reference, digest: found.digest, layers, config: found.config }
+  }
+
+  /** Keeps a layer for ten minutes, until somebody says that it is used. */
+  touch(diffId: string): void {
+    this.#resolved.set(diffId, Date.now())
+  }
+
+  /**
+   * Directories of layers that are on their way into a sandbox, topmost first.
+   * @param diffIds lowest first
+   */
+  layerPaths(diffIds: readonly string[]): readonly string[] {
+    for (const diffId of diffIds) this.touch(diffId)
+    return [...diffIds].reverse().map((diffId) => this.layers.path(diffId))
   }
 
   #named(text: string): Stored | undefined {
@@ -272,6 +290,26 @@ export class Images {
     }
   }
 
+  /**
+   * Makes an image of layers that are here, kept as one that was pulled.
+   * @param config its configuration, an OCI one that names the layers
+   * @param layers lowest first: made here, or of an image that is here
+   * @throws Failure image_invalid when it names others, or the blob of one is not here; no_capacity
+   */
+  async assemble(config: Buffer, layers: readonly ImageLayer[], signal: AbortSignal): Promise<HeldImage> {
+    const descriptors = layers.map(({ mediaType, digest, sizeBytes }) => ({ mediaType, digest, size: sizeBytes }))
+    const manifest = writtenManifest({ digest: digestOfBytes(config), size: config.length }, descriptors)
+    const digest = digestOfBytes(manifest)
+    const needs = [digest, digestOfBytes(config), ...layers.flatMap((layer) => [layer.digest, layer.diffId])]
+    return this.needing(needs, async () => {
+      await this.layers.settle(layers.map(({ diffId }) => diffId))
+      await this.content.add(config)
+      await this.content.add(manifest)
+      const described = { mediaType: mediaTypes.manifest, digest, size: manifest.length }
+      return this.compose(described, { platform: nodePlatform, signal, obtain: async () => undefined })
+    })
+  }
+
   async #keep(manifest: ManifestDescriptor, image: HeldImage): Promise<void> {
     const others =
       this.#held.get(image.digest)?.manifests.filter((one) => one.manifest.digest !== manifest.digest) ?? []
@@ -307,12 +345,13 @@ export class Images {
    * @param inUse directories of layers that sandboxes are on, as `resolve` gives them
    */
   async collect(inUse: ReadonlySet<string>, now = new Date()): Promise<{ layers: number; blobs: number }> {
+    const kept = new Set([...this.keepers].flatMap((names) => [...names()]))
+    const isKept = (digest: string) => this.#needed.has(digest) || this.names().has(digest) || kept.has(digest)
     const layers = await this.layers.collect((diffId) => {
       const resolvedAt = this.#resolved.get(diffId)
       const isStarting = resolvedAt !== undefined && now.getTime() - resolvedAt < STARTING_MS
-      return isStarting || this.#needed.has(diffId) || inUse.has(this.layers.path(diffId)) || this.names().has(diffId)
+      return isStarting || inUse.has(this.layers.path(diffId)) || isKept(diffId)
     })
-    const isKept = (digest: string) => this.#needed.has(digest) || this.names().has(digest)
     const blobs = await this.content.collect(isKept, now, UNNAMED_BLOB_MS)
     await this.content.forgetParts(now)
     for (const [diffId, at] of this.#resolved) if (now.getTime() - at >= STARTING_MS) this.#resolved.delete(diffId)

@@ -54,6 +54,23 @@ export async function unpackLayer(
   signal: AbortSignal,
   synced = true,
 ): Promise<{ readonly diffId: string; readonly bytes: number }> {
+  const feed = (into: Writable) => digestThrough(source, limits, signal, into)
+  const { fed, bytes } = await unpackTar(program, target, limits, signal, synced, feed)
+  return { diffId: fed, bytes }
+}
+
+/**
+ * As `unpackLayer`, of a tar that `feed` writes.
+ * @param feed what it resolves to is returned; what it throws counts less than what berth-layer says
+ */
+export async function unpackTar<T>(
+  program: string,
+  target: string,
+  limits: LayerLimits,
+  signal: AbortSignal,
+  synced: boolean,
+  feed: (into: Writable) => Promise<T>,
+): Promise<{ readonly fed: T; readonly bytes: number }> {
   signal.throwIfAborted()
   const argv = [
     program,
@@ -68,27 +85,35 @@ export async function unpackLayer(
   if (!unpacking.stdin) throw new Fault('unpack a layer', { cause: 'berth-layer has no input' })
   const [read, end, [out, err]] = await Promise.all([
     // Of the two that fail together it is berth-layer that knows why.
-    digestThrough(source, limits, signal, unpacking.stdin).catch((error: unknown) => {
-      unpacking.stdin?.destroy()
-      return { error }
-    }),
+    feed(unpacking.stdin).then(
+      (fed) => ({ fed }),
+      (error: unknown) => {
+        unpacking.stdin?.destroy()
+        return { error }
+      },
+    ),
     unpacking.ended,
     said,
   ]).finally(release)
   signal.throwIfAborted()
-  if (end.exitCode !== 0 && end.exitCode !== undefined && err !== '') throw refusal(end.exitCode, err.trim())
-  if (typeof read !== 'string') throw read.error
+  if (end.exitCode !== 0 && end.exitCode !== undefined && err !== '')
+    throw layerRefusal('unpacked', end.exitCode, err.trim())
+  if ('error' in read) throw read.error
   const [, bytes] = /^\d+ (\d+)\n$/.exec(out) ?? []
   if (end.exitCode !== 0 || bytes === undefined) throw new Fault('unpack a layer', { cause: `${err} ${end.signal}` })
-  return { diffId: read, bytes: Number(bytes) }
+  return { fed: read.fed, bytes: Number(bytes) }
 }
 
-function refusal(exitCode: number, why: string): Error {
-  if (exitCode === exits.refused) return new Failure('image_invalid', `a layer cannot be unpacked: ${why}`)
-  if (exitCode === exits.tooLarge) return new LayerTooLarge(`a layer cannot be unpacked: ${why}`)
+/** What berth-layer's exit code means; `why` is what it said. */
+export function layerRefusal(done: 'packed' | 'unpacked', exitCode: number, why: string): Error {
+  if (exitCode === exits.refused) return new Failure('image_invalid', `a layer cannot be ${done}: ${why}`)
+  if (exitCode === exits.tooLarge) return new LayerTooLarge(`a layer cannot be ${done}: ${why}`)
   if (exitCode === exits.noRoom) return noRoom()
-  return new Fault('unpack a layer', { cause: why })
+  return new Fault(`a layer is ${done}`, { cause: why })
 }
+
+/** Content and headers of so many entries, long names included. */
+export const tarAtMost = ({ maxBytes, maxEntries }: LayerLimits): number => maxBytes + maxEntries * 4096
 
 async function digestThrough(
   { blob, compression }: LayerSource,
@@ -98,8 +123,7 @@ async function digestThrough(
 ): Promise<string> {
   const hash = createHash('sha256')
   let bytes = 0
-  // Content and headers of so many entries, long names included.
-  const most = limits.maxBytes + limits.maxEntries * 4096
+  const most = tarAtMost(limits)
   const meter = new Transform({
     transform(chunk: Buffer, _encoding, done) {
       bytes += chunk.length

@@ -1,0 +1,99 @@
+// ingest.ts: a layer that is made here, in one pass: tar → its digest, and its blob, and its files.
+import { createHash, type Hash } from 'node:crypto'
+import { open } from 'node:fs/promises'
+import { join } from 'node:path'
+import { type Readable, Transform, type Writable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import { createGzip, type Gzip } from 'node:zlib'
+import type { ImageLayer } from '@berth/contracts'
+import { tooMuch } from './budget.js'
+import { digestOf, withRoom } from './content.js'
+import type { Images } from './images.js'
+import { layerLimits, PACKED } from './layers.js'
+import type { Room } from './room.js'
+import { type LayerLimits, LayerTooLarge, tarAtMost, unpackTar } from './unpack.js'
+
+const CHUNK = 256 * 1024
+
+/**
+ * Takes a layer into the store, whole or not at all; one that is there is not kept twice. Nothing of it is synced until
+ * `images.assemble` has an image of it, and it is kept for ten minutes, or as long as one of `images.keepers` names it.
+ * @param maxBytes of its files
+ * @throws Failure image_invalid for what is not allowed in a layer, quota_exceeded, no_capacity; what `tar` fails with
+ */
+export async function addLayer(
+  images: Images,
+  tar: Readable,
+  { maxBytes = layerLimits.maxBytes, signal }: { readonly maxBytes?: number; readonly signal: AbortSignal },
+): Promise<ImageLayer> {
+  const limits = { ...layerLimits, maxBytes: Math.min(maxBytes, layerLimits.maxBytes) }
+  try {
+    const make = async (directory: string, bounded: LayerLimits) => {
+      const feed = (into: Writable) =>
+        parted(tar, into, join(directory, PACKED), images.content.room, tarAtMost(bounded), signal)
+      const { fed, bytes } = await unpackTar(images.program, join(directory, 'fs'), bounded, signal, false, feed)
+      return { ...fed, unpackedBytes: bytes }
+    }
+    return await images.layers.add(limits, make, (diffId) => images.touch(diffId))
+  } catch (error) {
+    throw error instanceof LayerTooLarge && maxBytes < layerLimits.maxBytes ? tooMuch() : error
+  } finally {
+    tar.destroy()
+  }
+}
+
+/** Writes a tar into two ends, as fast as the slower takes it. */
+async function parted(tar: Readable, into: Writable, path: string, room: Room, most: number, signal: AbortSignal) {
+  const [contents, packed] = [createHash('sha256'), createHash('sha256')]
+  const gzip = createGzip({ level: 1, chunkSize: CHUNK })
+  const both = tee(contents, gzip, most)
+  const sizeBytes = withRoom(() => written(gzip, path, packed, room)).catch((error: unknown) => {
+    both.destroy(error instanceof Error ? error : undefined)
+    throw error
+  })
+  const [through, size] = await Promise.allSettled([
+    pipeline([tar, both, into], { signal }).catch((error: unknown) => {
+      gzip.destroy()
+      throw error
+    }),
+    sizeBytes,
+  ])
+  if (through.status === 'rejected') throw through.reason
+  if (size.status === 'rejected') throw size.reason
+  return { diffId: digestOf(contents), digest: digestOf(packed), sizeBytes: size.value }
+}
+
+function tee(hash: Hash, gzip: Gzip, most: number): Transform {
+  let bytes = 0
+  return new Transform({
+    highWaterMark: CHUNK,
+    transform(chunk: Buffer, _encoding, done) {
+      bytes += chunk.length
+      if (bytes > most) return done(new LayerTooLarge('a layer cannot be packed: it is too large'))
+      hash.update(chunk)
+      if (gzip.write(chunk)) done(null, chunk)
+      else gzip.once('drain', () => done(null, chunk))
+    },
+    flush(done) {
+      gzip.end()
+      done()
+    },
+  })
+}
+
+/** @returns bytes */
+async function written(source: Readable, path: string, hash: Hash, room: Room): Promise<number> {
+  const file = await open(path, 'wx', 0o600)
+  let size = 0
+  try {
+    for await (const chunk of source) {
+      hash.update(chunk)
+      await room.want(chunk.length)
+      await file.appendFile(chunk)
+      size += chunk.length
+    }
+  } finally {
+    await file.close()
+  }
+  return size
+}
