@@ -39,6 +39,9 @@ export class FakeNode implements AsyncDisposable {
   /** What it does when it is asked about images; nothing at first. */
   images: NodeHandler['request'] = async (call: RestCall) =>
     call.answer(404, { code: 'image_not_found', detail: 'none' })
+  /** What it does when it is asked about builds; nothing at first. */
+  builds: NodeHandler['request'] = async (call: RestCall) =>
+    call.answer(404, { code: 'build_not_found', detail: 'none' })
   /** Images of tenants that it says it has. */
   readonly held = new Set<string>()
 
@@ -49,7 +52,7 @@ export class FakeNode implements AsyncDisposable {
     private readonly serves: boolean,
   ) {}
 
-  /** @param options `serves`: it can be asked about images; else nobody is at the other end of its streams */
+  /** @param options `serves`: it can be asked about images and builds; else nobody is at the other end of its streams */
   static async start(capacity: object = {}, { serves = false } = {}): Promise<FakeNode> {
     const made = await operator().post('/v1/nodes', { name: `fake-${randomBytes(6).toString('hex')}` })
     if (made.status !== 201) throw new Error(`node: ${JSON.stringify(made.body)}`)
@@ -85,10 +88,17 @@ export class FakeNode implements AsyncDisposable {
     this.queue = consumeNodeQueue({ ...queue, nodeId: this.id, concurrency: 4, handle: (one) => this.handle(one), log })
   }
 
+  private answers() {
+    return {
+      images: { request: (call: RestCall) => this.images(call) },
+      builds: { request: (call: RestCall) => this.builds(call) },
+    }
+  }
+
   private serve(certificate: string, key: string): Promise<StreamServerHandle> {
     return serveStreams({
       ...{ host: '127.0.0.1', port: 0, certificate, key, nodeId: this.id, log },
-      ...{ grantKey: () => this.grantKey, sandbox: {}, node: { images: { request: (call) => this.images(call) } } },
+      ...{ grantKey: () => this.grantKey, sandbox: {}, node: this.answers() },
       output: async (call) => call.answer(404, { code: 'output_gone', detail: 'none' }),
     })
   }

@@ -45,6 +45,7 @@ beforeAll(async () => {
   const batch = await made('/v1/batches', { jobs: [{ command: ['true'] }] })
   const key = await made('/v1/keys', { name: 'mine' })
   const sandbox = await made('/v1/sandboxes', { name: 'mine' })
+  ids.build = await givenBuild(mine)
   Object.assign(ids, { jobId: job.id, batchId: batch.body.id, keyId: key.body.id, sandbox: sandbox.body.id })
   Object.assign(ids, { image: await givenImage(mine), reference: 'mine', registry: 'registry.example' })
   await mine.raw('PUT', '/v1/registries/registry.example', {
@@ -67,6 +68,14 @@ async function givenImage(api: Api): Promise<string> {
   const answer = await api.post('/v1/images/pull?wait=done', { reference: 'mine' })
   if (answer.status !== 201) throw new Error(`pull: ${JSON.stringify(answer.body)}`)
   return digest
+}
+
+/** A build of a tenant, by its id. It need not succeed. */
+async function givenBuild(api: Api): Promise<string> {
+  const lines = await (await api.raw('POST', '/v1/builds', { body: 'no tar' })).text()
+  const { build } = JSON.parse(lines.split('\n')[0] ?? '')
+  expect((await api.get(`/v1/builds/${build}`)).status).toBe(200)
+  return build
 }
 
 /** Makes what is the caller's own, whatever others have. */

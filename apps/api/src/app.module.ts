@@ -8,6 +8,12 @@ import { type NodeQueues, openNodeQueues, parseRedisUrl } from '@berth/queue'
 import type { Logger } from '@berth/telemetry'
 import { BullModule } from '@nestjs/bullmq'
 import { type DynamicModule, Module } from '@nestjs/common'
+import { BaseImages } from './builds/base-images.js'
+import { BuildNodes } from './builds/build-nodes.js'
+import { BuildRuns } from './builds/build-runs.js'
+import { BuildingService } from './builds/building.service.js'
+import { BuildsController } from './builds/builds.controller.js'
+import { BuildsService } from './builds/builds.service.js'
 import type { Config } from './config.js'
 import { EventsController } from './events/events.controller.js'
 import { EventsService } from './events/events.service.js'
@@ -56,6 +62,7 @@ import { TIMERS, TIMERS_PREFIX, Timers, TimersProcessor } from './scheduling/tim
 import { Wakes } from './scheduling/wakes.js'
 import { Secrets } from './secrets.js'
 import { Follow } from './streams/follow.js'
+import { NodeCalls } from './streams/node-calls.js'
 import { NodeDoors } from './streams/node-doors.js'
 import { NodeOutput } from './streams/node-output.js'
 import { SandboxCalls } from './streams/sandbox-calls.js'
@@ -106,6 +113,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       TenantsController,
       NodesController,
       ImagesController,
+      BuildsController,
       UsageController,
       SessionsController,
       OpenApiController,
@@ -122,7 +130,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       { provide: Secrets, useValue: secrets },
       { provide: RateLimit, useValue: new RateLimit(config.BERTH_API_REPLICAS) },
       ...[Auth, SessionsService, Idempotency, Drain],
-      ...[JobsService, BatchesService, Waiters, Follow, NodeOutput, NodeDoors],
+      ...[JobsService, BatchesService, Waiters, Follow, NodeOutput, NodeDoors, NodeCalls],
       ...[Watch, SandboxCalls],
       ...[
         SandboxesService,
@@ -135,6 +143,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ],
       ...[TerminalsService, TerminalDoors],
       ...[ImageNames, ImageNodes, ImagesService, TransfersService, RegistriesService],
+      ...[BaseImages, BuildNodes, BuildRuns, BuildingService, BuildsService],
       ...[TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],
     ],

@@ -143,6 +143,9 @@ const Environment = z.object({
     .min(1)
     .optional()
     .describe('File with certificates (PEM) of authorities that registries are trusted by, besides the usual ones'),
+  BERTH_BUILD_CACHE: size
+    .prefault('10g')
+    .describe('Most that builds of one tenant keep on a node for the next ones, e.g. 20g'),
   LOG_LEVEL: z.enum(logLevels).default('info').describe('Least severe level that is logged'),
 })
 

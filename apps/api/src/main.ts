@@ -31,6 +31,8 @@ import { CLOCK, type Clock, STREAMS } from './tokens.js'
 const DRAIN_MS = 10_000
 /** A request's head must have come within this, in milliseconds; for its body see bodies.ts. */
 const HEAD_WITHIN_MS = 60_000
+/** Largest head of a request, in bytes: secrets of builds come in it. */
+const MAX_HEAD = 64 * 1024
 
 function adapterOf(filter: ProblemFilter, config: Config): FastifyAdapter {
   return new FastifyAdapter({
@@ -42,7 +44,7 @@ function adapterOf(filter: ProblemFilter, config: Config): FastifyAdapter {
     routerOptions: { maxParamLength: 2048 },
     requestTimeout: 0,
     // A client that vanished without a word is found after 20 s (libuv probes ten times, a second apart).
-    http: { headersTimeout: HEAD_WITHIN_MS, keepAlive: true, keepAliveInitialDelay: 10_000 },
+    http: { headersTimeout: HEAD_WITHIN_MS, maxHeaderSize: MAX_HEAD, keepAlive: true, keepAliveInitialDelay: 10_000 },
     keepAliveTimeout: 65_000,
     skipMiddie: true,
     multipart: false,

@@ -144,13 +144,7 @@ export const BuildQuery = z.strictObject({
     .describe('Answer 201 with JSON when it is done, instead of a stream of what happens'),
   tag: several(32).describe('A name that leads to the image afterwards; repeat it for more. Default: none'),
   dockerfile: DockerfilePath.default('Dockerfile').describe('Its path in the context'),
-  target: z
-    .string()
-    .min(1)
-    .max(256)
-    .regex(/^[^\p{Cc}\p{Cs}]*$/u, 'must not contain control characters')
-    .optional()
-    .describe('A stage, by name or number. Default: the last one'),
+  target: z.string().min(1).max(256).optional().describe('A stage, by name or number. Default: the last one'),
   arg: pairs(BuildArguments).describe('A build argument as `NAME=value`; repeat it for more'),
   label: pairs(BuildLabels).describe('A label as `key=value`; repeat it for more'),
   noCache: Flag.default(false).describe('Use nothing that earlier builds have left'),

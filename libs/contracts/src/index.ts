@@ -1,3 +1,4 @@
+import * as build from './build.js'
 import * as event from './event.js'
 import * as exec from './exec.js'
 import * as file from './file.js'
@@ -13,6 +14,7 @@ import * as terminal from './terminal.js'
 
 export * from './build.js'
 export * from './build-node.js'
+export * from './build-text.js'
 export * from './command.js'
 export * from './errors.js'
 export * from './event.js'
@@ -49,6 +51,7 @@ export const routes: readonly Route[] = [
   observation,
   event,
   image,
+  build,
   tenant,
   session,
   node,

@@ -38,7 +38,10 @@ test('an archive says this, byte for byte', () => {
 test('what is written is read back', () => {
   const image = { manifest, platform: 'linux/amd64', config: digest('c'), layers: [digest('d')] }
   const references = ['team/app:1', 'debian:12']
-  const documents = archiveDocuments([{ ...image, references: references.map(parseReference) }], 'docker')
+  const documents = archiveDocuments(
+    [{ ...image, references: references.map((text) => parseReference(text)) }],
+    'docker',
+  )
   const content = (name: string) => documents.find((one) => one.name === name)?.content ?? Buffer.alloc(0)
   expect(parseLayoutIndex(content('index.json'))).toEqual([
     { descriptor: expect.objectContaining({ digest: digest('a') }), references },

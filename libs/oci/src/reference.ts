@@ -22,9 +22,9 @@ const digestForm = /^sha256:[0-9a-f]{64}$/
  * Parses what a user writes: `python`, `python:3`, `team/app@sha256:…`, `localhost:5000/app`.
  * @throws InvalidRequest on `image` saying which part is wrong
  */
-export function parseReference(text: string): Reference {
+export function parseReference(text: string, field = 'image'): Reference {
   const refuse = (message: string): never => {
-    throw new InvalidRequest([{ field: 'image', message: `${JSON.stringify(text)}: ${message}` }])
+    throw new InvalidRequest([{ field, message: `${JSON.stringify(text)}: ${message}` }])
   }
   const [named = '', digest, ...more] = text.split('@')
   if (more.length > 0) refuse('there is more than one "@"')

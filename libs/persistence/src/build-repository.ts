@@ -89,6 +89,8 @@ export interface Builds {
   ): Promise<PageOf<BuildRecord>>
   /** What is kept of its log, oldest first, and the number of the first piece. @throws build_not_found */
   log(access: Access, id: BuildId): Promise<readonly { readonly number: number; readonly data: Uint8Array }[]>
+  /** Nodes in service that did builds of a tenant, at most 100, those of the last ones. */
+  nodes(tenantId: TenantId): Promise<readonly NodeId[]>
   /** In the order of what is wanted. */
   resolve(tenantId: TenantId, nodeId: NodeId, wanted: readonly ImageWanted[]): Promise<readonly ImageOnNode[]>
   /** Notes how far it is, and that its process lives. @returns whether it is still to go on */

@@ -172,6 +172,12 @@ async function log(store: Store, access: Access, id: BuildId) {
   return store.rows<{ number: number; data: Buffer }>(readLog, [id])
 }
 
+const readNodes: Statement = {
+  name: 'nodes_of_builds',
+  text: `SELECT b.node_id AS id FROM builds b JOIN nodes n ON n.id = b.node_id
+         WHERE b.tenant_id = $1 AND n.state IN ('ready', 'draining') GROUP BY b.node_id ORDER BY max(b.id) DESC LIMIT 100`,
+}
+
 // $1 tenant, $2 node, then what of each is wanted. A base image is what its node has of that name.
 const resolveOnNode: Statement = {
   name: 'resolve_on_node',
@@ -255,6 +261,7 @@ export const openBuilds = (store: Store): Builds => ({
   get: (access, id) => get(store, access, id),
   list: (access, filter, page) => list(store, access, filter, page),
   log: (access, id) => log(store, access, id),
+  nodes: async (tenantId) => (await store.rows<{ id: NodeId }>(readNodes, [tenantId])).map(({ id }) => id),
   resolve: (tenantId, nodeId, wanted) => resolve(store, tenantId, nodeId, wanted),
   renew: (id, note) => renew(store, id, note),
   succeed: (id, image, by) => succeedOne(store, id, image, by),

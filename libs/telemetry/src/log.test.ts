@@ -31,6 +31,7 @@ describe('createLogger', () => {
     [{ queue: { redisUrl: 'redis://x', password: 'hunter2' } }],
     [{ req: { headers: { authorization: 'Bearer hunter2' } } }],
     [{ req: { headers: { 'x-api-key': 'hunter2' } } }],
+    [{ headers: { 'berth-build-secret': 'npm=hunter2' } }],
     [{ res: { headers: { 'set-cookie': 'hunter2' } } }],
     [{ headers: { cookie: 'hunter2' } }],
     [{ node: { token: 'hunter2' } }],

@@ -25,6 +25,7 @@ const secretFields: ReadonlySet<string> = new Set([
   'cookie',
   'set-cookie',
   'x-api-key',
+  'berth-build-secret',
   'apikey',
   'password',
   'token',

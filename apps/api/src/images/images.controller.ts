@@ -4,6 +4,8 @@ import {
   getImageArchive,
   getImageHistory,
   getRegistry,
+  type Image,
+  type ImageProgress,
   importImage,
   listImages,
   listRegistries,
@@ -20,17 +22,22 @@ import {
 import { Controller } from '@nestjs/common'
 import { z } from 'zod'
 import { pageAnswer, pageRequest } from '../http/paging.js'
+import { progressOf, type Telling } from '../http/progress.js'
 import { type Call, Route } from '../http/route.decorator.js'
 import { savedAs } from '../sandboxes/files.service.js'
 import { passOn } from '../streams/sandbox-calls.js'
 import { ownerSeen } from './image-names.js'
 import { ImagesService } from './images.service.js'
-import { progressOf } from './progress.js'
 import { RegistriesService } from './registries.service.js'
 import { TransfersService } from './transfers.service.js'
 
 /** When an image was added, in milliseconds, and which one it is: see persistence. */
 const Position = z.string().regex(/^\d{1,15}\.sha256:[0-9a-f]{64}$/)
+
+const telling: Telling<ImageProgress, { images: Image[] }> = {
+  failed: ({ code, message }) => ({ step: 'failed', code, message }),
+  done: (step) => (step.step === 'done' ? { images: step.images } : undefined),
+}
 
 @Controller()
 export class ImagesController {
@@ -72,22 +79,22 @@ export class ImagesController {
 
   @Route(pullImage)
   async pull(call: Call<typeof pullImage>) {
-    return progressOf(call, this.transfers.pull(call, call.body.reference, call.body.platform))
+    return progressOf(call, this.transfers.pull(call, call.body.reference, call.body.platform), telling)
   }
 
   @Route(loadImages)
   load(call: Call<typeof loadImages>) {
-    return progressOf(call, this.transfers.load(call, call.stream))
+    return progressOf(call, this.transfers.load(call, call.stream), telling)
   }
 
   @Route(importImage)
   async import(call: Call<typeof importImage>) {
-    return progressOf(call, this.transfers.import(call, call.query.reference, call.query.config, call.stream))
+    return progressOf(call, this.transfers.import(call, call.query.reference, call.query.config, call.stream), telling)
   }
 
   @Route(pushImage)
   push(call: Call<typeof pushImage>) {
-    return progressOf(call, this.transfers.push(call, call.params.image, call.body.reference))
+    return progressOf(call, this.transfers.push(call, call.params.image, call.body.reference), telling)
   }
 
   @Route(tagImage)

@@ -6,7 +6,6 @@ import {
   type Image,
   type ImageDetails,
   type ImageHistoryEntry,
-  InvalidRequest,
   type Output,
   type pruneImages,
   type removeImage,
@@ -20,7 +19,7 @@ import { historyOf } from './history.plan.js'
 import { type ImageCaller, ImageNames, ownerOf } from './image-names.js'
 import { ImageNodes } from './image-nodes.js'
 import { imageView } from './image-views.js'
-import { inFull, nameFilter, shortName } from './names.plan.js'
+import { inFull, nameFilter, nameToGive, shortName } from './names.plan.js'
 
 /** A call about images, by whom. */
 export interface ImagesCall {
@@ -65,7 +64,7 @@ export class ImagesService {
 
   /** One more name; what is not the caller's own becomes it. @throws image_not_found, quota_exceeded, no_capacity */
   async tag(call: ImagesCall, text: string, name: string): Promise<Image> {
-    const reference = nameToGive(name)
+    const reference = nameToGive(name, 'reference')
     const { image, held } = await this.inspect(call, text)
     const { keyId } = call.principal
     const nodeId = await this.database.images.holder([image.digest])
@@ -114,11 +113,4 @@ export class ImagesService {
     if (!nodeId) throw new Failure('image_not_found', `no node has base image ${text} any more`)
     return { image: imageView(image), held: await this.nodes.held(call, nodeId, image.digest) }
   }
-}
-
-/** A name that an image is given: no digest, which nobody can give. @throws InvalidRequest */
-function nameToGive(text: string): string {
-  const reference = parseReference(text)
-  if (reference.digest === undefined) return inFull(reference)
-  throw new InvalidRequest([{ field: 'reference', message: `${text}: a name with a digest cannot be given` }])
 }

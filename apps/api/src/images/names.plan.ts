@@ -21,6 +21,17 @@ export const shortName = (full: string): string => familiar(parseReference(full)
  */
 export const nameOf = (text: string): string => inFull(parseReference(text))
 
+/**
+ * A name that an image is given, in full: without a digest, which nobody can give.
+ * @param field that it was given in
+ * @throws InvalidRequest
+ */
+export function nameToGive(text: string, field: string): string {
+  const reference = parseReference(text, field)
+  if (reference.digest === undefined) return inFull(reference)
+  throw new InvalidRequest([{ field, message: `${text}: a name with a digest cannot be given` }])
+}
+
 /** The names of an archive that are some; an archive may hold anything. */
 export const namesOf = (texts: readonly string[]): readonly string[] =>
   texts.flatMap((text) => {

@@ -19,9 +19,10 @@ import type { NodeAnswer } from '@berth/node-rpc'
 import { parseReference, type Reference } from '@berth/oci'
 import { Inject, Injectable } from '@nestjs/common'
 import type { Config } from '../config.js'
+import type { NodeRequest } from '../streams/node-calls.js'
 import { CONFIG, DATABASE, type Database } from '../tokens.js'
 import { ImageNames, ownerOf } from './image-names.js'
-import { ImageNodes, type NodeRequest } from './image-nodes.js'
+import { ImageNodes } from './image-nodes.js'
 import { imageView } from './image-views.js'
 import type { ImagesCall } from './images.service.js'
 import { inFull, nameOf, namesOf, shortName } from './names.plan.js'
@@ -42,6 +43,8 @@ interface Taking {
   readonly request: (maxBytes: number) => Promise<NodeRequest> | NodeRequest
   /** Names in full of an image that came, by what the archive says of it. */
   readonly names: (told: readonly string[]) => readonly string[]
+  /** The node that is to take them; undefined: any. */
+  readonly on?: NodeId | undefined
 }
 
 @Injectable()
@@ -56,8 +59,11 @@ export class TransfersService {
     private readonly registries: RegistriesService,
   ) {}
 
-  /** @throws InvalidRequest, policy_forbidden */
-  pull(call: ImagesCall, text: string, platform: string | undefined): AsyncGenerator<Step> {
+  /**
+   * @param on the node that is to have it. Default: the one that is best for it
+   * @throws InvalidRequest, policy_forbidden
+   */
+  pull(call: ImagesCall, text: string, platform: string | undefined, on?: NodeId): AsyncGenerator<Step> {
     const reference = parseReference(text)
     const name = inFull(reference)
     return this.take(call, {
@@ -68,6 +74,7 @@ export class TransfersService {
         return { method: 'POST', rest: ['pull'], json: { reference: wanted, platform, access, maxBytes } }
       },
       names: () => [name],
+      on,
     })
   }
 
@@ -129,7 +136,7 @@ export class TransfersService {
     try {
       const { limit, used } = await this.database.images.use(owner)
       const request = await taking.request(Math.max(0, Math.min(limit - used, NO_LIMIT)))
-      const nodeId = await this.taker(owner, taking.reference)
+      const nodeId = taking.on ?? (await this.taker(owner, taking.reference))
       for await (const step of this.nodes.steps(call, nodeId, request)) {
         if (step.step !== 'done') yield told(step)
         else yield { step: 'done', images: await this.keep(call, nodeId, step, taking.names) }

@@ -1,7 +1,7 @@
 // changes.ts: a stored change → those who wait for it, the nodes that are to act on it, and the placer where room was
 // made.
 import type { TenantId } from '@berth/contracts'
-import type { ChangedSandbox, JobChange, SandboxChange } from '@berth/persistence'
+import type { BuildRecord, ChangedSandbox, JobChange, SandboxChange } from '@berth/persistence'
 import { Injectable } from '@nestjs/common'
 import { Dispatcher } from './dispatcher.js'
 import { Placer } from './placer.js'
@@ -23,6 +23,12 @@ export class Changes {
   /** Sandboxes have changed. */
   announceSandboxes(changes: readonly SandboxChange[]): void {
     this.wakes.wake(changes.flatMap(({ sandboxId, tenantId, told }) => [sandboxId, ...(told ? [tenantId] : [])]))
+  }
+
+  /** A build has begun or ended. */
+  announceBuild({ id, tenantId, endedAt }: BuildRecord): void {
+    this.wakes.wake([id, tenantId])
+    if (endedAt !== null) this.roomMade()
   }
 
   /** There are new events of a tenant. */

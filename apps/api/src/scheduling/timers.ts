@@ -103,10 +103,11 @@ export class TimersProcessor extends WorkerHost {
     }
     const keys = await this.database.idempotency.expire(AT_ONCE * 10)
     const sandboxes = await this.database.sandboxes.expire(AT_ONCE)
+    const builds = await this.database.builds.expire(AT_ONCE)
     const events = await this.database.events.expire(EVENTS_AT_ONCE)
     const sessions = await this.database.sessions.expire(AT_ONCE * 10)
     const passes = await this.database.passes.expire(AT_ONCE * 10)
-    const expired = { jobs, keys, sandboxes, events, sessions, passes }
+    const expired = { jobs, keys, sandboxes, builds, events, sessions, passes }
     if (Object.values(expired).some((count) => count > 0)) this.log.info(expired, 'expired')
   }
 }

@@ -1,5 +1,5 @@
 // wakes.ts: those who wait for something to change look again, here and on the other replicas. An id is of whatever is
-// waited for: a job, a batch, a sandbox, or a tenant, whose events it stands for.
+// waited for: a job, a batch, a sandbox, a build, or a tenant, whose events it stands for.
 import { Inject, Injectable } from '@nestjs/common'
 import { Waiters } from '../jobs/waiters.js'
 import { LOG, type Logger, type NodeQueues, QUEUES } from '../tokens.js'

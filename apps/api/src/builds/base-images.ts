@@ -1,0 +1,92 @@
+// base-images.ts: the images that a Dockerfile names → digests that the build's node holds. A name means to a build what it
+// means to a job of the tenant; what nobody has is pulled, as `docker build` does.
+import { type BuildOptions, type BuildProgress, Failure, InvalidRequest, type NodeId } from '@berth/contracts'
+import type { ImageWanted } from '@berth/domain'
+import { Inject, Injectable } from '@nestjs/common'
+import type { TenantPrincipal } from '../http/auth.js'
+import { ImageNames } from '../images/image-names.js'
+import { TransfersService } from '../images/transfers.service.js'
+import { DATABASE, type Database } from '../tokens.js'
+
+export interface BuildCall {
+  readonly principal: TenantPrincipal
+  readonly signal: AbortSignal
+}
+
+type Wish = Pick<BuildOptions, 'pull' | 'platform'>
+
+@Injectable()
+export class BaseImages {
+  constructor(
+    @Inject(DATABASE) private readonly database: Database,
+    private readonly names: ImageNames,
+    private readonly transfers: TransfersService,
+  ) {}
+
+  /**
+   * Sees to it that a node holds what a build needs, and tells what is pulled for that.
+   * @param references as the Dockerfile writes them
+   * @returns the digest of each
+   * @throws dockerfile_invalid for what is no reference; image_not_found, platform_unsupported, no_capacity; as a pull
+   */
+  async *on(
+    call: BuildCall,
+    nodeId: NodeId,
+    references: readonly string[],
+    wish: Wish,
+  ): AsyncGenerator<BuildProgress, Record<string, string>> {
+    const { tenantId } = call.principal
+    const wanted = await Promise.all(references.map((text) => this.wanted(tenantId, text)))
+    const found = await this.database.builds.resolve(tenantId, nodeId, wanted)
+    const digests: Record<string, string> = {}
+    for (const [i, want] of wanted.entries()) {
+      const { digest, held, platform } = found[i] ?? { digest: null, held: false, platform: null }
+      const isNamed = want.digest === null
+      if (digest === null || (wish.pull && isNamed)) {
+        digests[want.text] = yield* this.pull(call, nodeId, want, wish)
+        continue
+      }
+      checkPlatform(want.text, platform, wish)
+      if (!held) throw new Failure('no_capacity', `the node of the build does not hold image ${want.text}`)
+      digests[want.text] = digest
+    }
+    return digests
+  }
+
+  private async wanted(tenantId: string, text: string): Promise<ImageWanted> {
+    try {
+      return (await this.names.look(tenantId, text)).wanted
+    } catch (error) {
+      if (!(error instanceof InvalidRequest)) throw error
+      throw new Failure('dockerfile_invalid', error.violations.map(({ message }) => message).join('; '))
+    }
+  }
+
+  private async *pull(
+    call: BuildCall,
+    nodeId: NodeId,
+    { text }: ImageWanted,
+    { platform }: Wish,
+  ): AsyncGenerator<BuildProgress, string> {
+    if (text.startsWith('sha256:')) throw new Failure('image_not_found', `there is no image ${text}`, { image: text })
+    for await (const step of this.transfers.pull(call, text, platform ?? undefined, nodeId)) {
+      if (step instanceof Failure) throw new Failure(step.code, `${text}: ${step.message}`, step.data)
+      if (step.step === 'retry') yield { step: 'warning', message: `${text}: ${step.message}`, line: null }
+      if (step.step === 'layer') {
+        const { digest, state, bytes, totalBytes } = step
+        yield { step: 'pull', reference: text, layer: digest, state, bytes, totalBytes }
+      }
+      const [image] = step.step === 'done' ? step.images : []
+      if (!image) continue
+      yield { step: 'pulled', reference: text, digest: image.digest }
+      return image.digest
+    }
+    throw new Failure('image_not_found', `there is no image ${text}`, { image: text })
+  }
+}
+
+/** @throws platform_unsupported */
+function checkPlatform(text: string, has: string | null, { platform }: Wish): void {
+  if (platform === null || has === null || has === platform) return
+  throw new Failure('platform_unsupported', `image ${text} is for ${has}, not for ${platform}`)
+}

@@ -1,0 +1,95 @@
+// build-text.ts: the stream of a build as text, a line for each thing, as `docker build --progress=plain` writes it:
+//
+//     #3 [builder 2/5] RUN npm ci
+//     #3 0.412 added 57 packages
+//     #3 DONE 1.2s
+//
+// Lines of instructions that run at the same time are mixed; the number says whose a line is. The API keeps this as the log
+// of a build, and `berth build --progress=plain` prints it.
+import type { BuildProgress } from './build.js'
+
+/** Longest line of output that is waited for, in characters; a longer one is broken. */
+const MAX_LINE = 8192
+
+interface Vertex {
+  readonly name: string
+  readonly beganMs: number
+  /** Output since its last line break. */
+  rest: string
+}
+
+type Told<S extends BuildProgress['step']> = Extract<BuildProgress, { readonly step: S }>
+
+export class BuildText {
+  readonly #vertices = new Map<number, Vertex>()
+  /** State of each layer that is pulled, so that only changes are told. */
+  readonly #layers = new Map<string, string>()
+
+  /** What a step adds to the text: whole lines, or nothing. */
+  add(step: BuildProgress): string {
+    switch (step.step) {
+      case 'created':
+        return `build ${step.build}\n`
+      case 'pull':
+        return this.#pulled(step)
+      case 'pulled':
+        return `pulled ${step.reference} (${step.digest})\n`
+      case 'begin':
+        this.#vertices.set(step.vertex, { name: step.name, beganMs: Date.parse(step.at), rest: '' })
+        return `#${step.vertex} ${oneLine(step.name)}\n`
+      case 'cached':
+        this.#vertices.delete(step.vertex)
+        return `#${step.vertex} CACHED\n`
+      case 'output':
+        return this.#output(step)
+      case 'end':
+        return this.#ended(step)
+      case 'warning':
+        return `WARNING: ${oneLine(step.message)}${step.line === null ? '' : ` (line ${step.line})`}\n`
+      case 'done':
+        return [step.image.digest, ...step.build.tags.map((tag) => `naming ${tag}`)].map((line) => `${line}\n`).join('')
+      case 'failed':
+        return `ERROR: ${failureText(step)}\n`
+    }
+  }
+
+  #pulled({ reference, layer, state }: Told<'pull'>): string {
+    if (this.#layers.get(layer) === state) return ''
+    this.#layers.set(layer, state)
+    return `pull ${reference} ${layer.slice('sha256:'.length, 19)} ${state}\n`
+  }
+
+  #output({ vertex, data, at }: Told<'output'>): string {
+    const known = this.#vertices.get(vertex)
+    if (!known) return ''
+    const lines = (known.rest + data).split('\n')
+    known.rest = lines.pop() ?? ''
+    if (known.rest.length > MAX_LINE) {
+      lines.push(known.rest)
+      known.rest = ''
+    }
+    return lines.map((line) => lineOf(vertex, known, at, line)).join('')
+  }
+
+  #ended({ vertex, at, ms, error }: Told<'end'>): string {
+    const known = this.#vertices.get(vertex)
+    this.#vertices.delete(vertex)
+    const rest = known && known.rest !== '' ? lineOf(vertex, known, at, known.rest) : ''
+    const end = error === null ? `DONE ${seconds(ms)}s` : `ERROR: ${oneLine(error)}`
+    return `${rest}#${vertex} ${end}\n`
+  }
+}
+
+/** What failed, where in the Dockerfile, in one line. */
+export const failureText = ({ message, line, instruction }: Omit<Told<'failed'>, 'step' | 'code'>): string => {
+  const where = line === null ? '' : `Dockerfile:${line}: ${instruction === null ? '' : `${oneLine(instruction)}: `}`
+  return `${where}${oneLine(message)}`
+}
+
+const lineOf = (vertex: number, { beganMs }: Vertex, at: string, line: string): string =>
+  `#${vertex} ${(Math.max(0, Date.parse(at) - beganMs) / 1000).toFixed(3)} ${line.replace(/\r$/, '')}\n`
+
+/** Seconds with one digit behind the point. */
+const seconds = (ms: number): string => (ms / 1000).toFixed(1)
+
+const oneLine = (text: string): string => text.replace(/\s*\n\s*/g, ' ')
