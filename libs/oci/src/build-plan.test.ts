@@ -27,18 +27,33 @@ describe('planBuild', () => {
     ],
     ['a target by name', 'FROM a AS x\nFROM b AS y', { target: 'X' }, ['0 x a [] []', 'a']],
     ['a target by number', 'FROM a AS x\nFROM b AS y', { target: '0' }, ['0 x a [] []', 'a']],
-    [
-      'a stage that comes later is made earlier',
-      'FROM a\nCOPY --from=late / /\nFROM b AS late',
-      { target: '0' },
-      ['1 late b [] []', '0 null a [1] []', 'b,a'],
-    ],
     ['a base of the same name as its stage', 'FROM node AS node', {}, ['0 node node [] []', 'node']],
     ['stages by number', 'FROM a\nFROM b\nCOPY --from=0 / /', {}, ['0 null a [] []', '1 null b [0] []', 'a,b']],
     ['arguments in FROM', 'ARG V=3\nARG I=alpine:$V\nFROM $I', {}, ['0 null alpine:3 [] []', 'alpine:3']],
     ['given arguments', 'ARG V=3\nFROM alpine:${V}', { args: { V: '4' } }, ['0 null alpine:4 [] []', 'alpine:4']],
+    ['the platform that it is anyway', 'FROM --platform=$BUILDPLATFORM a', {}, ['0 null a [] []', 'a']],
+    ['a later stage is none in FROM', 'FROM b\nFROM a AS b', { target: '0' }, ['0 null b [] []', 'b']],
+    [
+      'each image once',
+      'FROM a\nFROM a AS b\nFROM b\nCOPY --from=a / /',
+      {},
+      ['1 b a [] []', '2 null #1 [1] [a]', 'a'],
+    ],
+    [
+      'a name in either case',
+      'FROM a AS Build\nFROM b\nCOPY --from=bUILD / /',
+      {},
+      ['0 build a [] []', '1 null b [0] []', 'a,b'],
+    ],
     ['mounts', 'FROM a\nRUN --mount=from=b,target=/x true', {}, ['0 null a [] [b]', 'a,b']],
   ])('%s', (_, text, options, expected) => expect(shown(text, options)).toEqual(expected))
+
+  test('warns of arguments that nothing declares', () => {
+    const args = { a: '1', b: '2', HTTP_PROXY: 'p', TARGETARCH: 'x', SOURCE_DATE_EPOCH: '0' }
+    expect(plan('ARG b\nFROM i', { args }).warnings).toEqual([
+      { line: null, message: 'no ARG declares the build arguments a' },
+    ])
+  })
 
   test.each<[string, string, Partial<PlanOptions>, RegExp]>([
     ['no FROM', 'ARG a', {}, /no FROM/],
@@ -47,14 +62,38 @@ describe('planBuild', () => {
       'a circle',
       'FROM a AS x\nCOPY --from=y / /\nFROM b AS y\nCOPY --from=x / /',
       {},
-      /line \d, COPY: stage . needs itself/,
+      /line 2, COPY: stage y comes later/,
     ],
-    ['itself', 'FROM a AS x\nCOPY --from=x / /', {}, /line 2, COPY: stage x needs itself/],
+    ['itself', 'FROM a AS x\nCOPY --from=x / /', {}, /line 2, COPY: stage x cannot copy from itself/],
     ['names twice', 'FROM a AS x\nFROM b AS X', {}, /line 2, FROM: there are two stages named x/],
     ['an unknown target', 'FROM a AS build', { target: 'biuld' }, /no stage "biuld".*did you mean build/],
     ['an unknown number', 'FROM a\nCOPY --from=3 / /', {}, /there is no stage 3/],
-    ['an empty base', 'FROM $nothing', {}, /the base is empty/],
-    ['no base', 'FROM', {}, /needs the name of a base/],
+    ['an empty base', 'FROM $nothing', {}, /the base "\$nothing" is empty/],
+    [
+      'a later stage',
+      'FROM a\nCOPY --from=later / /\nFROM b AS later',
+      { target: '0' },
+      /line 2, COPY: stage later comes later/,
+    ],
+    [
+      'a later mount',
+      'FROM a\nRUN --mount=from=1,target=/x a\nFROM b',
+      { target: '0' },
+      /line 2, RUN: stage 1 comes later/,
+    ],
+    ['no platform', 'FROM --platform=x a', {}, /line 1, FROM: "x" is no platform/],
+    ['another platform', 'FROM --platform=linux/arm64 a', {}, /builds for linux\/amd64 only/],
+    ['no name of an image', 'FROM python:3@sha256:abc', {}, /line 1, FROM: no name of an image: "python:3@sha256:abc"/],
+    ['no name of an image to copy from', 'FROM a\nCOPY --from=B/C / /', {}, /line 2, COPY: no name of an image/],
+    ['a base that is told to be given', 'FROM ${x:?say-x}', {}, /line 1, FROM: x: say-x/],
+    ['many stages', 'FROM a\n'.repeat(201), {}, /line 201, FROM: there are more than 200 stages/],
+    [
+      'many images',
+      `FROM a\n${Array.from({ length: 201 }, (_, i) => `COPY --from=i${i} / /`).join('\n')}`,
+      {},
+      /more than 200 images/,
+    ],
+    ['no base', 'FROM', {}, /needs a base/],
     ['more than a base', 'FROM a b', {}, /a base and "AS name"/],
   ])('refuses %s', (_, text, options, message) => {
     const attempt = () => plan(text, options)

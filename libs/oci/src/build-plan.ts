@@ -1,11 +1,17 @@
 // build-plan.ts: which stages of a Dockerfile a target needs, and in which order.
-import type { Dockerfile, DockerfileWarning, Instruction } from './dockerfile.js'
-import { didYouMean, invalidDockerfile } from './dockerfile-error.js'
+import { Failure } from '@berth/contracts'
+import { type Dockerfile, type DockerfileWarning, type Instruction, parseTriggers } from './dockerfile.js'
+import type { Command } from './dockerfile-commands.js'
+import { didYouMean, invalidDockerfile, type Place } from './dockerfile-error.js'
 import type { ContainerConfig } from './manifest.js'
+import { samePlatform } from './platform.js'
+import { parseReference } from './reference.js'
 import { Budget, processWord } from './shell-words.js'
 
 /** Most stages in a Dockerfile. */
 export const MAX_STAGES = 200
+/** Most images that a build begins with or copies from. */
+export const MAX_REFERENCES = 200
 
 export interface PlanOptions {
   /** Name or number of a stage; null is the last. */
@@ -24,11 +30,10 @@ export type StageSource =
 export interface PlannedStage {
   /** Number of the stage in the Dockerfile, from 0. */
   readonly index: number
+  /** Lower-case. */
   readonly name: string | null
   readonly from: StageSource
   readonly line: number
-  /** `linux/arm64` where FROM says so. */
-  readonly platform: string
   /** Stages that this begins with, copies from or mounts, lowest first. */
   readonly needs: readonly number[]
   /** Images that this copies from or mounts, as they are written. */
@@ -48,6 +53,8 @@ export interface BuildPlan {
 /** One step of a stage, with what the image's configuration is after it. */
 export type BuildOp = {
   readonly line: number
+  /** The instruction as it is written, without heredocs: what progress tells of. */
+  readonly name: string
   /** As history tells of it (`created_by`). */
   readonly text: string
   readonly config: ContainerConfig
@@ -57,7 +64,7 @@ export interface RunOp {
   readonly kind: 'run'
   /** With the shell in front of it, where it is of the shell form. */
   readonly argv: readonly string[]
-  /** The image's, with the build arguments that are in scope. */
+  /** The image's, with the build arguments that are in scope, and with proxies that were given. */
   readonly env: Readonly<Record<string, string>>
   readonly workingDir: string
   /** As USER says it: name or number, with or without a group; '' is root. */
@@ -66,7 +73,7 @@ export interface RunOp {
   readonly mounts: readonly RunMount[]
   /** A heredoc that begins with `#!`: an executable file that is there, read-only, while the command runs. */
   readonly script: { readonly path: string; readonly data: string } | null
-  /** Build arguments in scope that count for the cache: those that Docker knows by itself do not. */
+  /** Build arguments in scope, as they are for the command. They count for the cache; of `env`, proxies do not. */
   readonly usedArgs: Readonly<Record<string, string>>
 }
 
@@ -84,6 +91,7 @@ export interface CopyOp {
   /** Absolute, with the slash at its end that was written. */
   readonly destination: string
   readonly chown: string | null
+  /** Octal, or symbolic as chmod(1) takes it: `u=rw,go-w`. */
   readonly chmod: string | null
   readonly link: boolean
   /** ADD: archives among the sources are unpacked. */
@@ -98,18 +106,13 @@ export interface WorkdirOp {
   readonly path: string
 }
 
-export type MountSource =
-  | { readonly kind: 'context' }
-  | { readonly kind: 'stage'; readonly index: number }
-  | { readonly kind: 'image'; readonly reference: string }
-
 export type RunMount =
   | {
       readonly type: 'cache'
       readonly id: string
       readonly target: string
       /** What it holds when it is new; null is nothing. */
-      readonly from: MountSource | null
+      readonly from: CopySource | null
       readonly source: string
       readonly sharing: 'shared' | 'private' | 'locked'
       readonly mode: number
@@ -119,7 +122,7 @@ export type RunMount =
     }
   | {
       readonly type: 'bind'
-      readonly from: MountSource
+      readonly from: CopySource
       readonly source: string
       readonly target: string
       /** What is written is thrown away afterwards. */
@@ -138,169 +141,208 @@ export type RunMount =
   | { readonly type: 'tmpfs'; readonly target: string /** Bytes. */; readonly size: number | null }
 
 interface Stage {
-  readonly from: Instruction
-  readonly index: number
+  readonly at: Instruction
+  readonly base: string
   readonly name: string | null
+  readonly platform: string | null
+  readonly index: number
   readonly instructions: Instruction[]
 }
 
 /**
- * The stages that a target needs. Copying from a stage that comes later is possible, as in BuildKit, as long as nothing
- * needs itself.
+ * The stages that a target needs.
  * @throws Failure dockerfile_invalid
  */
 export function planBuild(file: Dockerfile, options: PlanOptions): BuildPlan {
-  const { before, stages } = split(file)
+  const stages = stagesOf(file)
+  const names = stageNames(stages)
   const budget = new Budget()
-  const warnings = [...file.warnings]
-  const globals = globalArgs(before, file, options, budget)
-  const byName = new Map(stages.flatMap((stage) => (stage.name === null ? [] : [[stage.name, stage.index] as const])))
-  const target = targetOf(stages, byName, options.target)
+  const globals = globalArgs(file, options, budget)
+  const bases = stages.map((stage) => baseOf(stage, { file, globals, names, budget, platform: options.platform }))
   const planned = new Map<number, PlannedStage>()
-  const under = new Set<number>()
-  const visit = (index: number, by: Instruction | undefined): void => {
+  const target = targetOf(stages, names, options.target)
+  const wanted = [target]
+  for (let index = wanted.pop(); index !== undefined; index = wanted.pop()) {
     const stage = stages[index]
-    if (!stage || planned.has(index)) return
-    if (under.has(index)) throw invalidDockerfile(`stage ${stage.name ?? index} needs itself`, by ?? stage.from)
-    under.add(index)
-    const found = planStage(stage)
-    for (const { index: need, by } of found.needs) visit(need, by)
-    planned.set(index, { ...found, needs: [...new Set(found.needs.map((need) => need.index))].sort((a, b) => a - b) })
-  }
-  const planStage = (stage: Stage) => {
-    const at = stage.from
-    const expand = (word: string) => processWord(word, globals, { escape: file.escape, budget, at }).word
-    const base = expand(at.rest.split(/\s+/)[0] ?? '')
-    if (base === '') throw invalidDockerfile('the name of the base is empty after substitution', at)
-    const earlier = byName.get(base.toLowerCase())
-    const from: StageSource =
-      earlier !== undefined && earlier < stage.index
-        ? { kind: 'stage', index: earlier }
-        : base === 'scratch'
-          ? { kind: 'scratch' }
-          : { kind: 'image', reference: base }
-    const sources = stage.instructions.flatMap((instruction) =>
-      sourcesOf(instruction).map((name) => ({
-        by: instruction,
-        source: resolveSource(name, byName, stages.length, instruction),
-      })),
+    const from = bases[index]
+    if (!stage || !from || planned.has(index)) continue
+    // What the base wants done by those who begin with it.
+    const triggers = from.kind === 'stage' ? triggersOf(stages[from.index], stage.at.line) : []
+    const sources = [...triggers, ...stage.instructions].flatMap((at) =>
+      sourceNames(at.command).map((name) => resolveSource(name, names, stages.length, index, at)),
     )
-    return {
-      index: stage.index,
+    const needs = [from, ...sources].flatMap((source) => (source.kind === 'stage' ? [source.index] : []))
+    const images = sources.flatMap((source) => (source.kind === 'image' ? [source.reference] : []))
+    planned.set(index, {
+      index,
       name: stage.name,
       from,
-      line: at.line,
-      platform: options.platform,
+      line: stage.at.line,
+      needs: [...new Set(needs)].sort((a, b) => a - b),
+      images: [...new Set(images)],
       instructions: stage.instructions,
-      needs: [
-        ...(from.kind === 'stage' ? [{ index: from.index, by: at }] : []),
-        ...sources.flatMap(({ source, by }) => (source.kind === 'stage' ? [{ index: source.index, by }] : [])),
-      ],
-      images: [...new Set(sources.flatMap(({ source }) => (source.kind === 'image' ? [source.reference] : [])))],
-    }
+    })
+    wanted.push(...needs)
   }
-  visit(target, undefined)
-  const order = [...planned.values()]
-  const references = order.flatMap(({ from, images }) => [
-    ...(from.kind === 'image' ? [from.reference] : []),
-    ...images,
-  ])
-  return { stages: order, references: [...new Set(references)], warnings }
+  // Whatever a stage needs comes before it in the file.
+  const order = [...planned.values()].sort((a, b) => a.index - b.index)
+  const references = new Set(
+    order.flatMap(({ from, images }) => [...(from.kind === 'image' ? [from.reference] : []), ...images]),
+  )
+  if (references.size > MAX_REFERENCES) throw invalidDockerfile(`more than ${MAX_REFERENCES} images are needed`)
+  return { stages: order, references: [...references], warnings: [...file.warnings, ...unconsumed(file, options)] }
 }
 
-function split({ instructions }: Dockerfile): { before: Instruction[]; stages: Stage[] } {
-  const before: Instruction[] = []
+/** @throws Failure dockerfile_invalid for a Dockerfile without FROM, and all that cannot be before the first one */
+function stagesOf({ instructions }: Dockerfile): Stage[] {
   const stages: Stage[] = []
-  const names = new Set<string>()
-  for (const instruction of instructions) {
-    const stage = stages.at(-1)
-    if (instruction.keyword === 'FROM') {
-      const name = nameOf(instruction)
-      if (name !== null && names.has(name)) throw invalidDockerfile(`there are two stages named ${name}`, instruction)
-      if (name !== null) names.add(name)
-      if (stages.length >= MAX_STAGES) throw invalidDockerfile(`there are more than ${MAX_STAGES} stages`, instruction)
-      stages.push({ from: instruction, index: stages.length, name, instructions: [] })
-    } else if (stage) stage.instructions.push(instruction)
-    else if (instruction.keyword === 'ARG') before.push(instruction)
-    else throw invalidDockerfile('only ARG may come before the first FROM', instruction)
+  for (const at of instructions) {
+    const { command } = at
+    if (command.kind === 'from') {
+      if (stages.length >= MAX_STAGES) throw invalidDockerfile(`there are more than ${MAX_STAGES} stages`, at)
+      const { base, name, platform } = command
+      stages.push({ at, base, name, platform, index: stages.length, instructions: [] })
+    } else if (stages.length > 0) stages.at(-1)?.instructions.push(at)
+    else if (command.kind !== 'arg') throw invalidDockerfile('only ARG may come before the first FROM', at)
   }
   if (stages.length === 0) throw invalidDockerfile('the Dockerfile has no FROM')
-  return { before, stages }
+  return stages
 }
 
-/** Lower-case: names of stages are the same in either case. */
-function nameOf(from: Instruction): string | null {
-  const [, as, name, ...more] = from.rest.split(/\s+/)
-  if (as === undefined) {
-    if (from.rest === '') throw invalidDockerfile('FROM needs the name of a base', from)
-    return null
+export type StageNames = ReadonlyMap<string, number>
+
+function stageNames(stages: readonly Stage[]): StageNames {
+  const names = new Map<string, number>()
+  for (const { name, index, at } of stages) {
+    if (name === null) continue
+    if (names.has(name)) throw invalidDockerfile(`there are two stages named ${name}`, at)
+    names.set(name, index)
   }
-  if (as.toUpperCase() !== 'AS' || name === undefined || more.length > 0)
-    throw invalidDockerfile('FROM takes a base, or a base and "AS name"', from)
-  if (!/^[a-z][a-z0-9-_.]*$/i.test(name))
-    throw invalidDockerfile(`${JSON.stringify(name)} is no name of a stage: letters, digits, "-", "_", "."`, from)
-  if (name.toLowerCase() === 'scratch' || name.toLowerCase() === 'context')
-    throw invalidDockerfile(`${name} is no name for a stage: it means something else`, from)
-  return name.toLowerCase()
+  return names
 }
 
-function targetOf(stages: readonly Stage[], byName: ReadonlyMap<string, number>, target: string | null): number {
+function baseOf(
+  { at, base, platform, index }: Stage,
+  by: {
+    readonly file: Dockerfile
+    readonly globals: ReadonlyMap<string, string>
+    readonly names: StageNames
+    readonly budget: Budget
+    readonly platform: string
+  },
+): StageSource {
+  const expand = (word: string) => processWord(word, by.globals, { escape: by.file.escape, budget: by.budget, at }).word
+  const name = expand(base)
+  if (name === '') throw invalidDockerfile(`the base ${JSON.stringify(base)} is empty`, at)
+  if (platform !== null) {
+    const wanted = expand(platform)
+    if (!/^[a-z0-9]+\/[a-z0-9_]+(\/[a-z0-9.]+)?$/i.test(wanted))
+      throw invalidDockerfile(`${JSON.stringify(wanted)} is no platform, as ${by.platform} is one`, at)
+    if (!samePlatform(wanted.toLowerCase(), by.platform))
+      throw invalidDockerfile(`this builds for ${by.platform} only, and not for ${wanted}`, at)
+  }
+  const stage = by.names.get(name.toLowerCase())
+  if (stage !== undefined && stage < index) return { kind: 'stage', index: stage }
+  return name === 'scratch' ? { kind: 'scratch' } : { kind: 'image', reference: checkedReference(name, at) }
+}
+
+function checkedReference(name: string, at: Place): string {
+  try {
+    if (name.length <= 512) parseReference(name)
+    else throw invalidDockerfile('the name of an image has more than 512 characters', at)
+    return name
+  } catch (error) {
+    if (error instanceof Failure && error.code !== 'dockerfile_invalid')
+      throw invalidDockerfile(`no name of an image: ${error.message.replace(/^image: /, '')}`, at)
+    throw error
+  }
+}
+
+function targetOf(stages: readonly Stage[], names: StageNames, target: string | null): number {
   if (target === null || target === '') return stages.length - 1
-  const named = byName.get(target.toLowerCase())
+  const named = names.get(target.toLowerCase())
   if (named !== undefined) return named
   if (/^\d{1,6}$/.test(target) && Number(target) < stages.length) return Number(target)
-  const hint = didYouMean(target.toLowerCase(), [...byName.keys()])
+  const hint = didYouMean(target.toLowerCase(), [...names.keys()])
   throw invalidDockerfile(`there is no stage ${JSON.stringify(target.slice(0, 100))} to build${hint}`)
 }
 
-/** What the instructions of a stage copy from or mount, as it is written. */
-function sourcesOf({ flags, keyword }: Instruction): string[] {
-  if (keyword === 'COPY' || keyword === 'ADD')
-    return flags.flatMap((flag) => (flag.startsWith('--from=') ? [flag.slice('--from='.length)] : []))
-  if (keyword !== 'RUN') return []
-  return flags.flatMap((flag) =>
-    flag.startsWith('--mount=') ? (/(?:^|,)from=([^,]+)/.exec(flag.slice('--mount='.length))?.slice(1) ?? []) : [],
-  )
+/** What an instruction copies from or mounts, as it is written. */
+function sourceNames(command: Command): string[] {
+  if (command.kind === 'copy') return command.from === null ? [] : [command.from]
+  if (command.kind === 'run') return command.mounts.flatMap(({ from }) => (from === null ? [] : [from]))
+  return []
 }
 
-function resolveSource(
-  name: string,
-  byName: ReadonlyMap<string, number>,
-  stages: number,
-  at: Instruction,
-): StageSource {
+function triggersOf(stage: Stage | undefined, line: number): Instruction[] {
+  const texts = stage?.instructions.flatMap(({ command }) => (command.kind === 'onbuild' ? [command.trigger] : []))
+  return parseTriggers(texts ?? [], line)
+}
+
+/** @throws Failure dockerfile_invalid for a stage that is not there, or that comes no earlier than the one that names it */
+function resolveSource(name: string, names: StageNames, stages: number, by: number, at: Place): StageSource {
   if (name === 'scratch') return { kind: 'scratch' }
-  if (/^\d+$/.test(name)) {
-    if (Number(name) < stages) return { kind: 'stage', index: Number(name) }
-    throw invalidDockerfile(`there is no stage ${name}`, at)
-  }
-  const index = byName.get(name.toLowerCase())
-  return index === undefined ? { kind: 'image', reference: name } : { kind: 'stage', index }
+  const number = /^\d{1,6}$/.test(name)
+  const index = number ? Number(name) : names.get(name.toLowerCase())
+  if (index === undefined) return { kind: 'image', reference: checkedReference(name, at) }
+  if (number && index >= stages) throw invalidDockerfile(`there is no stage ${name}`, at)
+  if (index === by) throw invalidDockerfile(`stage ${name} cannot copy from itself`, at)
+  if (index > by) throw invalidDockerfile(`stage ${name} comes later: it must be there before what needs it`, at)
+  return { kind: 'stage', index }
 }
 
-/** The arguments before the first FROM, with those that are always there; FROM alone sees them all. */
-function globalArgs(
-  before: readonly Instruction[],
+/** Proxies may be given without being declared. */
+export const proxyNames: ReadonlySet<string> = new Set(
+  ['http_proxy', 'https_proxy', 'ftp_proxy', 'no_proxy', 'all_proxy'].flatMap((name) => [name, name.toUpperCase()]),
+)
+
+/** The arguments before the first FROM, with those that are always there; what a stage declares has its value of here. */
+export function globalArgs(
   file: Dockerfile,
-  { args, platform }: PlanOptions,
+  { args, platform, target }: PlanOptions,
   budget: Budget,
 ): ReadonlyMap<string, string> {
   const [os = '', architecture = '', variant = ''] = platform.split('/')
-  const known: [string, string][] = ['BUILD', 'TARGET'].flatMap((side) => [
-    [`${side}PLATFORM`, args[`${side}PLATFORM`] ?? platform],
-    [`${side}OS`, os],
-    [`${side}ARCH`, architecture],
-    [`${side}VARIANT`, variant],
-  ])
-  const values = new Map(known)
-  for (const at of before) {
-    for (const word of at.rest.split(/\s+/)) {
-      const [name = '', ...value] = word.split('=')
-      const given = args[name]
-      if (given !== undefined) values.set(name, given)
-      else if (value.length > 0)
-        values.set(name, processWord(value.join('='), values, { escape: file.escape, budget, at }).word)
+  const values = new Map<string, string>()
+  const known = { PLATFORM: platform, OS: os, OSVERSION: '', ARCH: architecture, VARIANT: variant }
+  for (const side of ['BUILD', 'TARGET'])
+    for (const [what, value] of Object.entries(known)) values.set(side + what, args[side + what] ?? value)
+  values.set('TARGETSTAGE', args.TARGETSTAGE ?? (target || lastName(file)))
+  for (const at of file.instructions) {
+    if (at.command.kind !== 'arg') break
+    for (const [name, written] of at.command.args) {
+      const given = Object.hasOwn(args, name) ? args[name] : undefined
+      const value =
+        given ?? (written === null ? undefined : processWord(written, values, { escape: file.escape, budget, at }).word)
+      if (value !== undefined) values.set(name, value)
     }
   }
   return values
+}
+
+function lastName({ instructions }: Dockerfile): string {
+  const last = instructions.findLast(({ command }) => command.kind === 'from')?.command
+  return (last?.kind === 'from' ? last.name : null) ?? 'default'
+}
+
+/** Arguments that were given, and that nothing declares: most likely a slip. */
+function unconsumed({ instructions }: Dockerfile, { args }: PlanOptions): DockerfileWarning[] {
+  const declared = new Set(
+    instructions.flatMap(({ command }) => (command.kind === 'arg' ? command.args.map(([name]) => name) : [])),
+  )
+  const known = /^(BUILD|TARGET)(PLATFORM|OS|OSVERSION|ARCH|VARIANT)$|^TARGETSTAGE$|^SOURCE_DATE_EPOCH$|^BUILDKIT_/
+  const unused = Object.keys(args).filter((name) => !declared.has(name) && !proxyNames.has(name) && !known.test(name))
+  if (unused.length === 0) return []
+  return [{ message: `no ARG declares the build arguments ${unused.join(', ')}`.slice(0, 1000), line: null }]
+}
+
+/** What a name means to an instruction of a stage whose plan was made: it needs no more than is in that. */
+export function plannedSource(file: Dockerfile, stage: PlannedStage, name: string, at: Place): StageSource {
+  const stages = stagesOf(file)
+  const source = resolveSource(name, stageNames(stages), stages.length, stage.index, at)
+  const isPlanned =
+    source.kind === 'scratch' ||
+    (source.kind === 'stage' ? stage.needs.includes(source.index) : stage.images.includes(source.reference))
+  if (isPlanned) return source
+  throw invalidDockerfile(`${name} is named by a trigger of the base; begin a stage with it, and copy from that`, at)
 }

@@ -1,63 +1,24 @@
 // dockerfile.ts: the text of a Dockerfile → instructions with their lines, as BuildKit's parser does it
 // (moby/buildkit, frontend/dockerfile/parser): directives, comments, continued lines, heredocs, flags, JSON forms.
 // What an instruction means is decided in build-plan.ts and build-stage.ts.
-import { Failure } from '@berth/contracts'
+import { Failure, MAX_DOCKERFILE_BYTES } from '@berth/contracts'
+import {
+  type Command,
+  commandOf,
+  type Heredoc,
+  heredocWord,
+  type Keyword,
+  keywords,
+  type Written,
+} from './dockerfile-commands.js'
 import { didYouMean, invalidDockerfile, type Place } from './dockerfile-error.js'
 import { Budget, processWord } from './shell-words.js'
 
-/** Longest text that is parsed, in bytes: BuildKit's own limit is 2 MiB for all of it, and 64 KiB for a line. */
-export const MAX_DOCKERFILE_BYTES = 1024 * 1024
-/** Most instructions in a Dockerfile, those of heredocs not counted. */
-export const MAX_INSTRUCTIONS = 2000
+/** Most instructions in a Dockerfile. */
+export const MAX_INSTRUCTIONS = 1000
 
-export const keywords = [
-  'ADD',
-  'ARG',
-  'CMD',
-  'COPY',
-  'ENTRYPOINT',
-  'ENV',
-  'EXPOSE',
-  'FROM',
-  'HEALTHCHECK',
-  'LABEL',
-  'MAINTAINER',
-  'ONBUILD',
-  'RUN',
-  'SHELL',
-  'STOPSIGNAL',
-  'USER',
-  'VOLUME',
-  'WORKDIR',
-] as const
-export type Keyword = (typeof keywords)[number]
-
-export interface Heredoc {
-  readonly name: string
-  /** Variables in it are substituted: its name was not quoted. */
-  readonly expand: boolean
-  /** Without leading tabs where it began with `<<-`. */
-  readonly content: string
-  /** `content` as it was written. */
-  readonly written: string
-}
-
-export interface Instruction {
-  readonly keyword: Keyword
-  /** Number of its first line, from 1. */
-  readonly line: number
-  readonly endLine: number
-  /** Continued lines joined, as history tells of it; heredocs are not in it. */
-  readonly text: string
-  /** `--name` or `--name=value` each, quotes taken off. */
-  readonly flags: readonly string[]
-  /** What follows keyword and flags, without blanks around it. */
-  readonly rest: string
-  /** The words of the JSON form, where `rest` is one and the instruction has it. */
-  readonly json: readonly string[] | undefined
-  readonly heredocs: readonly Heredoc[]
-  /** What ONBUILD is about. */
-  readonly trigger: Instruction | undefined
+export interface Instruction extends Written {
+  readonly command: Command
 }
 
 export interface DockerfileWarning {
@@ -76,12 +37,12 @@ export interface Dockerfile {
  */
 export function parseDockerfile(text: string): Dockerfile {
   if (Buffer.byteLength(text) > MAX_DOCKERFILE_BYTES)
-    throw invalidDockerfile(`the Dockerfile is longer than ${MAX_DOCKERFILE_BYTES} bytes`, undefined)
+    throw invalidDockerfile(`the Dockerfile is longer than ${MAX_DOCKERFILE_BYTES} bytes`)
   const zero = text.indexOf('\0')
   if (zero >= 0) throw invalidDockerfile('there is a zero byte', { line: text.slice(0, zero).split('\n').length })
   const lines = text.replace(/^\uFEFF/, '').split(/(?<=\n)/)
-  const { token, ignored } = directives(lines)
-  const warnings: DockerfileWarning[] = ignored.map((message, i) => ({ message, line: i + 1 }))
+  const token = directives(lines)
+  const warnings: DockerfileWarning[] = []
   const instructions: Instruction[] = []
   const source = new Lines(lines, token)
   for (let found = source.next(); found; found = source.next()) {
@@ -89,37 +50,69 @@ export function parseDockerfile(text: string): Dockerfile {
       throw invalidDockerfile(`there are more than ${MAX_INSTRUCTIONS} instructions`, { line: found.line })
     if (found.gap)
       warnings.push({ message: 'an empty line in a continued instruction will be an error one day', line: found.line })
-    instructions.push(instruction(found.text, found.line, source, true))
+    instructions.push(instruction(found.text, found.line, source))
   }
-  if (instructions.length === 0) throw invalidDockerfile('the Dockerfile has no instructions', undefined)
+  if (instructions.length === 0) throw invalidDockerfile('the Dockerfile has no instructions')
   return { escape: token, instructions, warnings }
 }
 
-/** An ONBUILD trigger of an image: one instruction, heredocs included. @throws Failure dockerfile_invalid */
-export function parseTrigger(text: string, line: number): Dockerfile {
-  const file = parseDockerfile(text)
-  return {
-    ...file,
-    instructions: file.instructions.map((one) => ({ ...one, line, endLine: line })),
+/** Most triggers that an image may have, and most characters of all of them: each build with it parses them. */
+const MAX_TRIGGERS = 100
+const MAX_TRIGGER_LENGTH = 128 * 1024
+
+/** @throws Failure dockerfile_invalid for more triggers, or longer ones, than an image may have */
+export function checkTriggers(texts: readonly string[], at: Place): void {
+  const length = texts.reduce((sum, text) => sum + text.length, 0)
+  if (texts.length > MAX_TRIGGERS || length > MAX_TRIGGER_LENGTH)
+    throw invalidDockerfile('there are more ONBUILD triggers, or longer ones, than are carried out', at)
+}
+
+/**
+ * What an image wants done by a build that begins with it (`OnBuild` of its configuration).
+ * @param line where the build begins with it
+ * @throws Failure dockerfile_invalid
+ */
+export function parseTriggers(texts: readonly string[], line: number): Instruction[] {
+  checkTriggers(texts, { line })
+  return texts.map((text) => {
+    const at = { line, text, keyword: 'ONBUILD of the base' }
+    const { instructions } = parsed(text, at)
+    const [only] = instructions
+    if (!only || instructions.length > 1) throw invalidDockerfile('a trigger must be one instruction', at)
+    if (['ONBUILD', 'FROM', 'MAINTAINER'].includes(only.keyword))
+      throw invalidDockerfile(`${only.keyword} is not allowed as a trigger`, at)
+    return { ...only, line }
+  })
+}
+
+/** Tells of an error in a trigger at the line where it is triggered: its own lines are in no file. */
+function parsed(text: string, at: Place): Dockerfile {
+  try {
+    return parseDockerfile(text)
+  } catch (error) {
+    if (error instanceof Failure) throw invalidDockerfile(error.message, at)
+    throw error
   }
 }
 
-const known = new Set(['escape', 'syntax', 'check'])
+const directiveForm = /^\s*#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$/
 
-/** `# name=value` lines before anything else. `syntax` names another parser, and there is none but this. */
-function directives(lines: readonly string[]): { token: '\\' | '`'; ignored: string[] } {
+/**
+ * The escape character, from the `# name=value` lines before anything else. `syntax` names another parser, and there is
+ * none but this; `check` is about advice that is not given.
+ */
+function directives(lines: readonly string[]): '\\' | '`' {
   const seen = new Map<string, string>()
-  const ignored: string[] = []
-  for (const [i, line] of lines.entries()) {
-    const [, written = '', value = ''] = /^\s*#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$/.exec(line) ?? []
+  for (const [i, text] of lines.entries()) {
+    const [, written = '', value = ''] = directiveForm.exec(text) ?? []
     const name = written.toLowerCase()
-    if (!known.has(name)) break
-    if (seen.has(name)) throw invalidDockerfile(`only one ${name} directive can be used`, { line: i + 1, text: line })
+    if (!['escape', 'syntax', 'check'].includes(name)) break
+    if (seen.has(name)) throw invalidDockerfile(`only one ${name} directive can be used`, { line: i + 1, text })
     seen.set(name, value)
     if (name === 'escape' && value !== '\\' && value !== '`')
-      throw invalidDockerfile(`escape must be \\ or \`, not ${JSON.stringify(value)}`, { line: i + 1, text: line })
+      throw invalidDockerfile(`escape must be \\ or \`, not ${JSON.stringify(value)}`, { line: i + 1, text })
   }
-  return { token: seen.get('escape') === '`' ? '`' : '\\', ignored }
+  return seen.get('escape') === '`' ? '`' : '\\'
 }
 
 const trimNewline = (line: string) => line.replace(/\r?\n$/, '')
@@ -162,10 +155,6 @@ class Lines {
     return undefined
   }
 
-  get line(): number {
-    return this.at
-  }
-
   /** The lines to a heredoc's name, or undefined where it does not come. */
   heredoc(name: string, chomp: boolean): string | undefined {
     const content: string[] = []
@@ -184,24 +173,32 @@ class Lines {
   }
 }
 
-const jsonForms: ReadonlySet<Keyword> = new Set(['ADD', 'COPY', 'CMD', 'ENTRYPOINT', 'RUN', 'SHELL', 'VOLUME'])
 const heredocForms: ReadonlySet<Keyword> = new Set(['ADD', 'COPY', 'RUN'])
 const isKeyword = (word: string): word is Keyword => (keywords as readonly string[]).includes(word)
 
-function instruction(written: string, line: number, source: Lines, outermost: boolean): Instruction {
-  const text = written.trim()
-  const [, word = '', args = ''] = /^(\S+)[\t\v\f\r ]*([\s\S]*)$/.exec(text) ?? []
+function instruction(joined: string, line: number, source: Lines): Instruction {
+  const written = take(joined, line, source)
+  const command = commandOf(written, source.token)
+  // What a trigger says is checked now; it is carried out by the build that begins with this image.
+  if (command.kind === 'onbuild') commandOf({ ...take(written.rest, line), heredocs: written.heredocs }, source.token)
+  return { ...written, command }
+}
+
+/** @param source what heredocs are taken from; without it they are left alone */
+function take(joined: string, line: number, source?: Lines): Written {
+  const text = joined.trim()
+  const [, word = '', args = ''] = /^(\S+)[\t\v\f\r ]*(.*)$/s.exec(text) ?? []
   const keyword = word.toUpperCase()
   if (!isKeyword(keyword)) {
     const hint = didYouMean(keyword, keywords)
     throw invalidDockerfile(`unknown instruction ${JSON.stringify(word.slice(0, 100))}${hint}`, { line, text })
   }
-  const at = { line, text, keyword }
   const { flags, rest } = takeFlags(args)
-  const trigger = keyword === 'ONBUILD' && outermost && rest !== '' ? instruction(rest, line, source, false) : undefined
-  const heredocs = heredocForms.has(keyword) && text.includes('<<') ? heredocsOf(text, source, at) : []
-  const json = jsonForms.has(keyword) ? jsonOf(rest, at) : undefined
-  return { keyword, line, endLine: source.line, text, flags, rest, json, heredocs, trigger }
+  const at = { keyword, line, text, flags, rest }
+  const [trigger = ''] = rest.split(/\s/)
+  const inner = keyword === 'ONBUILD' ? trigger.toUpperCase() : keyword
+  const mayHave = isKeyword(inner) && heredocForms.has(inner) && text.includes('<<')
+  return { ...at, heredocs: source && mayHave ? heredocsOf(text, source, at) : [] }
 }
 
 /** `--flag`s before anything else, quotes and escapes taken off; `--` alone ends them. */
@@ -225,37 +222,6 @@ function takeFlags(args: string): { flags: string[]; rest: string } {
     flags.push(flag)
   }
   return { flags, rest }
-}
-
-/** Words of a JSON array of strings; what is no JSON is the shell form, without a word about it, as with Docker. */
-function jsonOf(rest: string, at: Place): string[] | undefined {
-  if (!rest.startsWith('[')) return undefined
-  let value: unknown
-  try {
-    value = JSON.parse(rest)
-  } catch {
-    return undefined
-  }
-  if (!Array.isArray(value)) return undefined
-  return value.map((word: unknown) => {
-    if (typeof word === 'string') return word
-    throw invalidDockerfile('the JSON form may hold strings only', at)
-  })
-}
-
-const heredocStart = /^\d*<<(-?)([^<]+)$/
-
-/** The heredoc that a word begins, without content. */
-export function heredocWord(word: string): { name: string; expand: boolean; chomp: boolean } | undefined {
-  const [, dash, rest = ''] = heredocStart.exec(word) ?? []
-  if (dash === undefined) return undefined
-  const budget = new Budget()
-  const { words } = processWord(rest, new Map(), { escape: '\\', keepUnset: true, budget })
-  const [name] = words
-  if (name === undefined || words.length > 1) return undefined
-  // Quoted in any part of it is quoted.
-  const quotes = (text: string) => text.replace(/[^'"]/g, '').length
-  return { name, expand: quotes(name) === quotes(rest.replace(/\\./g, '')), chomp: dash === '-' }
 }
 
 function heredocsOf(text: string, source: Lines, at: Place): Heredoc[] {

@@ -1,5 +1,6 @@
 export * from './archive.js'
 export * from './build-plan.js'
+export * from './build-stage.js'
 export * from './challenge.js'
 export * from './dockerfile.js'
 export * from './dockerignore.js'
