@@ -13,13 +13,13 @@ const users: Readonly<Partial<Record<Part, string>>> = { postgres: 'postgres', r
 
 const places = () => ({ runDir: join(stack().dataDir, 'run'), logDir: join(stack().dataDir, 'logs') })
 
-async function recordOf(part: Part) {
+export async function recordOf(part: Part) {
   const record = await readDaemon(places(), part)
   if (!record) throw new Error(`${part} was never started`)
   return record
 }
 
-const alive = (pid: number) => {
+export const alive = (pid: number): boolean => {
   try {
     process.kill(pid, 0)
     return !/^State:\s+Z/m.test(statusOf(pid))

@@ -26,6 +26,7 @@ import type { Config } from './config.js'
 import { type ExecDriver, InitDriver } from './exec/exec-driver.js'
 import { Execs } from './exec/execs.js'
 import { OciDriver } from './exec/oci-driver.js'
+import { Bringing } from './images/bring.js'
 import { type Findings, fsck } from './images/fsck.js'
 import { Images } from './images/images.js'
 import { Journal } from './journal.js'
@@ -38,7 +39,7 @@ import type { LiveSandbox } from './sandbox/live.js'
 import { clean, recover } from './sandbox/recovery.js'
 import { ResidentRecords } from './sandbox/resident-record.js'
 import { Residents } from './sandbox/residents.js'
-import type { RunnableImage } from './sandbox/sandbox.js'
+import type { RunnableImage, Surroundings } from './sandbox/sandbox.js'
 import { Supervisor } from './sandbox/supervisor.js'
 import { Turns } from './sandbox/turns.js'
 import { type OpenWorkshop, openWorkshop } from './sandbox/workshop.js'
@@ -80,10 +81,11 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
     isFinal: (error) => error instanceof Refused && error.final,
     log,
   })
+  const bringing = new Bringing({ images, giver: api, log })
   const around = {
     shop,
     log,
-    resolveImage: async (reference: string, digest: string | undefined) => resolve(images, reference, digest),
+    resolveImage: imagesOf(images, bringing),
     starts: new Turns(2 * availableParallelism()),
   }
   const supervisor = new Supervisor({
@@ -108,7 +110,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   let membership: Membership | undefined
   const observation = { logs, shop, diff: join(config.BERTH_INIT_DIR, 'berth-diff') }
   const inUse = () => new Set([...supervisor.layersInUse(), ...residents.layersInUse()])
-  const imageParts = { images, inUse, scan, log }
+  const imageParts = { images, bringing, inUse, scan, log }
   const parts = { journal, supervisor, residents, execs, terminals, observation, images: imageParts, log }
   const handlers = streamHandlers(parts)
   const streams = await serve(config, { ...certificate, log, handlers, joined: () => membership?.joined })
@@ -264,6 +266,16 @@ async function compose(journal: Journal, id: AttemptId): Promise<AttemptFinished
     [paths.stdout, paths.stderr].map((path) => readHead(path, INLINE_OUTPUT_BYTES)),
   )
   return { ...report, stdout: stdout?.toString('base64') ?? '', stderr: stderr?.toString('base64') ?? '' }
+}
+
+/** Finds what is to be started from; brings what the API has resolved and this node lacks. */
+function imagesOf(images: Images, bringing: Bringing): Surroundings['resolveImage'] {
+  return async ({ reference, digest, need, signal }) => {
+    const found = resolve(images, reference, digest)
+    if (found || digest === undefined) return found
+    await bringing.ensure(digest, need, signal)
+    return resolve(images, reference, digest)
+  }
 }
 
 /** A reference that is none names no image. */

@@ -45,7 +45,12 @@ export type Cancel = z.infer<typeof Cancel>
 const JournalEntry = z.discriminatedUnion('event', [
   z.object({ event: z.literal('acquire'), step: z.string() }),
   /** The command may run from here on. `startingAt`, Unix milliseconds: when the container's start began. */
-  z.object({ event: z.literal('spawn'), rootfsMs: z.number(), startingAt: z.number() }),
+  z.object({
+    event: z.literal('spawn'),
+    imageMs: z.number().default(0),
+    rootfsMs: z.number(),
+    startingAt: z.number(),
+  }),
   z.object({ event: z.literal('cancel'), cancel: Cancel }),
 ])
 export type JournalEntry = z.infer<typeof JournalEntry>

@@ -33,7 +33,7 @@ const finished = (attemptId: AttemptId): AttemptFinished => ({
   oomKilled: false,
   reason: { code: 'completed', message: 'exit code 0', by: 'sandbox' },
   usage: null,
-  phases: { placeMs: null, rootfsMs: null, startMs: null, runMs: null, finishMs: null },
+  phases: { placeMs: null, imageMs: null, rootfsMs: null, startMs: null, runMs: null, finishMs: null },
   startedAt: null,
   finishedAt: '2026-01-01T00:00:00.000Z',
   stdout: '',

@@ -25,8 +25,10 @@ import { SessionsController } from './http/sessions.controller.js'
 import { SessionsService } from './http/sessions.service.js'
 import { ImageNames } from './images/image-names.js'
 import { ImageNodes } from './images/image-nodes.js'
+import { ImageSources } from './images/image-sources.service.js'
 import { ImagesController } from './images/images.controller.js'
 import { ImagesService } from './images/images.service.js'
+import { NodeImagesController } from './images/node-images.controller.js'
 import { RegistriesService } from './images/registries.service.js'
 import { TransfersService } from './images/transfers.service.js'
 import { BatchesService } from './jobs/batches.service.js'
@@ -114,6 +116,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       NodesController,
       ImagesController,
       BuildsController,
+      NodeImagesController,
       UsageController,
       SessionsController,
       OpenApiController,
@@ -142,7 +145,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
         EventsService,
       ],
       ...[TerminalsService, TerminalDoors],
-      ...[ImageNames, ImageNodes, ImagesService, TransfersService, RegistriesService],
+      ...[ImageNames, ImageNodes, ImageSources, ImagesService, TransfersService, RegistriesService],
       ...[BaseImages, BuildNodes, BuildRuns, BuildingService, BuildsService],
       ...[TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],

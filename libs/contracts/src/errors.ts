@@ -66,6 +66,7 @@ export const problems = {
   internal_error: { status: 500, title: 'Internal error' },
   registry_denied: { status: 502, title: 'The registry refuses access, or has no such image' },
   registry_unreachable: { status: 502, title: 'The registry does not answer as it should' },
+  image_unavailable: { status: 502, title: 'The image could not be brought to the node' },
   node_unreachable: { status: 502, title: 'The node that holds this could not be reached' },
   unavailable: { status: 503, title: 'Temporarily unavailable' },
   scan_unavailable: { status: 503, title: 'What is in the image, or wrong with it, cannot be told now' },

@@ -6,6 +6,8 @@
 //
 //     GET    images/<digest>                  → HeldImage; base images too
 //     GET    images/<digest>/packages         → ImageContents (image-scan.ts): what is installed in it
+//     GET    images/<digest>/blobs/<digest>|manifest?from=… → its bytes, from an offset on
+//     POST   images/<digest>/bring            BringImage → steps      has the node hold it, from wherever it is to be had
 //     POST   images/pull                      PullImage → steps       fetches from a registry, verifies, unpacks
 //     POST   images/push                      PushImage → steps
 //     POST   images/load?maxBytes=…           an archive → steps      `docker save`'s, or an OCI layout in a tar; gzip or zstd too
@@ -66,6 +68,12 @@ export const PushImage = z.object({
   access: RegistryAccess,
 })
 export type PushImage = z.infer<typeof PushImage>
+
+export const BringImage = z.object({
+  pass: z.string().min(1).max(1024).describe('Lets the node ask the API for it: see `ImageNeed`'),
+  owner: z.string().max(64).describe('For whom: what others have is fetched again'),
+})
+export type BringImage = z.infer<typeof BringImage>
 
 export const ImageLayer = z.object({
   diffId: ImageDigest.describe('Digest of the unpacked tar'),

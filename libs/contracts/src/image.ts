@@ -138,7 +138,7 @@ export const getImageArchive = route({
   params: imageParams,
   query: z.strictObject({ format: z.enum(['docker', 'oci']).default('docker') }),
   reply: { 200: 'bytes' },
-  errors: ['image_not_found', 'no_capacity', 'node_unreachable'],
+  errors: ['image_not_found', 'image_unavailable', 'no_capacity', 'node_unreachable'],
 })
 export const saveImages = route({
   ...reading,
@@ -154,7 +154,7 @@ export const saveImages = route({
     format: z.enum(['docker', 'oci']).default('docker'),
   }),
   reply: { 200: 'bytes' },
-  errors: ['image_not_found', 'no_capacity', 'node_unreachable'],
+  errors: ['image_not_found', 'image_unavailable', 'no_capacity', 'node_unreachable'],
 })
 export const pullImage = route({
   ...writing,

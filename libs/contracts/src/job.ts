@@ -109,6 +109,7 @@ export const reasonCodes = [
   'working_dir_not_found',
   'user_not_found',
   'image_not_found',
+  'image_unavailable',
   'start_failed',
   'sandbox_lost',
   'node_lost',
@@ -128,7 +129,8 @@ export type Reason = z.infer<typeof Reason>
 export const Phases = z.object({
   queueMs: z.number().nullable().describe('From creation, or the end of the back-off, to placement'),
   placeMs: z.number().nullable().describe('From placement to the arrival of the command at the node'),
-  rootfsMs: z.number().nullable().describe('Image, writable layer, bundle'),
+  imageMs: z.number().nullable().describe('Until its image was there: brought from elsewhere where the node lacked it'),
+  rootfsMs: z.number().nullable().describe('Writable layer, bundle'),
   startMs: z.number().nullable().describe('OCI runtime and init, until the command runs'),
   runMs: z.number().nullable().describe('The command itself'),
   finishMs: z.number().nullable().describe('Output drained and result stored on the node'),

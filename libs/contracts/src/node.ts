@@ -2,7 +2,7 @@ import { z } from 'zod'
 import { TenantLimits } from './command.js'
 import { AttemptId, NodeId, SandboxId, TenantId } from './ids.js'
 import { NodeImage } from './image.js'
-import { ImageDigest } from './image-node.js'
+import { ImageDigest, PullImage } from './image-node.js'
 import { NodeReport } from './report.js'
 import { Name, Page, pageOf, route, Time } from './route.js'
 import { MiB } from './units.js'
@@ -192,4 +192,47 @@ export const reportNode = route({
   bodyLimit: 32 * MiB,
   reply: { 200: z.object({ stored: z.number().int() }) },
   errors: [],
+})
+
+/** Why a node needs an image: the attempt or sandbox on it that starts from it, or a pass that the API gave it. */
+export const ImageNeed = z.string().min(1).max(1024)
+
+/** What is known of where an image is to be had. */
+export const ImageSources = z.object({
+  nodes: z.boolean().describe('Whether another node holds it'),
+  registry: PullImage.nullable().describe('How the registry that it came from is asked for it, if it came from one'),
+})
+export type ImageSources = z.infer<typeof ImageSources>
+
+export const findNodeImage = route({
+  id: 'findNodeImage',
+  method: 'POST',
+  path: '/v1/node/images/:digest/sources',
+  scope: 'node',
+  rate: 'none',
+  tag: 'node protocol',
+  summary: 'Where an image is to be had that the node lacks',
+  description: 'Only of an image that something on the node is to start from.',
+  params: z.object({ digest: ImageDigest }),
+  body: z.object({ for: ImageNeed }),
+  idempotency: 'none',
+  reply: { 200: ImageSources },
+  errors: ['image_not_found'],
+})
+export const readNodeImage = route({
+  id: 'readNodeImage',
+  method: 'GET',
+  path: '/v1/node/images/:digest/blobs/:blob',
+  scope: 'node',
+  rate: 'none',
+  tag: 'node protocol',
+  summary: 'Read a part of an image as another node has it',
+  description: 'A layer, the configuration, or `manifest`. The nodes need not reach each other: the API passes it on.',
+  params: z.object({ digest: ImageDigest, blob: ImageDigest.or(z.literal('manifest')) }),
+  query: z.object({
+    for: ImageNeed,
+    from: z.coerce.number().int().min(0).default(0).describe('Offset of the first byte wanted'),
+  }),
+  reply: { 200: 'bytes' },
+  errors: ['image_not_found', 'node_unreachable'],
 })

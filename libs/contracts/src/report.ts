@@ -9,6 +9,7 @@ const about = { attemptId: AttemptId, generation: z.number().int().min(1) }
 /** Timings that only the node knows, in milliseconds. */
 export const NodePhases = z.object({
   placeMs: z.number().nullable(),
+  imageMs: z.number().nullable().default(null),
   rootfsMs: z.number().nullable(),
   startMs: z.number().nullable(),
   runMs: z.number().nullable(),

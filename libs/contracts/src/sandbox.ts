@@ -257,6 +257,7 @@ export const sandboxReasonCodes = [
   'working_dir_not_found',
   'user_not_found',
   'image_not_found',
+  'image_unavailable',
   'start_failed',
   'sandbox_lost',
   'node_lost',
@@ -298,7 +299,7 @@ export type SandboxEnd = z.infer<typeof SandboxEnd>
 /** Milliseconds spent in each phase of the latest start; null where it did not come so far. */
 export const SandboxPhases = z.object({
   placeMs: z.number().nullable().describe('From the request to the arrival of the command at the node'),
-  imageMs: z.number().nullable(),
+  imageMs: z.number().nullable().describe('Until its image was there: brought from elsewhere where the node lacked it'),
   rootfsMs: z.number().nullable(),
   networkMs: z.number().nullable(),
   startMs: z.number().nullable().describe('OCI runtime and init'),

@@ -23,6 +23,12 @@ describe('a node that cannot', () => {
   })
 })
 
+test('a job whose image cannot be brought goes only where it is', () => {
+  const without = node(1, { images: new Set() })
+  expect(choose([without], { ...job, pinned: true }, now)).toBeUndefined()
+  expect(choose([without], job, now)?.id).toBe(nodeId(1))
+})
+
 test('a full node could still hold the job when empty; a small one could not', () => {
   const full = node(1, { used: node(1).capacity })
   expect(feasible(full, job, now)).toBe(false)
@@ -73,12 +79,21 @@ test('law: placing until nothing fits never exceeds a capacity, and no node that
 })
 
 describe('a sandbox', () => {
-  const sandbox = { ...job, starts: true }
+  const sandbox = { ...job, starts: true, pinned: true }
+  const without = { images: new Set<string>() }
   const full = { cpuMillis: 8000, memoryBytes: 0, diskBytes: 0, sandboxes: 8 }
 
-  test('goes only where its image is', () => {
-    expect(chooseForSandbox([node(1, { images: new Set() })], sandbox, now)).toBeUndefined()
-    expect(chooseForSandbox([node(1, { images: new Set() }), node(2)], sandbox, now)?.node.id).toBe(nodeId(2))
+  test('whose image cannot be brought goes only where it is', () => {
+    expect(chooseForSandbox([node(1, without)], sandbox, now)).toBeUndefined()
+    expect(chooseForSandbox([node(1, without), node(2)], sandbox, now)?.node.id).toBe(nodeId(2))
+  })
+
+  test('goes to a node that lacks its image only where that can be brought, and none that has it has room', () => {
+    const brought = { ...sandbox, pinned: false }
+    const here = node(2, { tenants: new Map([[tenantId(1), 5]]) })
+    expect(chooseForSandbox([node(1, without), here], brought, now)?.node.id).toBe(nodeId(2))
+    expect(chooseForSandbox([node(1, without), node(2, { used: full })], brought, now)?.node.id).toBe(nodeId(1))
+    expect(chooseForSandbox([node(1, without), node(2, { used: full })], sandbox, now)).toBeUndefined()
   })
 
   test('that starts finds no room on a full node; one that does not needs disk there, and a node that is large enough', () => {
@@ -91,7 +106,12 @@ describe('a sandbox', () => {
   })
 
   test.each<[string, readonly ReturnType<typeof node>[], string]>([
-    ['alone', [node(1), node(2, { images: new Set() })], '1 of 2 ready nodes have image debian and room'],
+    ['alone', [node(1), node(2, without)], '1 of 2 ready nodes have image debian and room'],
+    [
+      'without the image',
+      [node(1, without), node(2, { used: full })],
+      '1 of 2 ready nodes have room, and none of these has image debian yet',
+    ],
     [
       'by spread',
       [node(1), node(2, { tenants: new Map([[tenantId(1), 2]]) })],
@@ -103,6 +123,6 @@ describe('a sandbox', () => {
       '2 of 2 ready nodes have image debian and room; this one has as few as any of the tenant (0), and is fullest (25 %)',
     ],
   ])('is told why its node was chosen: %s', (_, nodes, why) =>
-    expect(chooseForSandbox(nodes, sandbox, now)?.because).toBe(why),
+    expect(chooseForSandbox(nodes, { ...sandbox, pinned: false }, now)?.because).toBe(why),
   )
 })

@@ -29,7 +29,7 @@ export interface NodeSnapshot {
 export interface Placeable {
   readonly tenantId: TenantId
   readonly image: string
-  /** Whether only nodes that have the image can take it. Others fail it where they do not have it either. */
+  /** Whether only nodes that have the image can take it: it cannot be brought to others. */
   readonly pinned?: boolean
   readonly cost: Cost
 }
@@ -95,7 +95,7 @@ export interface ChosenNode {
 }
 
 /**
- * The node for a sandbox, which stays there and must find room to run: undefined when none has its image and room.
+ * The node for a sandbox, which stays there and must find room to run: undefined when none can have its image and has room.
  * One that is not started goes where it could be started now, or else where it could be if nothing else ran there.
  */
 export function chooseForSandbox(
@@ -103,7 +103,7 @@ export function chooseForSandbox(
   sandbox: PlaceableSandbox,
   now: Date,
 ): ChosenNode | undefined {
-  const suitable = nodes.filter((node) => node.images.has(sandbox.image) && feasibleWhenEmpty(node, sandbox, now))
+  const suitable = nodes.filter((node) => feasibleWhenEmpty(node, sandbox, now))
   const ready = choose(suitable, sandbox, now)
   if (ready) return { node: ready, because: because(nodes, suitable, ready, sandbox, now) }
   if (sandbox.starts) return undefined
@@ -122,10 +122,12 @@ function because(
   now: Date,
 ): string {
   const living = nodes.filter((node) => takesWork(node, now)).length
-  const open = suitable.filter((node) => feasible(node, job, now))
+  const present = chosen.images.has(job.image)
+  const open = suitable.filter((node) => feasible(node, job, now) && (!present || node.images.has(job.image)))
   const has = chosen.tenants.get(job.tenantId) ?? 0
   const others = open.filter(({ id }) => id !== chosen.id)
-  const found = `${open.length || 1} of ${living} ready nodes have image ${job.image} and room`
+  const what = present ? `have image ${job.image} and room` : `have room, and none of these has image ${job.image} yet`
+  const found = `${open.length || 1} of ${living} ready nodes ${what}`
   if (others.length === 0) return found
   const fewest = others.every(({ tenants }) => (tenants.get(job.tenantId) ?? 0) > has)
   const full = `${Math.round(fullness(chosen) * 100)} %`

@@ -32,7 +32,7 @@ const hopeless: ReadonlySet<SandboxReasonCode> = new Set([
 /** A run that never was has failed, and so has one whose restarts were given up. */
 export function afterRun({ policy, maxRetries }: RestartPolicy, ended: EndedRun): AfterRun {
   const { reason, ranMs } = ended
-  const neverRan = hopeless.has(reason) || reason === 'start_failed'
+  const neverRan = hopeless.has(reason) || reason === 'start_failed' || reason === 'image_unavailable'
   const over: AfterRun = { kind: 'over', state: neverRan ? 'failed' : 'stopped' }
   if (policy === 'no' || hopeless.has(reason)) return over
   if (policy === 'on-failure' && reason === 'completed') return over

@@ -17,6 +17,7 @@ test.each<[string, Partial<Ended>, ReturnType<typeof retryKind>]>([
   ['a passed deadline', { outcome: 'timed_out', reason: 'deadline_exceeded', exitCode: null }, undefined],
   ['a lost node', { outcome: 'lost', reason: 'node_lost', exitCode: null }, 'lost'],
   ['a sandbox that did not start', { reason: 'start_failed', exitCode: null }, 'lost'],
+  ['an image that could not be brought', { reason: 'image_unavailable', exitCode: null }, 'lost'],
   ['an unknown image', { reason: 'image_not_found', exitCode: null }, undefined],
   ['an unknown user', { reason: 'user_not_found', exitCode: null }, undefined],
   ['success', { outcome: 'succeeded', reason: 'completed', exitCode: 0 }, undefined],

@@ -24,11 +24,12 @@ export type Verdict =
   | { readonly kind: 'final'; readonly state: FinalState }
 
 /**
- * Which part of a policy speaks of this end; undefined where none does. A sandbox that could not be started counts as
- * lost: it is Berth's trouble, not the command's. A wrong image, user or directory would be wrong again.
+ * Which part of a policy speaks of this end; undefined where none does. A sandbox that could not be started, or
+ * whose image could not be brought to the node, counts as lost: it is Berth's trouble, not the command's. A wrong image,
+ * user or directory would be wrong again.
  */
 export function retryKind(ended: Ended): RetryPolicy['on'][number] | undefined {
-  if (ended.outcome === 'lost' || ended.reason === 'start_failed') return 'lost'
+  if (ended.outcome === 'lost' || ended.reason === 'start_failed' || ended.reason === 'image_unavailable') return 'lost'
   if (ended.outcome === 'timed_out') return ended.reason === 'timeout' ? 'timeout' : undefined
   if (ended.outcome !== 'failed') return undefined
   if (ended.oomKilled) return 'oom'

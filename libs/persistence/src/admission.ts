@@ -37,6 +37,7 @@ import {
   type NodeJson,
   nodeOf,
   nodesJson,
+  obtainable,
   placeQueued,
   type UseRow,
   useColumns,
@@ -50,6 +51,8 @@ import { idRange, type QuotaRow, quotaColumns, quotaOf, runCommand, splitSpec, t
 interface SituationRow extends UseRow, QuotaRow {
   readonly image_digest: string | null
   readonly image_epoch: number
+  /** Whether nodes that lack the image can come to have it. */
+  readonly obtainable: boolean
   readonly state: Tenant['state']
   readonly uid_slot: number
   readonly queued_ahead: boolean
@@ -70,6 +73,7 @@ const readSituation: Statement = {
         WHERE w.running_cpu_millis + w.cpu_millis <= w.quota_cpu_millis
           AND w.running_memory_bytes + w.memory_bytes <= w.quota_memory_bytes
           AND w.running_disk_bytes + w.disk_bytes <= w.quota_disk_bytes) AS others_wait,
+      ${obtainable('coalesce((SELECT i.digest FROM image i), $2::text)', '$1', '$4')} AS obtainable,
       ${nodesJson('ARRAY[coalesce((SELECT i.digest FROM image i), $2::text)]', 'ARRAY[$1::text]')} AS nodes
     FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id WHERE t.id = $1`,
 }
@@ -191,7 +195,15 @@ const fresh = (id: JobId, spec: JobSpec, at: Date): Job => {
   }
 }
 
-const noPhases = { queueMs: 0, placeMs: null, rootfsMs: null, startMs: null, runMs: null, finishMs: null }
+const noPhases = {
+  queueMs: 0,
+  placeMs: null,
+  imageMs: null,
+  rootfsMs: null,
+  startMs: null,
+  runMs: null,
+  finishMs: null,
+}
 
 /** The job as it reads right after it was placed. */
 const freshPlaced = (job: Job, attemptId: AttemptId, nodeId: NodeId): Job => ({
@@ -220,9 +232,8 @@ const freshPlaced = (job: Job, attemptId: AttemptId, nodeId: NodeId): Job => ({
 function nodeFor(row: SituationRow, tenantId: TenantId, spec: JobSpec, image: ResolvedImage, now: Date): NodeId | null {
   const cost = costOf(spec)
   if (row.queued_ahead || row.others_wait || fits(quotaOf(row), useOf(row), cost)) return null
-  return (
-    choose(row.nodes.map(nodeOf), { tenantId, image: image.key, pinned: image.digest !== null, cost }, now)?.id ?? null
-  )
+  const pinned = image.digest !== null && !row.obtainable
+  return choose(row.nodes.map(nodeOf), { tenantId, image: image.key, pinned, cost }, now)?.id ?? null
 }
 
 /** How often a name is resolved again because images went in between: each time somebody has removed some. */

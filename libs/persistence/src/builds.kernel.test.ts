@@ -300,4 +300,8 @@ test('a name means the own image, a public one, or what the node has of that nam
   expect((await db.builds.resolve(tenantId, elsewhere, wanted)).map(({ held }) => held)).toEqual([
     ...[false, false, false, true],
   ])
+  await db.nodes.heartbeat(elsewhere, { ...standing(), images: [] })
+  expect((await db.builds.resolve(tenantId, elsewhere, wanted))[3]).toMatchObject({
+    ...{ digest: debian.digest, held: false },
+  })
 })

@@ -187,8 +187,9 @@ const resolveOnNode: Statement = {
       AS w(reference, digest, base_key, base_digest, number)
     LEFT JOIN nodes n ON n.id = $2 CROSS JOIN LATERAL (
       SELECT coalesce(${imageDigest('$1', 'w.reference', 'w.digest')}, w.base_digest, (
-        SELECT i.digest FROM jsonb_to_recordset(n.images) AS i(reference text, digest text)
-        WHERE i.reference = w.base_key LIMIT 1)) AS digest) d
+        SELECT i.digest FROM nodes o CROSS JOIN jsonb_to_recordset(o.images) AS i(reference text, digest text)
+        WHERE i.reference = w.base_key AND (o.id = $2 OR o.state = 'ready')
+        ORDER BY o.id = $2 DESC, i.digest LIMIT 1)) AS digest) d
     ORDER BY w.number`,
 }
 

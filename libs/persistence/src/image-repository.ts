@@ -1,5 +1,5 @@
 // image-repository.ts: what others see of the rows of images; see repositories.ts.
-import type { HeldImage, NodeId } from '@berth/contracts'
+import type { AttemptId, HeldImage, NodeId, SandboxId, TenantId } from '@berth/contracts'
 import type { ImageOwner, ImageWanted, PruneFilter } from '@berth/domain'
 import type { PageOf, PageRequest } from './page.js'
 
@@ -51,11 +51,23 @@ export interface ImageRecord {
 export interface NewImages {
   readonly owner: ImageOwner
   /** With names in full. */
-  readonly images: readonly { readonly image: HeldImage; readonly references: readonly string[] }[]
+  readonly images: readonly {
+    readonly image: HeldImage
+    readonly references: readonly string[]
+    /** Where it was pulled from: registry/repository@digest of its manifest. */
+    readonly origin?: string
+  }[]
   /** Where they are. */
   readonly nodeId: NodeId
   /** Id of the key that asks. */
   readonly by: string
+}
+
+/** Where an image was pulled from, and whose login opens it there. */
+export interface ImageOrigin {
+  readonly owner: ImageOwner
+  /** registry/repository@digest of its manifest */
+  readonly reference: string
 }
 
 /** A login whose password only the API can open. */
@@ -101,6 +113,12 @@ export interface Images {
   taker(digest: string | null): Promise<NodeId | undefined>
   /** A node that has all of these. */
   holder(digests: readonly string[]): Promise<NodeId | undefined>
+  /** Nodes that have it and can be asked for it, but for `except`; eight at most. */
+  holders(digest: string, except: NodeId): Promise<readonly NodeId[]>
+  /** Whose attempt or sandbox this is, where it is on the node and starts from the image. */
+  neededBy(nodeId: NodeId, subject: AttemptId | SandboxId, digest: string): Promise<TenantId | undefined>
+  /** Where an image that the owner may use came from. */
+  origin(owner: ImageOwner, digest: string): Promise<ImageOrigin | undefined>
   /**
    * Takes a name away, or all of an image given by its digest, and with the last one the image.
    * @param force what is used loses its names and stays

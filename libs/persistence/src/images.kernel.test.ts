@@ -1,4 +1,13 @@
-import { Failure, GiB, type HeldImage, MiB, type NodeId, QuotaExceeded, type TenantId } from '@berth/contracts'
+import {
+  type AttemptId,
+  Failure,
+  GiB,
+  type HeldImage,
+  MiB,
+  type NodeId,
+  QuotaExceeded,
+  type TenantId,
+} from '@berth/contracts'
 import { baseImage, type ImageWanted, PUBLIC_OWNER } from '@berth/domain'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
 import {
@@ -325,6 +334,70 @@ describe('nodes', () => {
     expect(await db.images.holder([held.digest, digest()])).toBeUndefined()
   })
 
+  test('what runs from an image goes where it can be brought when the nodes that have it have no room', async () => {
+    const tenant = await givenTenant(db)
+    const [full, other] = [await givenNode(db, { sandboxes: 1 }), await givenNode(db)]
+    const held = image([layer(1)])
+    await add(tenant, full, held, app)
+    const job = () => db.admission.admitJob(tenant, spec(), 'key', named(app))
+    expect((await job()).placed?.nodeId).toBe(full)
+    expect((await job()).placed?.nodeId).toBe(other)
+    const asked = { tenantId: tenant, spec: sandboxSpec({ image: 'team/app' }), start: true, by: 'key' }
+    const made = await db.sandboxes.create({ ...asked, image: named(app) })
+    expect(made.command).toMatchObject({ nodeId: other, command: { image: held.digest } })
+    expect(made.sandbox.placedBecause).toBe('1 of 2 ready nodes have room, and none of these has image team/app yet')
+    // A draining node takes nothing and still gives.
+    await db.nodes.update(full, { state: 'draining' })
+    expect((await job()).placed?.nodeId).toBe(other)
+  })
+
+  test('an image that no living node has comes from where it was pulled, if it was', async () => {
+    const { tenant, other, node } = await given()
+    const [pulled, loaded] = [image([layer(1)]), image([layer(1)])]
+    const origin = `r.example/team/app@${pulled.manifestDigest}`
+    const images = [{ image: pulled, references: [app], origin }]
+    await db.images.add({ owner: tenant, nodeId: node, by: 'key', images })
+    await add(tenant, node, pulled, 'docker.io/team/again:latest')
+    await add(tenant, node, loaded, 'docker.io/team/loaded:latest')
+    await add(other, node, pulled)
+    clock.advance(6000)
+    await db.nodes.heartbeat(node, standing())
+    expect((await db.admission.admitJob(tenant, spec(), 'key', named(app))).placed?.nodeId).toBe(node)
+    const theirs = byDigest(pulled.digest)
+    expect((await db.admission.admitJob(other, spec(), 'key', theirs)).job.state).toBe('queued')
+    const asked = { tenantId: tenant, spec: sandboxSpec(), start: true, by: 'key' }
+    await db.sandboxes.create({ ...asked, image: named(app) })
+    const refused = db.sandboxes.create({ ...asked, image: named('docker.io/team/loaded:latest') })
+    expect(await code(refused)).toBe('no_capacity')
+    expect(await db.images.origin(tenant, pulled.digest)).toEqual({ owner: tenant, reference: origin })
+    expect(await db.images.origin(tenant, loaded.digest)).toBeUndefined()
+    expect(await db.images.origin(other, pulled.digest)).toBeUndefined()
+  })
+
+  test('a node needs an image as long as something that is placed on it starts from it, and no other', async () => {
+    const { tenant, node } = await given()
+    const elsewhere = await givenNode(db)
+    const [held, another] = [image([layer(1)]), image([layer(1)])]
+    await add(tenant, node, held, app)
+    await add(tenant, elsewhere, another)
+    const { placed } = await db.admission.admitJob(tenant, spec(), 'key', named(app))
+    const asked = { tenantId: tenant, spec: sandboxSpec(), start: true, by: 'key', image: named(app) }
+    const { id } = (await db.sandboxes.create(asked)).sandbox
+    const attemptId = placed?.command.attemptId as AttemptId
+    const needs = (on: NodeId, digest: string) =>
+      Promise.all([attemptId, id].map((subject) => db.images.neededBy(on, subject, digest)))
+    expect(await needs(node, held.digest)).toEqual([tenant, tenant])
+    expect(await needs(elsewhere, held.digest)).toEqual([undefined, undefined])
+    expect(await needs(node, another.digest)).toEqual([undefined, undefined])
+    if (placed) await db.jobs.recordFinished(node, finished(placed.command, clock.now()))
+    await db.sandboxes.request({ tenantId: tenant }, id, { kind: 'delete', force: true }, { by: 'key' })
+    expect(await needs(node, held.digest)).toEqual([undefined, undefined])
+    expect(await db.images.holders(held.digest, elsewhere)).toEqual([node])
+    expect(await db.images.holders(held.digest, node)).toEqual([])
+    clock.advance(20_000)
+    expect(await db.images.holders(held.digest, elsewhere)).toEqual([])
+  })
+
   test('a job whose image no living node has waits, and holds up nobody', async () => {
     const { tenant, other, node } = await given()
     const held = image([layer(1)])
@@ -360,13 +433,17 @@ describe('nodes', () => {
     const now = clock.now().getTime()
     const since = (minutes: number) => new Date(now - minutes * 60_000).toISOString()
     const [old, young, mine] = [digest(), digest(), held.digest]
+    const base = { reference: 'python:latest', digest: digest(), sizeBytes: 1 }
     const images = [
       debian,
       { digest: old, sizeBytes: 1, heldSince: since(16) },
       { digest: young, sizeBytes: 1, heldSince: since(14) },
       { digest: mine, sizeBytes: 1, heldSince: since(99) },
       { digest: digest(), sizeBytes: 1 },
+      // What another node has as a base image was brought here, and is as good as there.
+      { digest: base.digest, sizeBytes: 1, heldSince: since(99) },
     ]
+    await db.nodes.heartbeat(await givenNode(db), { ...standing(), images: [base] })
     expect((await db.nodes.heartbeat(node, { ...standing(), images })).unwantedImages).toEqual([old])
     await db.images.remove(scope(tenant), byDigest(mine), false)
     expect((await db.nodes.heartbeat(node, { ...standing(), images })).unwantedImages).toEqual([old, mine])

@@ -9,7 +9,16 @@ import { openImageContents } from './image-contents.js'
 import { lockOwner, recount } from './image-owner.js'
 import { openImageRemoval } from './image-removal.js'
 import { openLogins } from './logins.js'
-import type { BaseImage, ImageFilter, ImageRecord, ImageScope, Images, NewImages, PageRequest } from './repositories.js'
+import type {
+  BaseImage,
+  ImageFilter,
+  ImageOrigin,
+  ImageRecord,
+  ImageScope,
+  Images,
+  NewImages,
+  PageRequest,
+} from './repositories.js'
 import { type Session, type Statement, type Store, sqlState } from './store.js'
 import { tenantNotFound } from './tenants.js'
 import { labelConditions } from './views.js'
@@ -147,11 +156,11 @@ const noteHolder: Statement = {
 }
 const insertImages: Statement = {
   name: 'insert_images',
-  text: `INSERT INTO images (owner, digest, manifest_digest, platform, built_at, held, labels, added_at, added_by)
-         SELECT $1, r.digest, r."manifestDigest", r.platform, r."createdAt", r.held, r.labels, $3, $4
+  text: `INSERT INTO images (owner, digest, manifest_digest, platform, built_at, held, labels, added_at, added_by, origin)
+         SELECT $1, r.digest, r."manifestDigest", r.platform, r."createdAt", r.held, r.labels, $3, $4, r.origin
          FROM json_to_recordset($2::json) AS r(digest text, "manifestDigest" text, platform text, "createdAt" text,
-           held json, labels jsonb)
-         ON CONFLICT (owner, digest) DO NOTHING`,
+           held json, labels jsonb, origin text)
+         ON CONFLICT (owner, digest) DO UPDATE SET origin = excluded.origin WHERE excluded.origin IS NOT NULL`,
 }
 const insertLayers: Statement = {
   name: 'insert_image_layers',
@@ -173,7 +182,12 @@ const countRows: Statement = {
 }
 
 async function insert(session: Session, { owner, images, by }: NewImages, now: Date): Promise<void> {
-  const rows = images.map(({ image }) => ({ ...image, held: image, labels: image.settings.labels }))
+  const rows = images.map(({ image, origin = null }) => ({
+    ...image,
+    held: image,
+    labels: image.settings.labels,
+    origin,
+  }))
   await session.rows(insertImages, [owner, JSON.stringify(rows), now, by])
   const layers = images.flatMap(({ image: { digest, layers } }) =>
     layers.map(({ diffId, unpackedBytes }) => ({ digest, diffId, bytes: unpackedBytes })),
@@ -262,6 +276,26 @@ const readHolder: Statement = {
          ORDER BY n.state DESC, ${free} LIMIT 1`,
 }
 
+const readHolders: Statement = {
+  name: 'image_holders',
+  text: `SELECT n.id FROM nodes n WHERE n.id <> $3 AND n.state IN ('ready', 'draining') AND n.last_seen_at >= $2
+           AND n.streams_url IS NOT NULL AND $1::text = ANY(n.image_names)
+         ORDER BY n.last_seen_at DESC, n.id LIMIT 8`,
+}
+const readNeed: Statement = {
+  name: 'image_need',
+  text: `SELECT a.tenant_id AS id FROM attempts a JOIN jobs j ON j.id = a.job_id
+         WHERE a.id = $2 AND a.node_id = $1 AND a.finished_at IS NULL AND j.image_digest = $3
+         UNION ALL SELECT s.tenant_id FROM sandboxes s
+         WHERE s.id = $2 AND s.node_id = $1 AND s.deleted_at IS NULL AND s.image_digest = $3`,
+}
+const readOrigin: Statement = {
+  name: 'image_origin',
+  text: `SELECT i.owner, i.origin AS reference FROM images i
+         WHERE i.digest = $2 AND i.owner IN ($1, '${PUBLIC_OWNER}') AND i.origin IS NOT NULL
+         ORDER BY i.owner = '${PUBLIC_OWNER}' LIMIT 1`,
+}
+
 const readBase: Statement = {
   name: 'base_images',
   text: `SELECT i.reference, i.digest, max(i."sizeBytes") AS "sizeBytes"
@@ -273,7 +307,9 @@ const readBase: Statement = {
 const readOrphans: Statement = {
   name: 'unwanted_images',
   text: `SELECT d.digest FROM unnest($1::text[]) AS d(digest)
-         WHERE NOT EXISTS (SELECT 1 FROM images i WHERE i.digest = d.digest)`,
+         WHERE NOT EXISTS (SELECT 1 FROM images i WHERE i.digest = d.digest)
+           AND NOT EXISTS (SELECT 1 FROM nodes n, jsonb_to_recordset(n.images) AS b(reference text, digest text)
+             WHERE b.reference IS NOT NULL AND b.digest = d.digest)`,
 }
 
 /** How long a node keeps what nobody has: as long as a pull may take to be written down, and the next try to come. */
@@ -311,6 +347,13 @@ export function openImages(store: Store): Images {
     use: (owner) => use(store, owner),
     taker: (digest) => node(readTaker, digest),
     holder: (digests) => node(readHolder, digests),
+    holders: async (digest, except) => {
+      const seen = new Date(store.clock.now().getTime() - NODE_SILENT_MS)
+      return (await store.rows<{ id: NodeId }>(readHolders, [digest, seen, except])).map(({ id }) => id)
+    },
+    neededBy: async (nodeId, subject, digest) =>
+      (await store.rows<{ id: TenantId }>(readNeed, [nodeId, subject, digest]))[0]?.id,
+    origin: async (owner, digest) => (await store.rows<ImageOrigin>(readOrigin, [owner, digest]))[0],
     ...openImageRemoval(store, (session, scope, wanted) => get(session, scope, wanted)),
     logins: openLogins(store),
     contents: openImageContents(store),

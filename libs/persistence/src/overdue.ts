@@ -71,7 +71,7 @@ export const lostEnd = (code: 'node_lost' | 'sandbox_lost', message: string, at:
   oomKilled: false,
   reason: { code, message, by: 'api' },
   usage: null,
-  phases: { placeMs: null, rootfsMs: null, startMs: null, runMs: null, finishMs: null },
+  phases: { placeMs: null, imageMs: null, rootfsMs: null, startMs: null, runMs: null, finishMs: null },
   startedAt: null,
   finishedAt: at.toISOString(),
   stdout: '',

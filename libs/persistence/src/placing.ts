@@ -8,6 +8,7 @@ import {
   NODE_SILENT_MS,
   type NodeSnapshot,
   type Pick,
+  PUBLIC_OWNER,
   type QueuedJob,
   schedule,
   type TenantUse,
@@ -88,8 +89,21 @@ export const nodesJson = (images: string, tenants: string): string => {
 }
 
 /**
+ * SQL for whether a node that lacks an image can come to have it: another one that answers holds it, or it came from a
+ * registry.
+ * @param digest SQL of the image's digest; null: a base image, which nodes have by themselves or not
+ * @param tenant SQL of who is to use it
+ * @param silent parameter with the time before which a node's last sign of life is too old
+ */
+export const obtainable = (digest: string, tenant: string, silent: string): string => `(EXISTS (
+    SELECT 1 FROM nodes n WHERE n.state IN ('ready', 'draining') AND n.last_seen_at >= ${silent}
+      AND n.streams_url IS NOT NULL AND ${digest} = ANY(n.image_names))
+  OR EXISTS (SELECT 1 FROM images i
+    WHERE i.digest = ${digest} AND i.owner IN (${tenant}, '${PUBLIC_OWNER}') AND i.origin IS NOT NULL))`
+
+/**
  * SQL for the common table `waiting`: tenants that may run one more job, with their first queued ones. Jobs larger than
- * any node that lives, or whose image none of them has, are passed over, among the first 1,000 only: a tenant cannot make this slow with a queue of them.
+ * any node that lives, or whose image is not to be had, are passed over, among the first 1,000 only: a tenant cannot make this slow with a queue of them.
  * @param now parameter with the time
  * @param silent parameter with the time before which a node's last sign of life is too old
  * @param heads SQL number of jobs per tenant
@@ -100,7 +114,7 @@ export const waitingHeads = (now: string, silent: string, heads: string, also = 
     FROM nodes n WHERE n.state = 'ready' AND n.last_seen_at >= ${silent}
   ), waiting AS MATERIALIZED (
     SELECT u.tenant_id, t.weight, u.last_placed_at, ${quotaColumns}, ${useColumns},
-      h.id, h.image, h.image_digest, h.cpu_millis, h.memory_bytes, h.disk_bytes, h.stdin_bytes, h.waiting_since, h.priority
+      h.id, h.image, h.cpu_millis, h.memory_bytes, h.disk_bytes, h.stdin_bytes, h.waiting_since, h.priority
     FROM tenant_usage u JOIN tenants t ON t.id = u.tenant_id CROSS JOIN largest l CROSS JOIN LATERAL (
       SELECT q.* FROM (
         SELECT j.id, j.image, j.image_digest, j.cpu_millis, j.memory_bytes, j.disk_bytes, j.stdin_bytes, j.waiting_since, j.priority,
@@ -109,9 +123,7 @@ export const waitingHeads = (now: string, silent: string, heads: string, also = 
         ORDER BY j.priority DESC, j.id LIMIT ${LOOK_AHEAD}) q
       WHERE q.cpu_millis <= l.cpu AND q.memory_bytes <= l.memory AND q.disk_bytes <= l.disk
         AND (q.deadline IS NULL OR q.deadline > ${now})
-        AND (q.image_digest IS NULL OR EXISTS (
-          SELECT 1 FROM nodes n
-          WHERE n.state = 'ready' AND n.last_seen_at >= ${silent} AND q.image_digest = ANY(n.image_names)))
+        AND (q.image_digest IS NULL OR ${obtainable('q.image_digest', 'u.tenant_id', silent)})
       ORDER BY q.priority DESC, q.id LIMIT least(${heads}, t.quota_concurrent_jobs - u.running_jobs)) h
     WHERE u.unfinished_jobs > u.running_jobs AND u.running_jobs < t.quota_concurrent_jobs AND t.state = 'active'
       ${also}
@@ -131,7 +143,6 @@ interface WaitingRow extends UseRow, QuotaRow {
   readonly last_placed_at: Date | null
   readonly id: JobId
   readonly image: string
-  readonly image_digest: string | null
   readonly cpu_millis: number
   readonly memory_bytes: number
   readonly disk_bytes: number
@@ -156,7 +167,6 @@ const headOf = (row: WaitingRow): Head => ({
   id: row.id,
   tenantId: row.tenant_id,
   image: row.image,
-  pinned: row.image_digest !== null,
   cost: { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, diskBytes: row.disk_bytes },
   waitingSince: row.waiting_since,
   stdinBytes: row.stdin_bytes,
@@ -247,8 +257,7 @@ async function confirm(session: Session, picks: readonly Pick[], now: Date): Pro
     const [use, quota] = [uses.get(pick.job.tenantId), quotas.get(pick.job.tenantId)]
     const [node, job] = [nodes.get(pick.node.id), jobs.get(pick.job.id)]
     if (!use || !quota || !node || !job) return []
-    // That the node has the image was decided before; it is not read again.
-    if (fits(quota, use, pick.job.cost) || !feasible(node, { ...pick.job, pinned: false }, now)) return []
+    if (fits(quota, use, pick.job.cost) || !feasible(node, pick.job, now)) return []
     uses.set(pick.job.tenantId, withRunning(use, pick.job.cost))
     nodes.set(node.id, withJob(node, pick.job))
     return [{ ...pick, ...job }]
@@ -268,7 +277,7 @@ const applyPicks: Statement = {
     ), attempt AS (
       INSERT INTO attempts (id, job_id, tenant_id, node_id, number, state, placed_at, commanded_at, phases)
       SELECT p.attempt_id, p.job_id, p.tenant_id, p.node_id, p.number, 'placed', $1, $1, jsonb_build_object(
-        'queueMs', p.queue_ms, 'placeMs', NULL, 'rootfsMs', NULL, 'startMs', NULL, 'runMs', NULL, 'finishMs', NULL)
+        'queueMs', p.queue_ms, 'placeMs', NULL, 'imageMs', NULL, 'rootfsMs', NULL, 'startMs', NULL, 'runMs', NULL, 'finishMs', NULL)
       FROM picked p
     ), node AS (
       UPDATE nodes n SET

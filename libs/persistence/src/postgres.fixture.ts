@@ -180,7 +180,7 @@ export const finished = (command: RunAttempt, at: Date, change: Partial<AttemptF
     stdout: { bytes: 3, keptBytes: 3, truncated: false },
     stderr: { bytes: 0, keptBytes: 0, truncated: false },
   },
-  phases: { placeMs: 1, rootfsMs: 2, startMs: 3, runMs: 4, finishMs: 5 },
+  phases: { placeMs: 1, imageMs: 1, rootfsMs: 2, startMs: 3, runMs: 4, finishMs: 5 },
   startedAt: at.toISOString(),
   finishedAt: at.toISOString(),
   stdout: Buffer.from('out').toString('base64'),

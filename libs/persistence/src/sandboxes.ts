@@ -14,6 +14,7 @@ import {
 import {
   chooseForSandbox,
   fitsSandbox,
+  NODE_SILENT_MS,
   newSandbox,
   type ResolvedImage,
   reportOf,
@@ -25,7 +26,7 @@ import {
   stepTo,
 } from '@berth/domain'
 import { imageDigest, resolvedOr404, wantedBy } from './image-resolving.js'
-import { type NodeJson, nodeOf, nodesJson, type UseRow, useColumns, useOf } from './placing.js'
+import { type NodeJson, nodeOf, nodesJson, obtainable, type UseRow, useColumns, useOf } from './placing.js'
 import type {
   Access,
   ChangedSandbox,
@@ -105,6 +106,8 @@ interface SituationRow extends UseRow, TenantRow {
   readonly taken: boolean
   readonly image_digest: string | null
   readonly image_epoch: number
+  /** Whether nodes that lack the image can come to have it. */
+  readonly obtainable: boolean
   readonly nodes: readonly NodeJson[]
 }
 
@@ -115,6 +118,7 @@ const readSituation: Statement = {
            (SELECT i.digest FROM image i) AS image_digest,
            EXISTS (SELECT 1 FROM sandboxes s
              WHERE s.tenant_id = $1 AND s.name = $3::text AND s.deleted_at IS NULL) AS taken,
+           ${obtainable('coalesce((SELECT i.digest FROM image i), $2::text)', '$1', '$6')} AS obtainable,
            ${nodesJson('ARRAY[coalesce((SELECT i.digest FROM image i), $2::text)]', 'ARRAY[$1::text]')} AS nodes
          FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id WHERE t.id = $1`,
 }
@@ -123,21 +127,24 @@ const readSituation: Statement = {
 const CHOICES = 30
 
 /** @throws quota_exceeded, tenant_suspended, no_capacity: why a sandbox cannot have what it asks for anywhere */
-function refuse(row: SituationRow, { tenantId, spec, start }: NewSandbox): never {
+function refuse(row: SituationRow, { tenantId, spec, start }: NewSandbox, pinned: boolean): never {
   const { cpuMillis, memoryBytes, diskBytes } = sandboxCost(spec)
   const asked = { sandboxes: 1, cpuMillis: start ? cpuMillis : 0, memoryBytes: start ? memoryBytes : 0, diskBytes }
   if (row.state !== 'active') throw new Failure('tenant_suspended', `tenant ${tenantId} is suspended`)
   const shortage = fitsSandbox(quotaOf(row), { ...useOf(row), sandboxes: row.sandboxes }, asked)
   if (shortage) throw new QuotaExceeded(shortage.quota, shortage.limit, shortage.used, shortage.asked)
-  throw noCapacity(`none of ${row.nodes.length} ready nodes has image ${spec.image} and room`, asked)
+  const image = pinned ? `image ${spec.image} and ` : ''
+  throw noCapacity(`none of ${row.nodes.length} ready nodes has ${image}room`, asked)
 }
 
 function stepOn(store: Store, row: SituationRow, asked: NewSandbox, image: ResolvedImage): SandboxStep {
   const { tenantId, spec, start, by } = asked
   const now = store.clock.now()
-  const placeable = { tenantId, image: image.key, cost: sandboxCost(spec), starts: start }
+  // A base image by its name is what a node has of its own.
+  const pinned = image.digest === null || !row.obtainable
+  const placeable = { tenantId, image: image.key, pinned, cost: sandboxCost(spec), starts: start }
   const chosen = chooseForSandbox(row.nodes.map(nodeOf), placeable, now)
-  if (!chosen) return refuse(row, asked)
+  if (!chosen) return refuse(row, asked, pinned)
   const id = SandboxId.parse(store.ids.mint('sandbox'))
   const placedBecause = chosen.because.replace(image.key, spec.image)
   const place = { nodeId: chosen.node.id, placedBecause, imageDigest: image.digest }
@@ -147,8 +154,9 @@ function stepOn(store: Store, row: SituationRow, asked: NewSandbox, image: Resol
 async function create(store: Store, asked: NewSandbox): Promise<ChangedSandbox> {
   const { tenantId, spec, image: wanted = wantedBy(spec) } = asked
   const base = wanted.base?.digest ?? wanted.base?.key
-  const situation = [tenantId, base, spec.name ?? null, wanted.reference, wanted.digest]
   for (let choice = 1; ; choice++) {
+    const silent = new Date(store.clock.now().getTime() - NODE_SILENT_MS)
+    const situation = [tenantId, base, spec.name ?? null, wanted.reference, wanted.digest, silent]
     const [row] = await store.rows<SituationRow>(readSituation, situation)
     if (!row) throw tenantNotFound(tenantId)
     if (row.taken) throw new Failure('name_taken', `there is a sandbox named ${spec.name}`)

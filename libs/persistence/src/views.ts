@@ -31,7 +31,8 @@ export const jobColumns = `
     'attempts', (
       SELECT coalesce(json_agg(json_build_object(
         'id', a.id, 'number', a.number, 'state', a.state, 'nodeId', a.node_id, 'exitCode', a.exit_code,
-        'signal', a.signal, 'oomKilled', a.oom_killed, 'reason', a.reason, 'usage', a.usage, 'phases', a.phases,
+        'signal', a.signal, 'oomKilled', a.oom_killed, 'reason', a.reason, 'usage', a.usage,
+        'phases', '{"imageMs": null}'::jsonb || a.phases,
         'placedAt', ${iso('a.placed_at')}, 'startedAt', ${iso('a.started_at')},
         'finishedAt', ${iso('a.finished_at')}) ORDER BY a.number), '[]')
       FROM attempts a WHERE a.job_id = j.id)

@@ -1,7 +1,10 @@
 // images-handler.ts: what the API may ask about images; see image-node.ts of libs/contracts. The request is the
 // operation: when its caller goes it stops.
+import { createReadStream } from 'node:fs'
 import {
+  BringImage,
   Failure,
+  Fault,
   type HeldImage,
   type ImageContents,
   ImageDigest,
@@ -14,6 +17,7 @@ import {
 import type { NodeHandler, RestCall } from '@berth/node-rpc'
 import type { Logger } from '@berth/telemetry'
 import { z } from 'zod'
+import type { Bringing } from './bring.js'
 import { Exclusive } from './exclusive.js'
 import type { Images } from './images.js'
 import { importRoot } from './import.js'
@@ -25,6 +29,7 @@ import { parseSave, save } from './save.js'
 
 export interface ImageParts {
   readonly images: Images
+  readonly bringing: Bringing
   /** Directories of layers that sandboxes are on. */
   readonly inUse: () => ReadonlySet<string>
   /** Reads what is installed in layers, topmost first. */
@@ -94,10 +99,37 @@ export function imagesHandler(parts: ImageParts): NodeHandler {
 }
 
 function ofImage(asked: string, digest: ImageDigest): Answer | undefined {
-  if (asked === 'GET') return async (call, { images }) => call.answer(200, (await images.get(digest)).image)
-  if (asked === 'GET packages')
-    return async (call, parts) => call.answer(200, await contents(parts, digest, call.signal))
-  return undefined
+  const blob = /^GET blobs (\S+)$/.exec(asked)?.[1]
+  if (blob !== undefined) return (call, { images }) => giveBlob(call, images, digest, blob)
+  switch (asked) {
+    case 'GET':
+      return async (call, { images }) => call.answer(200, (await images.get(digest)).image)
+    case 'GET packages':
+      return async (call, parts) => call.answer(200, await contents(parts, digest, call.signal))
+    case 'POST bring':
+      return async (call, parts) => {
+        const { pass, owner } = await call.json(BringImage)
+        const need = { for: pass, owner }
+        await told(call, parts, async () => alone(await parts.bringing.ensure(digest, need, call.signal)))
+      }
+    default:
+      return undefined
+  }
+}
+
+/** A blob of an image, or its manifest, from an offset on. No other blob is given, though it may be here. */
+async function giveBlob(call: RestCall, images: Images, digest: string, blob: string): Promise<void> {
+  const { from } = queryOf(call, z.object({ from: z.coerce.number().int().min(0).default(0) }))
+  const { manifest, image } = await images.get(digest)
+  const wanted = blob === 'manifest' ? manifest.digest : blob
+  const has = [manifest.digest, image.digest, ...image.layers.map((layer) => layer.digest)]
+  if (!has.includes(wanted)) throw new Failure('image_not_found', `image ${digest} has no blob ${wanted}`)
+  await images.needing([wanted], async () => {
+    const found = await images.content.find(wanted)
+    if (!found) throw new Fault(`give ${wanted} of ${digest}`, { cause: 'it is missing' })
+    const headers = { 'content-length': Math.max(0, found.bytes - from) }
+    await call.bytes(createReadStream(found.path, { start: from, highWaterMark: 256 * 1024 }), { headers })
+  })
 }
 
 /** What is installed in an image, whose layers stay while they are read. @throws scan_unavailable after two minutes */

@@ -189,6 +189,11 @@ export class Images {
     return { manifest: { mediaType, digest: base.manifestDigest, size: blob.bytes }, image }
   }
 
+  /** Whether an image is here, a base image too. */
+  has(digest: string): boolean {
+    return this.#held.has(digest) || this.stored.some((image) => image.digest === digest)
+  }
+
   /** Images that are held by digest only. */
   held(): ReadonlyMap<string, Kept> {
     return this.#held

@@ -7,7 +7,7 @@ import type { MainEnd } from '../runtime/processes.js'
 /** Why a run never got as far as its command. */
 export type NotRun = {
   readonly kind: 'notRun'
-  readonly code: Extract<ReasonCode, 'image_not_found' | 'user_not_found' | 'start_failed'>
+  readonly code: Extract<ReasonCode, 'image_not_found' | 'image_unavailable' | 'user_not_found' | 'start_failed'>
   readonly message: string
   /** Another start would come to the same, whatever the restart policy. */
   readonly final?: boolean
@@ -58,6 +58,7 @@ export interface OwnReason {
     | 'working_dir_not_found'
     | 'user_not_found'
     | 'image_not_found'
+    | 'image_unavailable'
     | 'start_failed'
     | 'sandbox_lost'
   >

@@ -1,7 +1,7 @@
 // files-step.ts: the files of a sandbox that stays, made once: its image, which stays the same for as long as it exists,
 // and its writable layer on that.
 
-import type { SandboxReason } from '@berth/contracts'
+import { type ApplySandbox, Failure, type SandboxReason } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
 import type { LiveSandbox } from './live.js'
 import { noPhases, pin, type ResidentState } from './resident-record.js'
@@ -17,22 +17,25 @@ class NoImage extends Error {
 }
 
 /**
- * @param digest what the API resolved the image to
+ * @param command says what the API resolved the image to
+ * @param signal ends the way of an image to this node
  * @throws where there is no such image, or the layer cannot be made; what is half-made then goes with the next try
  */
 export async function makeFiles(
   { shop, resolveImage }: Surroundings,
   { spec, ids, hostname }: LiveSandbox,
-  digest: string | undefined,
+  { sandboxId, tenantId, image: digest }: ApplySandbox,
   named: Named,
   log: Logger,
+  signal: AbortSignal,
 ): Promise<Pick<ResidentState, 'image' | 'diskBytes' | 'phases'>> {
   const began = performance.now()
-  const image = await resolveImage(spec.image, digest)
+  const need = { for: sandboxId, owner: tenantId }
+  const image = await resolveImage({ reference: spec.image, digest, need, signal })
   if (!image) throw new NoImage(spec.image)
   const resolved = performance.now()
   const shape = sandboxShape(spec, shop.abilities)
-  const { signal } = new AbortController()
+  signal.throwIfAborted()
   await layerStep.release(shop, named)
   log.debug({ step: 'layer' }, 'step.acquire')
   await layerStep.acquire(shop, { ...named, ids, shape, image, hostname, signal })
@@ -45,6 +48,8 @@ export async function makeFiles(
 export function whyNoFiles(err: unknown, log: Logger): SandboxReason {
   const at = new Date().toISOString()
   if (err instanceof NoImage) return { code: 'image_not_found', message: err.message, by: 'agent', at }
+  if (err instanceof Failure && err.code === 'image_unavailable')
+    return { code: err.code, message: err.message, by: 'agent', at }
   log.error({ err }, 'sandbox.files_failed')
   return { code: 'start_failed', message: 'its files could not be made; the node has logged why', by: 'agent', at }
 }

@@ -334,7 +334,8 @@ function images(layer: string) {
       stopSignal: 'SIGQUIT',
     },
   }
-  return async (reference: string) => [bare, service].find((image) => image.reference === reference)
+  return async ({ reference }: { readonly reference: string }) =>
+    [bare, service].find((image) => image.reference === reference)
 }
 
 /** A command as the API sends it. */

@@ -243,7 +243,8 @@ describe('the next step', () => {
       is('removing', { retryAt: NOW + 1 }),
       { do: 'wait', until: NOW + 1 },
     ],
-    ['preparing: goes on', want({ desired: 'deleted' }), is('preparing'), { do: 'wait' }],
+    ['preparing: is broken off', want({ desired: 'deleted' }), is('preparing'), { do: 'abort' }],
+    ['preparing, broken off: ends', want({ desired: 'deleted' }), is('preparing', { aborted: true }), { do: 'wait' }],
     ['freezing: goes on', want({ desired: 'deleted' }), is('freezing'), { do: 'wait' }],
     ['removed: is over', want({ desired: 'deleted' }), is('removed'), { do: 'end' }],
   ])('%s', (_, wanted, observed, expected) => {

@@ -66,7 +66,7 @@ export interface Observed {
   readonly hidden: boolean
   /** The newest run that was begun, or passed over because it was to stop before that. */
   readonly run: number
-  /** Of `starting`: it is being broken off. */
+  /** Of `preparing` and `starting`: it is being broken off. */
   readonly aborted: boolean
   /** Of `fresh`: the run whose preparation failed. */
   readonly failedRun: number | undefined
@@ -124,6 +124,7 @@ export function nextStep(wanted: Desire, is: Observed, now: number): Step {
     case 'removing':
       return again(is, now, { do: 'remove' })
     case 'preparing':
+      return wanted.desired === 'deleted' && !is.aborted ? { do: 'abort' } : WAIT
     case 'freezing':
       return WAIT
     case 'removed':

@@ -54,6 +54,8 @@ export class Resident {
   readonly #operations = new Operations<Partial<ResidentState>>(() => this.#changes.tell())
   readonly #limits: LimitKeeper
   #container: ContainerRun | undefined
+  /** Of `preparing`. */
+  #preparing: AbortController | undefined
   #runEnded = new AbortController()
   #ending: Ending | undefined
   #killed = false
@@ -186,6 +188,8 @@ export class Resident {
   /** Leaves it to another agent process; what is under way is waited for. */
   async close(): Promise<void> {
     this.#closed = true
+    // What is half-made is made anew by the next agent; an image may take minutes to come.
+    this.#preparing?.abort()
     this.#activity.flush()
     this.#activity.end()
     this.#container?.abandon()
@@ -215,7 +219,7 @@ export class Resident {
     const underWay = (phase === 'clearing' || phase === 'removing') && this.#operations.underWay
     return {
       ...{ phase, hidden, run },
-      aborted: phase === 'starting' && stop !== null,
+      aborted: phase === 'preparing' ? this.#preparing?.signal.aborted === true : phase === 'starting' && stop !== null,
       failedRun: failedRun ?? undefined,
       next: next ?? undefined,
       retryAt: underWay ? Number.POSITIVE_INFINITY : retryAt,
@@ -249,6 +253,10 @@ export class Resident {
       case 'start':
         return this.#start(step.run, step.restart, step.hidden)
       case 'abort':
+        if (this.#state.phase === 'preparing') {
+          this.#preparing?.abort()
+          return
+        }
         this.memory.save({ stop: this.#stopOf(stop.reason, now) })
         return this.#container?.withdraw()
       case 'skip':
@@ -278,8 +286,12 @@ export class Resident {
   #prepare(): void {
     this.memory.save(this.memory.to('prepare'))
     this.#context.onChange(this, false)
-    const { image } = this.memory.command
-    this.#operations.begin(() => makeFiles(this.#context.around, this.live, image, this.#named, this.#log))
+    const preparing = new AbortController()
+    this.#preparing = preparing
+    const { command } = this.memory
+    this.#operations.begin(() =>
+      makeFiles(this.#context.around, this.live, command, this.#named, this.#log, preparing.signal),
+    )
   }
 
   #start(run: number, restart: number, hidden: boolean): void {
@@ -479,6 +491,10 @@ export class Resident {
   #failed(err: unknown): void {
     const { phase } = this.#state
     if (phase === 'preparing') {
+      if (this.#preparing?.signal.aborted) {
+        this.#settle(this.memory.to('failed'))
+        return
+      }
       // The sandbox has failed before it had files; another start tries again.
       const { run } = this.#command
       const outcome = { state: 'failed', reason: whyNoFiles(err, this.#log) } as const

@@ -5,7 +5,7 @@
 // After a crash of the agent the same life is entered half-way (`Entry`): `adopt` follows on, `lose` and `withdraw`
 // only conclude, `ended` has its result already. Whatever happens in between, `live` ends with a result: nothing here throws past it.
 
-import { Failure, type RunAttempt } from '@berth/contracts'
+import { type AttemptId, Failure, type RunAttempt, type SandboxId, type TenantId } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
 import {
   type AcceptedAttempt,
@@ -32,14 +32,27 @@ export interface RunnableImage extends SandboxImage {
   readonly config: ImageConfig
 }
 
+export interface WantedImage {
+  /** As the user wrote it. */
+  readonly reference: string
+  /** What the API resolved it to; undefined: a base image by its name. */
+  readonly digest: string | undefined
+  /** For whom it is brought where the node lacks it. */
+  readonly need: { readonly for: AttemptId | SandboxId; readonly owner: TenantId }
+  readonly signal: AbortSignal
+}
+
+/**
+ * Finds an image, and brings one that is known by its digest.
+ * @returns undefined when the node has no such image
+ * @throws Failure image_unavailable; the signal's reason
+ */
+export type ResolveImage = (wanted: WantedImage) => Promise<RunnableImage | undefined>
+
 /** What every sandbox of an agent shares. */
 export interface Surroundings {
   readonly shop: Workshop
-  /**
-   * @param digest what the API resolved the reference to
-   * @returns undefined when the node has no such image
-   */
-  readonly resolveImage: (reference: string, digest: string | undefined) => Promise<RunnableImage | undefined>
+  readonly resolveImage: ResolveImage
   /** How many containers may be starting at once. */
   readonly starts: Turns
   readonly log: Logger
@@ -57,10 +70,16 @@ export interface Life {
   readonly entry: Entry
   readonly cancel: Cancel | undefined
   /** From the journal of a former agent. */
-  readonly spawned: { readonly rootfsMs: number; readonly startingAt: number } | undefined
+  readonly spawned: { readonly imageMs: number; readonly rootfsMs: number; readonly startingAt: number } | undefined
   /** Of an attempt that has `ended`. */
   readonly result: AttemptResult | undefined
   readonly onStarted: (at: Date) => void
+}
+
+/** What an attempt needs of its image. */
+interface Prepared {
+  readonly image: RunnableImage
+  readonly spawn: SpawnRequest
 }
 
 type Outputs = Readonly<Record<StreamName, OutputFile>>
@@ -77,11 +96,14 @@ export class Sandbox implements Named {
   readonly #life: Life
   readonly #log: Logger
   readonly #abort = new AbortController()
+  /** Ends the way of an image here: nothing is waited for that may take minutes. */
+  readonly #left = new AbortController()
   readonly #outputs = deferred<Outputs | undefined>()
   #timers: NodeJS.Timeout[] = []
   #cancel: Cancel | undefined
   #processes: Processes | undefined
   #main: SandboxProcess | undefined
+  #imageMs: number | undefined
   #rootfsMs: number | undefined
   #startingAt: number | undefined
   #startedAt: Date | undefined
@@ -96,6 +118,7 @@ export class Sandbox implements Named {
     this.#around = around
     this.#life = life
     this.#cancel = life.cancel
+    this.#imageMs = life.spawned?.imageMs
     this.#rootfsMs = life.spawned?.rootfsMs
     this.#startingAt = life.spawned?.startingAt
     this.paths = around.journal.paths(this.id)
@@ -160,6 +183,7 @@ export class Sandbox implements Named {
   /** Leaves the sandbox to another agent process. */
   abandon(): void {
     this.#abandoned = true
+    this.#left.abort()
     for (const timer of this.#timers) clearTimeout(timer)
     this.#processes?.close()
   }
@@ -189,10 +213,12 @@ export class Sandbox implements Named {
 
   async #begin(): Promise<Ending> {
     try {
-      const spawn = await this.#around.starts.run(() => this.#climb())
+      const prepared = await this.#prepare()
+      if ('kind' in prepared) return prepared
+      const spawn = await this.#around.starts.run(() => this.#climb(prepared))
       return 'kind' in spawn ? spawn : await this.#follow(spawn)
     } catch (err) {
-      if (this.#cancel) return { kind: 'withdrawn' }
+      if (this.#cancel || this.#abort.signal.aborted || this.#abandoned) return { kind: 'withdrawn' }
       this.#log.error({ err }, 'attempt.start_failed')
       return {
         kind: 'notRun',
@@ -212,10 +238,13 @@ export class Sandbox implements Named {
   }
 
   /** Image and user: what can be wrong with the spec on this node. */
-  async #prepare(): Promise<{ readonly image: RunnableImage; readonly spawn: SpawnRequest } | NotRun> {
-    const { spec, ids, image: digest } = this.command
-    const image = await this.#around.resolveImage(spec.image, digest)
+  async #prepare(): Promise<Prepared | NotRun> {
+    const { spec, ids } = this.command
+    const began = performance.now()
+    const image = await this.#findImage()
+    if (image && 'kind' in image) return image
     this.layers = image?.layers ?? []
+    this.#imageMs ??= performance.now() - began
     if (!image) return { kind: 'notRun', code: 'image_not_found', message: `the node has no image ${spec.image}` }
     try {
       const who = identify(spec.user ?? image.config.user, readAccounts(image.layers), ids.count)
@@ -226,12 +255,21 @@ export class Sandbox implements Named {
     }
   }
 
-  async #climb(): Promise<SpawnRequest | Ending> {
+  async #findImage(): Promise<RunnableImage | undefined | NotRun> {
+    const { spec, image: digest } = this.command
+    const signal = AbortSignal.any([this.#abort.signal, this.#left.signal])
+    const need = { for: this.id, owner: this.tenantId }
+    try {
+      return await this.#around.resolveImage({ reference: spec.image, digest, need, signal })
+    } catch (error) {
+      if (!(error instanceof Failure) || error.code !== 'image_unavailable') throw error
+      return { kind: 'notRun', code: error.code, message: error.message }
+    }
+  }
+
+  async #climb({ image, spawn }: Prepared): Promise<SpawnRequest | Ending> {
     const { shop, journal } = this.#around
     const began = performance.now()
-    const prepared = await this.#prepare()
-    if ('kind' in prepared) return prepared
-    const { image, spawn } = prepared
     const { ids, spec } = this.command
     const wanted = { ...this.#named(), ids, shape: jobShape(spec), image, hostname: hostnameOf(spec, this.id) }
     for (const step of steps) {
@@ -244,7 +282,8 @@ export class Sandbox implements Named {
       this.#log.debug({ step: step.name }, 'step.acquired')
     }
     if (this.#abort.signal.aborted || this.#abandoned) return { kind: 'withdrawn' }
-    journal.append(this.id, { event: 'spawn', rootfsMs: this.#rootfsMs ?? 0, startingAt: this.#startingAt ?? 0 })
+    const [imageMs, rootfsMs, startingAt] = [this.#imageMs ?? 0, this.#rootfsMs ?? 0, this.#startingAt ?? 0]
+    journal.append(this.id, { event: 'spawn', imageMs, rootfsMs, startingAt })
     this.#log.debug({}, 'attempt.spawn')
     return spawn
   }
@@ -377,6 +416,7 @@ export class Sandbox implements Named {
             },
       phases: {
         placeMs: since(Date.parse(placedAt), Date.parse(this.#life.accepted.acceptedAt)),
+        imageMs: this.#imageMs === undefined ? null : round(this.#imageMs),
         rootfsMs: this.#rootfsMs === undefined ? null : round(this.#rootfsMs),
         startMs: startedAt ? since(this.#startingAt, startedAt.getTime()) : null,
         runMs: wallMs,

@@ -214,7 +214,7 @@ function tombstone(attemptId: AttemptId, cancel: Cancel): AttemptResult {
     generation: cancel.generation,
     ...decideOutcome({ kind: 'withdrawn' }, about),
     usage: null,
-    phases: { placeMs: null, rootfsMs: null, startMs: null, runMs: null, finishMs: null },
+    phases: { placeMs: null, imageMs: null, rootfsMs: null, startMs: null, runMs: null, finishMs: null },
     startedAt: null,
     finishedAt: now.toISOString(),
     keepUntil: keepUntil(now, TOMBSTONE_MS),

@@ -5,6 +5,7 @@ import type { ImageWanted } from '@berth/domain'
 import { Inject, Injectable } from '@nestjs/common'
 import type { TenantPrincipal } from '../http/auth.js'
 import { ImageNames } from '../images/image-names.js'
+import { ImageSources } from '../images/image-sources.service.js'
 import { TransfersService } from '../images/transfers.service.js'
 import { DATABASE, type Database } from '../tokens.js'
 
@@ -20,6 +21,7 @@ export class BaseImages {
   constructor(
     @Inject(DATABASE) private readonly database: Database,
     private readonly names: ImageNames,
+    private readonly sources: ImageSources,
     private readonly transfers: TransfersService,
   ) {}
 
@@ -27,7 +29,7 @@ export class BaseImages {
    * Sees to it that a node holds what a build needs, and tells what is pulled for that.
    * @param references as the Dockerfile writes them
    * @returns the digest of each
-   * @throws dockerfile_invalid for what is no reference; image_not_found, platform_unsupported, no_capacity; as a pull
+   * @throws dockerfile_invalid for what is no reference; image_not_found, platform_unsupported, image_unavailable; as a pull
    */
   async *on(
     call: BuildCall,
@@ -47,7 +49,7 @@ export class BaseImages {
         continue
       }
       checkPlatform(want.text, platform, wish)
-      if (!held) throw new Failure('no_capacity', `the node of the build does not hold image ${want.text}`)
+      if (!held) await this.sources.ensureOn(call, nodeId, digest)
       digests[want.text] = digest
     }
     return digests

@@ -1,12 +1,24 @@
 // registries.service.ts: how owners are known to registries. A password is sealed before it is stored, and opened only to
 // be sent to a node that is about to speak to that registry.
-import { Failure, type listRegistries, type Output, type RegistryAccount, type RegistryLogin } from '@berth/contracts'
+import { readFile } from 'node:fs/promises'
+import {
+  Failure,
+  Fault,
+  type listRegistries,
+  type Output,
+  type RegistryAccess,
+  type RegistryAccount,
+  type RegistryLogin,
+} from '@berth/contracts'
 import type { ImageOwner } from '@berth/domain'
+import type { Reference } from '@berth/oci'
 import type { SealedLogin } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
+import type { Config } from '../config.js'
 import { Secrets } from '../secrets.js'
-import { DATABASE, type Database } from '../tokens.js'
+import { CONFIG, DATABASE, type Database } from '../tokens.js'
 import { type ImageCaller, ownerOf } from './image-names.js'
+import { routeTo } from './registry.plan.js'
 
 const accountOf = ({ registry, username, updatedAt }: SealedLogin): RegistryAccount => ({
   registry,
@@ -22,6 +34,7 @@ const contextOf = (owner: ImageOwner, registry: string, username: string): strin
 export class RegistriesService {
   constructor(
     @Inject(DATABASE) private readonly database: Database,
+    @Inject(CONFIG) private readonly config: Config,
     private readonly secrets: Secrets,
   ) {}
 
@@ -47,12 +60,31 @@ export class RegistriesService {
     return this.database.images.logins.delete(ownerOf(caller), registry)
   }
 
-  /** The login itself, for a node. @throws registry_denied where it was sealed with keys that are lost */
-  async login(owner: ImageOwner, registry: string): Promise<RegistryLogin | null> {
+  /**
+   * How a node is to speak to a registry for an owner.
+   * @throws policy_forbidden; registry_denied where the login was sealed with keys that are lost
+   */
+  async access(owner: ImageOwner, { registry }: Reference, use: 'pull' | 'push'): Promise<RegistryAccess> {
+    const name = registry.toLowerCase()
+    const route = routeTo(name, this.config, use)
+    const login = await this.login(owner, name)
+    return { ...route, endpoints: [...route.endpoints], certificates: await this.certificates(), login }
+  }
+
+  private async login(owner: ImageOwner, registry: string): Promise<RegistryLogin | null> {
     const sealed = await this.database.images.logins.get(owner, registry)
     if (!sealed) return null
     const password = this.secrets.openLogin(sealed.sealedPassword, contextOf(owner, registry, sealed.username))
     if (password !== undefined) return { username: sealed.username, password }
     throw new Failure('registry_denied', `the login for ${registry} cannot be read any more: set it again`)
+  }
+
+  /** Read each time: an authority that the operator adds is trusted from then on. */
+  private async certificates(): Promise<string | null> {
+    const file = this.config.BERTH_REGISTRY_CA
+    if (file === undefined) return null
+    return readFile(file, 'utf8').catch((cause: unknown) => {
+      throw new Fault(`read the certificates of BERTH_REGISTRY_CA (${file})`, { cause })
+    })
   }
 }

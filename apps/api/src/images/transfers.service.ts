@@ -1,33 +1,28 @@
 // transfers.service.ts: images that come and go: pull, load, import, push, save. The node does it while the caller is
 // there; what it is done with becomes the caller's in one transaction, which counts the quota again. Killed anywhere
 // before that, nothing is listed, and the node drops what nobody has.
-
-import { readFile } from 'node:fs/promises'
 import type { Readable } from 'node:stream'
 import {
   Failure,
-  Fault,
   type Image,
   type ImageProgress,
   type ImageStep,
   type ImportConfig,
   InvalidRequest,
   type NodeId,
-  type RegistryAccess,
 } from '@berth/contracts'
 import type { NodeAnswer } from '@berth/node-rpc'
 import { parseReference, type Reference } from '@berth/oci'
 import { Inject, Injectable } from '@nestjs/common'
-import type { Config } from '../config.js'
 import type { NodeRequest } from '../streams/node-calls.js'
-import { CONFIG, DATABASE, type Database } from '../tokens.js'
+import { DATABASE, type Database } from '../tokens.js'
 import { ImageNames, ownerOf } from './image-names.js'
 import { ImageNodes } from './image-nodes.js'
+import { ImageSources } from './image-sources.service.js'
 import { imageView } from './image-views.js'
 import type { ImagesCall } from './images.service.js'
 import { inFull, nameOf, namesOf, shortName } from './names.plan.js'
 import { RegistriesService } from './registries.service.js'
-import { routeTo } from './registry.plan.js'
 import { Turns } from './turns.js'
 
 /** What is told of an operation; a Failure ends it. */
@@ -45,6 +40,8 @@ interface Taking {
   readonly names: (told: readonly string[]) => readonly string[]
   /** The node that is to take them; undefined: any. */
   readonly on?: NodeId | undefined
+  /** Registry and repository, where it comes from one. */
+  readonly from?: string
 }
 
 @Injectable()
@@ -53,10 +50,10 @@ export class TransfersService {
 
   constructor(
     @Inject(DATABASE) private readonly database: Database,
-    @Inject(CONFIG) private readonly config: Config,
     private readonly names: ImageNames,
     private readonly nodes: ImageNodes,
     private readonly registries: RegistriesService,
+    private readonly sources: ImageSources,
   ) {}
 
   /**
@@ -69,12 +66,13 @@ export class TransfersService {
     return this.take(call, {
       reference: reference.digest === undefined ? name : null,
       request: async (maxBytes) => {
-        const access = await this.access(call, reference, 'pull')
+        const access = await this.registries.access(ownerOf(call.principal), reference, 'pull')
         const wanted = reference.tag !== undefined && reference.digest ? `${name}@${reference.digest}` : name
         return { method: 'POST', rest: ['pull'], json: { reference: wanted, platform, access, maxBytes } }
       },
       names: () => [name],
       on,
+      from: `${reference.registry.toLowerCase()}/${reference.repository}`,
     })
   }
 
@@ -100,7 +98,7 @@ export class TransfersService {
     const target = pushTarget(to ?? text)
     const { scope, wanted } = await this.names.look(ownerOf(call.principal), text)
     const { image } = await this.database.images.get(scope, wanted)
-    const access = await this.access(call, target, 'push')
+    const access = await this.registries.access(ownerOf(call.principal), target, 'push')
     const nodeId = await this.holder([image.digest], text)
     const give = await this.turns.take(ownerOf(call.principal), call.signal)
     try {
@@ -112,7 +110,7 @@ export class TransfersService {
     }
   }
 
-  /** @throws image_not_found; no_capacity where no one node has them all */
+  /** @throws image_not_found; no_capacity where no node that is ready has one */
   async archive(call: ImagesCall, texts: readonly string[], format: 'docker' | 'oci'): Promise<NodeAnswer> {
     const found = await Promise.all(
       texts.map(async (text) => {
@@ -123,7 +121,7 @@ export class TransfersService {
       }),
     )
     const digests = [...new Set(found.map(({ digest }) => digest))]
-    const nodeId = await this.holder(digests, texts.join(', '))
+    const nodeId = await this.together(call, digests, texts.join(', '))
     const pairs = found.flatMap(({ digest, names }) => names.map((name) => `${digest}=${name}`))
     const query = { image: digests, name: [...new Set(pairs)], format }
     return this.nodes.call(call, nodeId, { method: 'GET', rest: ['archive'], query })
@@ -139,7 +137,7 @@ export class TransfersService {
       const nodeId = taking.on ?? (await this.taker(owner, taking.reference))
       for await (const step of this.nodes.steps(call, nodeId, request)) {
         if (step.step !== 'done') yield told(step)
-        else yield { step: 'done', images: await this.keep(call, nodeId, step, taking.names) }
+        else yield { step: 'done', images: await this.keep(call, nodeId, step, taking) }
       }
     } finally {
       give()
@@ -150,9 +148,12 @@ export class TransfersService {
     { principal }: ImagesCall,
     nodeId: NodeId,
     done: ImageStep & { readonly step: 'done' },
-    names: Taking['names'],
+    { names, from }: Taking,
   ): Promise<Image[]> {
-    const images = done.images.map(({ image, references }) => ({ image, references: names(references) }))
+    const images = done.images.map(({ image, references }) => ({
+      ...{ image, references: names(references) },
+      ...(from === undefined ? {} : { origin: `${from}@${image.manifestDigest}` }),
+    }))
     const kept = await this.database.images.add({ owner: ownerOf(principal), images, nodeId, by: principal.keyId })
     return kept.map(imageView)
   }
@@ -166,26 +167,20 @@ export class TransfersService {
     return nodeId
   }
 
-  private async holder(digests: readonly string[], text: string): Promise<NodeId> {
-    const nodeId = await this.database.images.holder(digests)
-    if (!nodeId) throw new Failure('no_capacity', `no one node that is ready holds ${text}`)
+  /** A node that has all of these, by now. @throws no_capacity, image_unavailable */
+  private async together(call: ImagesCall, digests: readonly string[], text: string): Promise<NodeId> {
+    const [first, ...others] = digests
+    const found = await this.database.images.holder(digests)
+    if (found || first === undefined || others.length === 0) return found ?? this.holder(digests, text)
+    const nodeId = await this.holder([first], text)
+    for (const digest of others) await this.sources.ensureOn(call, nodeId, digest)
     return nodeId
   }
 
-  private async access(call: ImagesCall, { registry }: Reference, use: 'pull' | 'push'): Promise<RegistryAccess> {
-    const name = registry.toLowerCase()
-    const route = routeTo(name, this.config, use)
-    const login = await this.registries.login(ownerOf(call.principal), name)
-    return { ...route, endpoints: [...route.endpoints], certificates: await this.certificates(), login }
-  }
-
-  /** Read each time: an authority that the operator adds is trusted from then on. */
-  private async certificates(): Promise<string | null> {
-    const file = this.config.BERTH_REGISTRY_CA
-    if (file === undefined) return null
-    return readFile(file, 'utf8').catch((cause: unknown) => {
-      throw new Fault(`read the certificates of BERTH_REGISTRY_CA (${file})`, { cause })
-    })
+  private async holder(digests: readonly string[], text: string): Promise<NodeId> {
+    const nodeId = await this.database.images.holder(digests)
+    if (!nodeId) throw new Failure('no_capacity', `no node that is ready holds ${text}`)
+    return nodeId
   }
 }
 
