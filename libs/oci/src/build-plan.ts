@@ -40,6 +40,18 @@ export interface PlannedStage {
   readonly images: readonly string[]
   /** Those of the stage, FROM not among them. */
   readonly instructions: readonly Instruction[]
+  readonly shared: PlanShared
+}
+
+/** What evaluating the stages of a plan has in common. */
+export interface PlanShared {
+  readonly names: StageNames
+  /** How many stages the Dockerfile has. */
+  readonly stages: number
+  /** Arguments before the first FROM, and those that are always there: what a stage declares has its value of here. */
+  readonly globals: ReadonlyMap<string, string>
+  /** What all of them together may still cost. */
+  readonly budget: Budget
 }
 
 export interface BuildPlan {
@@ -157,8 +169,8 @@ export function planBuild(file: Dockerfile, options: PlanOptions): BuildPlan {
   const stages = stagesOf(file)
   const names = stageNames(stages)
   const budget = new Budget()
-  const globals = globalArgs(file, options, budget)
-  const bases = stages.map((stage) => baseOf(stage, { file, globals, names, budget, platform: options.platform }))
+  const shared = { names, stages: stages.length, globals: globalArgs(file, options, budget), budget }
+  const bases = stages.map((stage) => baseOf(stage, shared, file, options.platform))
   const planned = new Map<number, PlannedStage>()
   const target = targetOf(stages, names, options.target)
   const wanted = [target]
@@ -169,7 +181,7 @@ export function planBuild(file: Dockerfile, options: PlanOptions): BuildPlan {
     // What the base wants done by those who begin with it.
     const triggers = from.kind === 'stage' ? triggersOf(stages[from.index], stage.at.line) : []
     const sources = [...triggers, ...stage.instructions].flatMap((at) =>
-      sourceNames(at.command).map((name) => resolveSource(name, names, stages.length, index, at)),
+      sourceNames(at.command).map((name) => resolveSource(name, shared, index, at)),
     )
     const needs = [from, ...sources].flatMap((source) => (source.kind === 'stage' ? [source.index] : []))
     const images = sources.flatMap((source) => (source.kind === 'image' ? [source.reference] : []))
@@ -181,6 +193,7 @@ export function planBuild(file: Dockerfile, options: PlanOptions): BuildPlan {
       needs: [...new Set(needs)].sort((a, b) => a - b),
       images: [...new Set(images)],
       instructions: stage.instructions,
+      shared,
     })
     wanted.push(...needs)
   }
@@ -223,25 +236,21 @@ function stageNames(stages: readonly Stage[]): StageNames {
 
 function baseOf(
   { at, base, platform, index }: Stage,
-  by: {
-    readonly file: Dockerfile
-    readonly globals: ReadonlyMap<string, string>
-    readonly names: StageNames
-    readonly budget: Budget
-    readonly platform: string
-  },
+  { globals, names, budget }: PlanShared,
+  file: Dockerfile,
+  own: string,
 ): StageSource {
-  const expand = (word: string) => processWord(word, by.globals, { escape: by.file.escape, budget: by.budget, at }).word
+  const expand = (word: string) => processWord(word, globals, { escape: file.escape, budget, at }).word
   const name = expand(base)
   if (name === '') throw invalidDockerfile(`the base ${JSON.stringify(base)} is empty`, at)
   if (platform !== null) {
     const wanted = expand(platform)
     if (!/^[a-z0-9]+\/[a-z0-9_]+(\/[a-z0-9.]+)?$/i.test(wanted))
-      throw invalidDockerfile(`${JSON.stringify(wanted)} is no platform, as ${by.platform} is one`, at)
-    if (!samePlatform(wanted.toLowerCase(), by.platform))
-      throw invalidDockerfile(`this builds for ${by.platform} only, and not for ${wanted}`, at)
+      throw invalidDockerfile(`${JSON.stringify(wanted)} is no platform, as ${own} is one`, at)
+    if (!samePlatform(wanted.toLowerCase(), own))
+      throw invalidDockerfile(`this builds for ${own} only, and not for ${wanted}`, at)
   }
-  const stage = by.names.get(name.toLowerCase())
+  const stage = names.get(name.toLowerCase())
   if (stage !== undefined && stage < index) return { kind: 'stage', index: stage }
   return name === 'scratch' ? { kind: 'scratch' } : { kind: 'image', reference: checkedReference(name, at) }
 }
@@ -280,7 +289,7 @@ function triggersOf(stage: Stage | undefined, line: number): Instruction[] {
 }
 
 /** @throws Failure dockerfile_invalid for a stage that is not there, or that comes no earlier than the one that names it */
-function resolveSource(name: string, names: StageNames, stages: number, by: number, at: Place): StageSource {
+function resolveSource(name: string, { names, stages }: PlanShared, by: number, at: Place): StageSource {
   if (name === 'scratch') return { kind: 'scratch' }
   const number = /^\d{1,6}$/.test(name)
   const index = number ? Number(name) : names.get(name.toLowerCase())
@@ -296,8 +305,7 @@ export const proxyNames: ReadonlySet<string> = new Set(
   ['http_proxy', 'https_proxy', 'ftp_proxy', 'no_proxy', 'all_proxy'].flatMap((name) => [name, name.toUpperCase()]),
 )
 
-/** The arguments before the first FROM, with those that are always there; what a stage declares has its value of here. */
-export function globalArgs(
+function globalArgs(
   file: Dockerfile,
   { args, platform, target }: PlanOptions,
   budget: Budget,
@@ -337,9 +345,8 @@ function unconsumed({ instructions }: Dockerfile, { args }: PlanOptions): Docker
 }
 
 /** What a name means to an instruction of a stage whose plan was made: it needs no more than is in that. */
-export function plannedSource(file: Dockerfile, stage: PlannedStage, name: string, at: Place): StageSource {
-  const stages = stagesOf(file)
-  const source = resolveSource(name, stageNames(stages), stages.length, stage.index, at)
+export function plannedSource(stage: PlannedStage, name: string, at: Place): StageSource {
+  const source = resolveSource(name, stage.shared, stage.index, at)
   const isPlanned =
     source.kind === 'scratch' ||
     (source.kind === 'stage' ? stage.needs.includes(source.index) : stage.images.includes(source.reference))

@@ -5,7 +5,6 @@ import {
   type BuildOp,
   type CopyOp,
   type CopySource,
-  globalArgs,
   type PlannedStage,
   type PlanOptions,
   plannedSource,
@@ -35,7 +34,7 @@ import {
   resolved,
 } from './instruction-values.js'
 import type { ContainerConfig } from './manifest.js'
-import { Budget, processWord, type WordOptions } from './shell-words.js'
+import { type Budget, processWord, type WordOptions } from './shell-words.js'
 
 /** What a stage begins with: the configuration of its base, and what a base that is a stage of the same file knows. */
 export interface StageBase {
@@ -65,8 +64,6 @@ const defaultShell = ['/bin/sh', '-c']
 const MAX_ARGUMENT = 128 * 1024 - 1
 /** Longest text that history has of a step. */
 const MAX_TEXT = 16 * 1024
-/** What the configurations of a stage's steps may have in them together: a step keeps only what it changes. */
-const MAX_KEPT = 500_000
 const MAX_WARNINGS = 100
 
 /**
@@ -87,8 +84,7 @@ export function evaluateStage(
 }
 
 class Evaluation {
-  private readonly budget = new Budget()
-  private readonly globals: ReadonlyMap<string, string>
+  private readonly budget: Budget
   private readonly given: ReadonlyMap<string, string>
   /** Of ENV and ARG, whichever was last. */
   private readonly variables: Map<string, string>
@@ -98,7 +94,6 @@ class Evaluation {
   private config: ContainerConfig
   private author: string | null = null
   private hasCommand = false
-  private kept = 0
   /** `env` of commands, until a variable changes. */
   private env: Readonly<Record<string, string>> | undefined
 
@@ -108,12 +103,16 @@ class Evaluation {
     base: StageBase,
     options: PlanOptions,
   ) {
-    this.globals = globalArgs(file, options, this.budget)
+    this.budget = stage.shared.budget
     this.given = new Map(Object.entries(options.args))
     const env = base.config.Env ?? []
     const hasPath = env.some((variable) => variable.startsWith('PATH='))
-    const { OnBuild: _, ...config } = base.config
-    this.config = { ...config, Env: hasPath ? env : [...env, `PATH=${defaultPath}`] }
+    const { OnBuild: _, WorkingDir: directory, ...config } = base.config
+    this.config = {
+      ...config,
+      ...(directory ? { WorkingDir: resolved('/', directory, false) } : {}),
+      Env: hasPath ? env : [...env, `PATH=${defaultPath}`],
+    }
     this.variables = new Map([
       ...(this.config.Env ?? []).map((variable): [string, string] => {
         const at = variable.indexOf('=')
@@ -123,6 +122,7 @@ class Evaluation {
       ...(base.scope?.variables ?? []),
     ])
     this.args = new Map(base.scope?.args)
+    this.budget.kept(this.variables.size + this.args.size, { line: stage.line })
   }
 
   end(): EvaluatedStage {
@@ -203,7 +203,7 @@ class Evaluation {
       case 'onbuild':
         this.change({ OnBuild: [...(this.config.OnBuild ?? []), command.trigger] }, at)
         checkTriggers(this.config.OnBuild ?? [], at)
-        this.push(at, `ONBUILD ${command.trigger}`)
+        // History has nothing of it, as with BuildKit.
         break
       case 'maintainer':
         this.author = command.value
@@ -231,15 +231,12 @@ class Evaluation {
 
   /** @param at of an instruction that adds to what there is */
   private change(by: ContainerConfig, at?: Place): void {
-    if (at) {
-      const sizes = Object.values(by).map((value) => Object.keys(value ?? {}).length)
-      this.kept += sizes.reduce((sum, size) => sum + size, 0)
-      if (this.kept > MAX_KEPT) throw invalidDockerfile('the configuration of the image becomes too large', at)
-    }
+    if (at) for (const value of Object.values(by)) this.budget.kept(Object.keys(value ?? {}).length, at)
     this.config = { ...this.config, ...by }
   }
 
   private push(at: Instruction, text: string, op: OpBody = { kind: 'config' }): void {
+    this.budget.made(text.length, at)
     const shown = text.length > MAX_TEXT ? `${text.slice(0, MAX_TEXT)}…` : text
     const name = `${at.keyword}${at.text.slice(at.text.search(/\s|$/))}`
     this.ops.push({ line: at.line, name: name.slice(0, 4096), text: shown, config: this.config, ...op })
@@ -266,7 +263,9 @@ class Evaluation {
   private takeArg({ args }: Command & { kind: 'arg' }, at: Instruction): void {
     const shown = args.map(([name, written]) => {
       const value =
-        this.given.get(name) ?? (written === null ? this.globals.get(name) : this.expand(written, at)) ?? null
+        this.given.get(name) ??
+        (written === null ? this.stage.shared.globals.get(name) : this.expand(written, at)) ??
+        null
       if (written !== null) this.warnOfSecret(name, at)
       this.args.set(name, value)
       if (value !== null) this.setVariable(name, value, at)
@@ -278,15 +277,13 @@ class Evaluation {
   private takeEnv({ pairs }: Command & { kind: 'env' | 'label' }, at: Instruction): void {
     // All of a line are filled in with what was before it.
     const filled = pairs.map(([name, value]) => [this.expand(name, at), this.expand(value, at)] as const)
-    const env = [...(this.config.Env ?? [])]
+    const env = new Map((this.config.Env ?? []).map((variable) => [variable.replace(/=.*$/s, ''), variable]))
     for (const [name, value] of filled) {
       this.warnOfSecret(name, at)
       this.setVariable(name, value, at)
-      const known = env.findIndex((variable) => variable.startsWith(`${name}=`) || variable === name)
-      if (known < 0) env.push(`${name}=${value}`)
-      else env[known] = `${name}=${value}`
+      env.set(name, `${name}=${value}`)
     }
-    this.change({ Env: env }, at)
+    this.change({ Env: [...env.values()] }, at)
     this.push(at, `ENV ${filled.map(([name, value]) => `${name}=${value}`).join(' ')}`)
   }
 
@@ -305,7 +302,11 @@ class Evaluation {
   }
 
   private takeExpose(words: readonly string[], at: Instruction): void {
-    const ports = words.flatMap((word) => this.words(word, at).words).flatMap((word) => portsOf(word, at))
+    const ports: string[] = []
+    for (const word of words.flatMap((word) => this.words(word, at).words)) {
+      ports.push(...portsOf(word, at))
+      if (ports.length > MAX_PORTS) throw invalidDockerfile(`more than ${MAX_PORTS} ports are exposed`, at)
+    }
     const exposed = { ...this.config.ExposedPorts, ...names(ports) }
     if (Object.keys(exposed).length > MAX_PORTS) throw invalidDockerfile(`more than ${MAX_PORTS} ports are exposed`, at)
     this.change({ ExposedPorts: exposed }, at)
@@ -320,6 +321,7 @@ class Evaluation {
     if (long !== undefined) throw invalidDockerfile(`the command has more than ${MAX_ARGUMENT} bytes`, at)
     const usedArgs: [string, string][] = []
     const shown: string[] = []
+    this.budget.kept(this.args.size, at)
     for (const [name, value] of this.args) {
       const now = this.variables.get(name) ?? value
       if (now !== null) usedArgs.push([name, now])
@@ -349,8 +351,7 @@ class Evaluation {
       for (const either of [name.toUpperCase(), name.toLowerCase()])
         if (!this.variables.has(either) && (either === name || !this.given.has(either))) env.set(either, value)
     }
-    this.kept += env.size
-    if (this.kept > MAX_KEPT) throw invalidDockerfile('there are too many variables', at)
+    this.budget.kept(env.size, at)
     this.env = Object.fromEntries(env)
     return this.env
   }
@@ -388,7 +389,7 @@ class Evaluation {
 
   /** Null is scratch. */
   private source(name: string, at: Place): CopySource | null {
-    const source = plannedSource(this.file, this.stage, name, at)
+    const source = plannedSource(this.stage, name, at)
     return source.kind === 'scratch' ? null : source
   }
 

@@ -232,8 +232,8 @@ function fromOf(written: Written): Command {
       `invalid name of a stage: ${JSON.stringify(name)} must begin with a letter, and have letters, digits, "-", "_" and "."`,
       written,
     )
-  // Both mean something else wherever a stage could be named.
-  if (/^(scratch|context)$/i.test(name)) throw invalidDockerfile(`a stage cannot be named ${name}`, written)
+  // It means nothing at all wherever a stage could be named.
+  if (name.toLowerCase() === 'scratch') throw invalidDockerfile(`a stage cannot be named ${name}`, written)
   return { kind: 'from', base, name: name.toLowerCase(), platform }
 }
 
@@ -375,7 +375,7 @@ const units: Readonly<Record<string, number>> = {
 /** Nanoseconds of a Go duration that is not negative (time.ParseDuration). */
 function duration(text: string): number | undefined {
   if (text === '0') return 0
-  if (!/^\+?((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+$/.test(text)) return undefined
+  if (text.length > 64 || !/^\+?((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+$/.test(text)) return undefined
   let sum = 0
   for (const [, count, unit] of text.matchAll(/(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)/g))
     sum += Number(count) * (units[unit ?? ''] ?? 0)

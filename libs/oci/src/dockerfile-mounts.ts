@@ -27,6 +27,7 @@ export interface MountValues {
 
 /** @throws Failure dockerfile_invalid for what is wrong with it whatever its variables are */
 export function parseMount(text: string, at: Place): Mount {
+  if (text.length > 4096) throw invalidDockerfile('--mount: more than 4096 characters', at)
   const fields = commaFields(text, at).map((field) => {
     const equals = field.indexOf('=')
     const key = (equals < 0 ? field : field.slice(0, equals)).toLowerCase()

@@ -222,7 +222,7 @@ describe('whatever is written', () => {
           expect(error).toBeInstanceOf(Failure)
         }
       }),
-      { numRuns: 3000 },
+      { numRuns: 1000 },
     )
   })
 

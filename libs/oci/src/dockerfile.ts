@@ -95,7 +95,7 @@ function parsed(text: string, at: Place): Dockerfile {
   }
 }
 
-const directiveForm = /^\s*#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$/
+const directiveForm = /^\s*#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(\S.*)$/s
 
 /**
  * The escape character, from the `# name=value` lines before anything else. `syntax` names another parser, and there is
@@ -104,8 +104,9 @@ const directiveForm = /^\s*#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$/
 function directives(lines: readonly string[]): '\\' | '`' {
   const seen = new Map<string, string>()
   for (const [i, text] of lines.entries()) {
-    const [, written = '', value = ''] = directiveForm.exec(text) ?? []
+    const [, written = '', found = ''] = directiveForm.exec(text) ?? []
     const name = written.toLowerCase()
+    const value = found.trimEnd()
     if (!['escape', 'syntax', 'check'].includes(name)) break
     if (seen.has(name)) throw invalidDockerfile(`only one ${name} directive can be used`, { line: i + 1, text })
     seen.set(name, value)
@@ -115,7 +116,11 @@ function directives(lines: readonly string[]): '\\' | '`' {
   return seen.get('escape') === '`' ? '`' : '\\'
 }
 
-const trimNewline = (line: string) => line.replace(/\r?\n$/, '')
+function trimNewline(line: string): string {
+  let end = line.length
+  while (line[end - 1] === '\n' || line[end - 1] === '\r') end--
+  return line.slice(0, end)
+}
 const isComment = (line: string) => /^\s*#/.test(line)
 
 /** The lines of a text, taken as whole instructions and as heredocs. */
@@ -214,7 +219,7 @@ function takeFlags(args: string): { flags: string[]; rest: string } {
       if (quote === '' && /\s/.test(c)) break
       if (quote === '' && (c === '"' || c === "'")) quote = c
       else if (c === quote) quote = ''
-      else if (c === '\\' && quote !== "'") flag += rest[++i] ?? ''
+      else if (c === '\\') flag += rest[++i] ?? ''
       else flag += c
     }
     rest = rest.slice(i).trim()

@@ -64,6 +64,5 @@ export const refusedRemote = (source: string, add: boolean) =>
 
 /** Of chmod(1), octal up to 7777, or symbolic. */
 export const isMode = (mode: string) =>
-  /^[0-7]{1,5}$/.test(mode)
-    ? Number.parseInt(mode, 8) <= 0o7777
-    : /^[ugoa]*([-+=]([rwxXst]+|[ugo])?)+(,[ugoa]*([-+=]([rwxXst]+|[ugo])?)+)*$/.test(mode)
+  mode.length <= 256 &&
+  (/^0*[0-7]{1,4}$/.test(mode) || /^[ugoa]*([-+=]([rwxXst]+|[ugo])?)+(,[ugoa]*([-+=]([rwxXst]+|[ugo])?)+)*$/.test(mode))

@@ -3,20 +3,27 @@
 import { invalidDockerfile, type Place } from './dockerfile-error.js'
 import { type Glob, type GlobPart, matchEnd } from './glob.js'
 
-/** What substitution may cost in all: a few lines can ask for more than any memory holds. */
+/** What evaluating a Dockerfile may cost in all: a few lines can ask for more than any memory holds. */
 export class Budget {
   private characters = 8 * 1024 * 1024
   private steps = 50_000_000
+  private entries = 500_000
 
   /** @throws Failure dockerfile_invalid when it is used up */
   made(characters: number, at?: Place): void {
     this.characters -= characters
-    if (this.characters < 0) throw invalidDockerfile('substituting variables makes too much text', at)
+    if (this.characters < 0) throw invalidDockerfile('variables make too much text', at)
   }
 
   compared(steps: number, at?: Place): void {
     this.steps -= steps
     if (this.steps < 0) throw invalidDockerfile('substituting variables takes too long', at)
+  }
+
+  /** Variables, labels, ports and the like that a step has a copy of. */
+  kept(entries: number, at?: Place): void {
+    this.entries -= entries
+    if (this.entries < 0) throw invalidDockerfile('there are too many variables, labels, ports or volumes', at)
   }
 }
 
@@ -40,8 +47,7 @@ export interface Words {
   readonly word: string
   /** `word` where it is split at blanks that were not quoted, those of values included. */
   readonly words: readonly string[]
-  /** Names that were asked for and set, or not. */
-  readonly used: ReadonlySet<string>
+  /** Names that are not set, and for which nothing else was said. */
   readonly unset: ReadonlySet<string>
 }
 
@@ -83,7 +89,6 @@ class Lexer {
   private readonly source: readonly string[]
   private at = 0
   private depth = 0
-  private readonly used = new Set<string>()
   private readonly unset = new Set<string>()
 
   constructor(
@@ -96,7 +101,7 @@ class Lexer {
 
   all(): Words {
     const { text, words } = this.until(undefined, this.options.raw === true)
-    return { word: text, words, used: this.used, unset: this.unset }
+    return { word: text, words, unset: this.unset }
   }
 
   private fail(message: string): never {
@@ -186,10 +191,9 @@ class Lexer {
     return `${parts.join('')}${raw ? '"' : ''}`
   }
 
-  private lookUp(name: string): string | undefined {
+  private lookUp(name: string, hasOther: boolean): string | undefined {
     const value = this.variables.get(name)
-    if (value === undefined) this.unset.add(name)
-    else this.used.add(name)
+    if (value === undefined && !hasOther) this.unset.add(name)
     return value
   }
 
@@ -198,7 +202,7 @@ class Lexer {
     if (this.source[this.at] !== '{') {
       const name = this.name()
       if (name === '') return '$'
-      return this.lookUp(name) ?? (this.options.keepUnset ? `$${name}` : '')
+      return this.lookUp(name, false) ?? (this.options.keepUnset ? `$${name}` : '')
     }
     this.at++
     const first = this.source[this.at]
@@ -206,7 +210,7 @@ class Lexer {
     if (first === '{' || first === '}' || first === ':') this.fail('bad substitution')
     const begin = this.at
     const name = this.name()
-    const value = this.lookUp(name)
+    const value = this.lookUp(name, /[:+?-]/.test(this.source[this.at] ?? ''))
     const text = this.braced(name, value, rawEscapes)
     if (value !== undefined || !this.options.keepUnset) return text
     return `\${${this.source.slice(begin, this.at).join('')}`
