@@ -341,10 +341,10 @@ describe('arguments', () => {
 describe('triggers of the base', () => {
   test('come first, and are gone', () => {
     const { ops, config } = build('FROM a\nRUN last', {}, { OnBuild: ['COPY <<E /x\nhi\nE', 'ENV a=1'] })
-    expect(ops.map(({ text, line }) => [line, text])).toEqual([
-      [1, 'COPY <<E /x # buildkit'],
-      [1, 'ENV a=1'],
-      [2, 'RUN /bin/sh -c last # buildkit'],
+    expect(ops.map(({ name, text, line }) => [line, name, text])).toEqual([
+      [1, 'ONBUILD COPY <<E /x', 'COPY <<E /x # buildkit'],
+      [1, 'ONBUILD ENV a=1', 'ENV a=1'],
+      [2, 'RUN last', 'RUN /bin/sh -c last # buildkit'],
     ])
     expect(config).toEqual({ Env: [PATH, 'a=1'] })
   })

@@ -79,7 +79,8 @@ export function evaluateStage(
 ): EvaluatedStage {
   const triggers = parseTriggers(base.config.OnBuild ?? [], stage.line)
   const evaluation = new Evaluation(file, stage, base, options)
-  for (const instruction of [...triggers, ...stage.instructions]) evaluation.take(instruction)
+  for (const trigger of triggers) evaluation.take(trigger, 'ONBUILD ')
+  for (const instruction of stage.instructions) evaluation.take(instruction)
   return evaluation.end()
 }
 
@@ -94,6 +95,7 @@ class Evaluation {
   private config: ContainerConfig
   private author: string | null = null
   private hasCommand = false
+  private prefix = ''
   /** `env` of commands, until a variable changes. */
   private env: Readonly<Record<string, string>> | undefined
 
@@ -130,8 +132,10 @@ class Evaluation {
     return { ops, config, author, warnings, scope: { variables, args } }
   }
 
-  take(at: Instruction): void {
+  /** @param prefix of the names of its steps */
+  take(at: Instruction, prefix = ''): void {
     const { command } = at
+    this.prefix = prefix
     switch (command.kind) {
       case 'from':
         throw invalidDockerfile('FROM begins another stage', at)
@@ -238,7 +242,7 @@ class Evaluation {
   private push(at: Instruction, text: string, op: OpBody = { kind: 'config' }): void {
     this.budget.made(text.length, at)
     const shown = text.length > MAX_TEXT ? `${text.slice(0, MAX_TEXT)}…` : text
-    const name = `${at.keyword}${at.text.slice(at.text.search(/\s|$/))}`
+    const name = `${this.prefix}${at.keyword}${at.text.slice(at.text.search(/\s|$/))}`
     this.ops.push({ line: at.line, name: name.slice(0, 4096), text: shown, config: this.config, ...op })
   }
 

@@ -35,6 +35,15 @@ describe('lines', () => {
     expect(ended).toMatchObject({ flags: ['--link'], rest: '--a b' })
   })
 
+  test('a syntax that is none of Dockerfiles is warned of', () => {
+    const warnings = (syntax: string) => parseDockerfile(`# syntax=${syntax}\nFROM a`).warnings
+    expect(warnings('docker/dockerfile:1.4')).toEqual([])
+    expect(warnings('docker.io/docker/dockerfile-upstream@sha256:ab')).toEqual([])
+    expect(warnings('team/own')).toMatchObject([
+      { line: 1, message: expect.stringMatching(/^syntax=team\/own is not used/) },
+    ])
+  })
+
   test('an empty line in a continued instruction is warned of', () => {
     const { warnings, instructions } = parseDockerfile('FROM a\nRUN b \\\n\n  c')
     expect(instructions).toHaveLength(2)

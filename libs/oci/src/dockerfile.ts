@@ -41,8 +41,7 @@ export function parseDockerfile(text: string): Dockerfile {
   const zero = text.indexOf('\0')
   if (zero >= 0) throw invalidDockerfile('there is a zero byte', { line: text.slice(0, zero).split('\n').length })
   const lines = text.replace(/^\uFEFF/, '').split(/(?<=\n)/)
-  const token = directives(lines)
-  const warnings: DockerfileWarning[] = []
+  const { token, warnings } = directives(lines)
   const instructions: Instruction[] = []
   const source = new Lines(lines, token)
   for (let found = source.next(); found; found = source.next()) {
@@ -101,7 +100,8 @@ const directiveForm = /^\s*#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(\S.*)$/s
  * The escape character, from the `# name=value` lines before anything else. `syntax` names another parser, and there is
  * none but this; `check` is about advice that is not given.
  */
-function directives(lines: readonly string[]): '\\' | '`' {
+function directives(lines: readonly string[]): { token: '\\' | '`'; warnings: DockerfileWarning[] } {
+  const warnings: DockerfileWarning[] = []
   const seen = new Map<string, string>()
   for (const [i, text] of lines.entries()) {
     const [, written = '', found = ''] = directiveForm.exec(text) ?? []
@@ -110,10 +110,15 @@ function directives(lines: readonly string[]): '\\' | '`' {
     if (!['escape', 'syntax', 'check'].includes(name)) break
     if (seen.has(name)) throw invalidDockerfile(`only one ${name} directive can be used`, { line: i + 1, text })
     seen.set(name, value)
+    if (name === 'syntax' && !/(^|\/)docker\/dockerfile(-upstream)?([:@]|$)/.test(value))
+      warnings.push({
+        message: `syntax=${value.slice(0, 200)} is not used: this parses Dockerfiles itself`,
+        line: i + 1,
+      })
     if (name === 'escape' && value !== '\\' && value !== '`')
       throw invalidDockerfile(`escape must be \\ or \`, not ${JSON.stringify(value)}`, { line: i + 1, text })
   }
-  return seen.get('escape') === '`' ? '`' : '\\'
+  return { token: seen.get('escape') === '`' ? '`' : '\\', warnings }
 }
 
 function trimNewline(line: string): string {

@@ -135,7 +135,7 @@ class Lexer {
         break
       }
       if (c === undefined) this.fail(`there is no ${stop}`)
-      if (c === '$') take(this.dollar(rawEscapes), false)
+      if (c === '$') take(this.dollar(), false)
       else if (c === "'" && !this.options.noQuotes) take(this.single(), true)
       else if (c === '"' && !this.options.noQuotes) take(this.double(rawEscapes), true)
       else if (c === this.options.escape) {
@@ -172,7 +172,7 @@ class Lexer {
       const c = this.source[this.at]
       if (c === undefined) return this.fail('a double quote does not end')
       if (c === '$') {
-        const value = this.dollar(rawEscapes)
+        const value = this.dollar()
         length += value.length
         this.options.budget.made(value.length, this.options.at)
         this.bounded(length)
@@ -197,7 +197,7 @@ class Lexer {
     return value
   }
 
-  private dollar(rawEscapes: boolean): string {
+  private dollar(): string {
     this.at++
     if (this.source[this.at] !== '{') {
       const name = this.name()
@@ -211,13 +211,13 @@ class Lexer {
     const begin = this.at
     const name = this.name()
     const value = this.lookUp(name, /[:+?-]/.test(this.source[this.at] ?? ''))
-    const text = this.braced(name, value, rawEscapes)
+    const text = this.braced(name, value)
     if (value !== undefined || !this.options.keepUnset) return text
     return `\${${this.source.slice(begin, this.at).join('')}`
   }
 
   /** What follows the name in `${name…}`. */
-  private braced(name: string, value: string | undefined, rawEscapes: boolean): string {
+  private braced(name: string, value: string | undefined): string {
     let operator = this.source[this.at++]
     if (operator === '}') return value ?? ''
     if (operator === '/') return this.replaced(value ?? '')
@@ -228,7 +228,7 @@ class Lexer {
       case '-':
       case '+':
       case '?': {
-        const { text } = this.until('}', rawEscapes && this.options.keepUnset === true)
+        const { text } = this.until('}', false)
         if (operator === '-') return missing ? text : value
         if (operator === '+') return missing ? '' : text
         if (!missing || this.options.keepUnset) return value ?? ''
