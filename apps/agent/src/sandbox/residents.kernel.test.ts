@@ -440,8 +440,7 @@ describe('a companion', () => {
       throw new Error('disk full')
     }
     try {
-      const command = await node.up(sh('exit 2'))
-      expect(await on.end(command.sandboxId)).toMatchObject({ exitCode: 2 })
+      expect(await on.once(applySandbox(sh('exit 2')))).toMatchObject({ exitCode: 2 })
     } finally {
       tape.attach = attach
     }
