@@ -61,6 +61,34 @@ export function following(source: Readable, { failure, leave, wanted }: Followin
 }
 
 /**
+ * All of a body that is not large.
+ * @param limit in bytes
+ * @returns undefined when there is more; then `source` is destroyed
+ * @throws what `source` fails with, or what `broken` makes where it is closed before its end
+ */
+export function wholeOf(source: Readable, limit: number): Promise<Buffer | undefined> {
+  // Not `for await`: its iterator costs a short body as much as all else about it.
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = []
+    let length = 0
+    const onData = (chunk: Buffer) => {
+      chunks.push(chunk)
+      length += chunk.length
+      if (length > limit) done()
+    }
+    const done = () => {
+      source.off('data', onData).off('end', done).off('close', onClose)
+      if (length > limit) source.destroy()
+      resolve(length > limit ? undefined : chunks.length === 1 && chunks[0] ? chunks[0] : Buffer.concat(chunks))
+    }
+    const onClose = () => reject(broken(source.errored))
+    // Never taken off, as above.
+    source.on('error', reject)
+    source.on('data', onData).on('end', done).on('close', onClose)
+  })
+}
+
+/**
  * Lets a client that is still sending read the answer: what comes after it is dropped for a while. Closing at once
  * would reset the connection, and the reset may overtake the answer.
  */

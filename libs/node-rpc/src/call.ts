@@ -5,7 +5,7 @@ import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { type AttemptId, Failure, InvalidRequest, type SandboxId } from '@berth/contracts'
 import type { z } from 'zod'
-import { bodyOf } from './body.js'
+import { bodyOf, wholeOf } from './body.js'
 import type { NodeTarget, OutputRequest, OutputTarget, SandboxTarget } from './wire.js'
 
 /** Largest body of JSON, in bytes; the API has its own, smaller limits by route. */
@@ -44,14 +44,9 @@ export class Exchange {
 
   /** The body as JSON of a schema. @throws Failure invalid_json, body_too_large; InvalidRequest */
   async json<T>(schema: z.ZodType<T>): Promise<T> {
-    const chunks: Buffer[] = []
-    let length = 0
-    for await (const chunk of this.body) {
-      chunks.push(chunk)
-      length += chunk.length
-      if (length > MAX_JSON) throw new Failure('body_too_large', 'more JSON than a node takes')
-    }
-    const parsed = schema.safeParse(parseJson(Buffer.concat(chunks)))
+    const bytes = await wholeOf(this.body, MAX_JSON)
+    if (!bytes) throw new Failure('body_too_large', 'more JSON than a node takes')
+    const parsed = schema.safeParse(parseJson(bytes))
     if (parsed.success) return parsed.data
     throw new InvalidRequest(
       parsed.error.issues.map(({ path, message }) => ({ field: path.map(String).join('.'), message })),

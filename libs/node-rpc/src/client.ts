@@ -83,6 +83,16 @@ const IDLE_MS = 30_000
 interface Pool {
   readonly node: StreamNode
   readonly agent: Agent
+  /** Of the node's URL. */
+  readonly host: string
+  readonly port: string
+}
+
+/** All connections of it are alike. Node would tell them apart by a name that it puts together, of all TLS options, for each request. */
+class PinnedAgent extends Agent {
+  override getName(): string {
+    return 'node'
+  }
 }
 
 /** Opens no connection yet. */
@@ -98,7 +108,7 @@ class PooledStreams implements Streams {
     signal.throwIfAborted()
     const failure = (cause: unknown) =>
       body instanceof Readable && body.errored instanceof Failure ? body.errored : failureOf(node, cause, signal)
-    const sent = send(request, this.poolOf(node).agent)
+    const sent = send(request, this.poolOf(node))
     const answer = await answerOf(sent, request).catch((error: unknown) => {
       throw failure(error)
     })
@@ -149,7 +159,8 @@ class PooledStreams implements Streams {
     const known = this.pools.get(node.id)
     if (known?.node.url === node.url && known.node.certificate === node.certificate) return known
     this.forget(node.id)
-    const pool = { node, agent: pinnedAgent(node.certificate) }
+    const { hostname, port } = new URL(node.url)
+    const pool = { node, agent: pinnedAgent(node.certificate), host: hostname.replace(/^\[|\]$/g, ''), port }
     this.pools.set(node.id, pool)
     return pool
   }
@@ -157,7 +168,7 @@ class PooledStreams implements Streams {
 
 function pinnedAgent(certificate: string): Agent {
   const fingerprint = new X509Certificate(certificate).fingerprint256
-  return new Agent({
+  return new PinnedAgent({
     maxSockets: MAX_CONNECTIONS,
     // Of TCP and of HTTP: a followed job may be silent for as long as it likes, a dead connection is found by probes.
     keepAlive: true,
@@ -172,9 +183,9 @@ function pinnedAgent(certificate: string): Agent {
 }
 
 /** Begins a request: its head leaves at once. Its body is destroyed when the request is over. */
-function send({ node, grant, method, path, headers, body, signal }: CallRequest, agent: Agent): ClientRequest {
+function send({ grant, method, path, headers, body, signal }: CallRequest, { agent, host, port }: Pool): ClientRequest {
   const authorization = `Bearer ${grant}`
-  const sent = httpsRequest(`${node.url}${path}`, { agent, method, headers: { ...headers, authorization }, signal })
+  const sent = httpsRequest({ agent, host, port, path, method, headers: { ...headers, authorization }, signal })
   // https.Agent does not turn Nagle's algorithm off, as http.Agent does: the end of a small body would wait 40 ms for
   // the acknowledgement of its beginning.
   sent.setNoDelay(true)

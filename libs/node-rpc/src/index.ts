@@ -1,4 +1,4 @@
-export { bodyOf, lingerAfter } from './body.js'
+export { bodyOf, lingerAfter, wholeOf } from './body.js'
 export { type AnswerHead, NodeCall, OutputCall, RestCall } from './call.js'
 export * from './certificate.js'
 export * from './client.js'

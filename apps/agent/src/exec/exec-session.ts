@@ -249,9 +249,8 @@ export class ExecSession implements ExecStreams {
       if (this.#process !== process) return
       this.#release()
     }
-    process.forget()
     this.#process = undefined
-    await this.#letGo()
+    await this.#letGo(process)
   }
 
   #finish(outcome: ExecOutcome, held: boolean): void {
@@ -302,9 +301,10 @@ export class ExecSession implements ExecStreams {
     return { stdout, stderr }
   }
 
-  async #letGo(): Promise<void> {
-    // Who waited for the end reads the last bytes first, from files that are still open.
+  async #letGo(process?: SandboxProcess): Promise<void> {
+    // Who waited for the end is answered first, and reads the last bytes from files that are still open.
     await nextTurn()
+    process?.forget()
     await Promise.all([this.stdout.end(), this.stderr.end()])
     this.#hooks.onOver(this)
   }

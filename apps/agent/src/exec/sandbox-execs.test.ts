@@ -175,8 +175,9 @@ describe('the end', () => {
       stdout: { data: 'out', encoding: 'utf8', truncated: false },
       stderr: { data: 'err\n' },
     })
-    expect(driver.newest.forgotten).toBe(true)
     expect(occupied).toBe(0)
+    await settled()
+    expect(driver.newest.forgotten).toBe(true)
   })
 
   test.each([
@@ -273,6 +274,7 @@ describe('another agent', () => {
     first?.exit()
     await ended(running)
     expect(await output(running)).toMatchObject({ stdout: { data: 'one two three' } })
+    await settled()
     expect(first?.forgotten).toBe(true)
   })
 

@@ -27,8 +27,24 @@ export interface Accounts {
   readonly group: string
 }
 
+/** What `accounts` say, by field. Commands of one sandbox are given the same again and again. */
+function parsed(accounts: Accounts): Parsed {
+  const known = parsedOf.get(accounts)
+  if (known) return known
+  const fresh = { users: records(accounts.passwd, 7), groups: records(accounts.group, 4) }
+  parsedOf.set(accounts, fresh)
+  return fresh
+}
+
+interface Parsed {
+  readonly users: readonly Fields[]
+  readonly groups: readonly Fields[]
+}
+type Fields = readonly string[]
+const parsedOf = new WeakMap<Accounts, Parsed>()
+
 /** Lines with fewer fields or without a number are skipped, as getpwent(3) does. */
-const records = (text: string, fields: number) =>
+const records = (text: string, fields: number): readonly Fields[] =>
   text
     .split('\n')
     .map((line) => line.split(':'))
@@ -50,12 +66,13 @@ export function identify(
   more: readonly string[] = [],
 ): Identity {
   const [name = '0', groupName] = (user === undefined || user === '' ? '0' : user).split(':')
-  const account = records(accounts.passwd, 7).find((parts) => parts[0] === name || parts[2] === name)
+  const { users, groups: known } = parsed(accounts)
+  const account = users.find((parts) => parts[0] === name || parts[2] === name)
   const uid = numberOf(account?.[2] ?? name, `user ${JSON.stringify(name)}`, ids)
-  const gid = groupName === undefined ? Number(account?.[3] ?? 0) : groupOf(groupName, accounts.group, ids)
+  const gid = groupName === undefined ? Number(account?.[3] ?? 0) : groupOf(groupName, known, ids)
   if (gid >= ids) throw new UserNotFound(`group ${gid} of user ${JSON.stringify(name)} is outside of 0..${ids - 1}`)
-  const asked = more.map((group) => groupOf(group, accounts.group, ids))
-  const groups = [...new Set([...asked, ...memberships(account?.[0], accounts.group, ids)])].slice(0, MAX_GROUPS)
+  const asked = more.map((group) => groupOf(group, known, ids))
+  const groups = [...new Set([...asked, ...memberships(account?.[0], known, ids)])].slice(0, MAX_GROUPS)
   return { uid, gid, groups, home: account?.[5] || '/' }
 }
 
@@ -73,8 +90,8 @@ export function userNames(passwd: string): ReadonlyMap<number, string> {
   return names
 }
 
-function groupOf(name: string, group: string, ids: number): number {
-  const found = records(group, 4).find((parts) => parts[0] === name || parts[2] === name)
+function groupOf(name: string, groups: readonly Fields[], ids: number): number {
+  const found = groups.find((parts) => parts[0] === name || parts[2] === name)
   return numberOf(found?.[2] ?? name, `group ${JSON.stringify(name)}`, ids)
 }
 
@@ -84,11 +101,9 @@ function numberOf(text: string, what: string, ids: number): number {
   return Number(text)
 }
 
-function memberships(name: string | undefined, group: string, ids: number): readonly number[] {
+function memberships(name: string | undefined, groups: readonly Fields[], ids: number): readonly number[] {
   if (name === undefined) return []
-  const gids = records(group, 4)
-    .filter((parts) => (parts[3] ?? '').split(',').includes(name))
-    .map((parts) => Number(parts[2]))
+  const gids = groups.filter((parts) => (parts[3] ?? '').split(',').includes(name)).map((parts) => Number(parts[2]))
   return gids.filter((gid) => gid < ids)
 }
 

@@ -68,8 +68,9 @@ export class Resident {
     this.#context = context
     this.#log = log.child({ sandbox: accepted.command.sandboxId })
     this.memory = new ResidentMemory(context.records, accepted, state)
-    const wake = () => this.#changes.tell()
-    this.#activity = new Activity(state.lastActivityAt ?? undefined, wake, () => this.#saveActivity())
+    // Only of the idle clock's business: without one, each command would make it look twice for nothing.
+    const onActivity = () => this.#command.spec.clocks.idleTimeoutMs !== null && this.#changes.tell()
+    this.#activity = new Activity(state.lastActivityAt ?? undefined, onActivity, () => this.#saveActivity())
     this.live = new LiveView(shop, this.memory, this.#activity, () => ({
       container: this.#container,
       runEnded: this.#runEnded.signal,

@@ -46,6 +46,8 @@ export class Upcoming {
 
   /** Looks until there is something, the time is over, or the signal aborts. */
   async #until<T>(look: () => T, ms: number, signal: AbortSignal): Promise<T> {
+    const already = look()
+    if (already) return already
     const over = new AbortController()
     const stop = () => over.abort()
     const timer = setTimeout(stop, ms)

@@ -12,6 +12,7 @@ import {
   type Streams,
   sandboxPath,
   type WebSocket,
+  wholeOf,
 } from '@berth/node-rpc'
 import type { LocatedSandbox } from '@berth/persistence'
 import { Inject, Injectable, StreamableFile } from '@nestjs/common'
@@ -105,7 +106,9 @@ export class SandboxCalls {
   /** Calls, and reads the answer as JSON of a schema. @throws as `call`; Fault for an answer of another shape */
   async json<T>(caller: Caller, ref: string, request: SandboxRequest, schema: z.ZodType<T>): Promise<T> {
     const { body } = await this.call(caller, ref, request)
-    const parsed = schema.safeParse(JSON.parse(await whole(body)))
+    const bytes = await wholeOf(body, MAX_JSON)
+    if (!bytes) throw new Fault('read the answer of a node', { cause: `over ${MAX_JSON} bytes` })
+    const parsed = schema.safeParse(JSON.parse(bytes.toString()))
     if (parsed.success) return parsed.data
     throw new Fault(`${request.method} ${request.path.join('/')} of ${ref}`, { cause: parsed.error })
   }
@@ -197,15 +200,4 @@ export function passOn(
     if (value !== undefined) call.header(name, value)
   }
   return new StreamableFile(answer.body, { type: answer.headers['content-type'] ?? 'application/octet-stream' })
-}
-
-async function whole(body: Readable): Promise<string> {
-  const chunks: Buffer[] = []
-  let length = 0
-  for await (const chunk of body) {
-    chunks.push(chunk)
-    length += chunk.length
-    if (length > MAX_JSON) throw new Fault('read the answer of a node', { cause: `over ${MAX_JSON} bytes` })
-  }
-  return Buffer.concat(chunks).toString()
 }
