@@ -11,6 +11,8 @@ type Tar = ReturnType<typeof extract>
 export type TarEntry = Tar extends AsyncIterable<infer Entry> ? Entry : never
 
 const BLOCK = 512
+/** Those of before 1988 too: a header is known by its checksum. */
+const anyFormat = { highWaterMark: 16_384, allowUnknownFormat: true }
 
 export interface TarLimits {
   /** Most bytes of the tar, unpacked. */
@@ -29,7 +31,7 @@ export async function eachEntry(
   signal: AbortSignal,
   limits: TarLimits = {},
 ): Promise<void> {
-  const tar = extract()
+  const tar = extract(anyFormat)
   // Each of the two waits for the other: that one fails has to end both.
   const ending = (error: unknown) => {
     tar.destroy()

@@ -21,7 +21,7 @@ const programs = {
 
 /**
  * Passes what is in `source` through `into` to its end.
- * @throws Failure image_invalid where it is not packed as it says, or the node cannot unpack that; what a stream of `into` fails with
+ * @throws Failure image_invalid where it is not packed as it says, archive_invalid where the node cannot unpack that; what a stream of `into` fails with
  */
 export async function inflate(
   source: Readable,
@@ -54,7 +54,7 @@ async function throughProgram(
 ): Promise<void> {
   const unpacking = await stream(programs[packing], { stdin: true }).catch((error: unknown) => {
     if (!(error instanceof Fault) || errnoOf(error.cause) !== 'ENOENT') throw error
-    throw new Failure('image_invalid', `it is packed by ${packing}, and the node has no program for that`)
+    throw new Failure('archive_invalid', `it is packed by ${packing}, and the node has no program for that`)
   })
   const release = killedBy(signal, unpacking)
   const { stdin, stderr } = unpacking

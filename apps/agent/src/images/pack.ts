@@ -39,6 +39,8 @@ export interface Packing {
 /** The same directory is the same tar. Nobody may change it meanwhile unless it is packed with `lowers`. */
 export function packUpper(options: PackOptions): Packing {
   const tar = new PassThrough({ highWaterMark: 1024 * 1024 })
+  // It may fail before anybody reads it: who does so then is told.
+  tar.on('error', () => undefined)
   // Whoever reads it no more ends the work, and is told by `ended`.
   const unread = new AbortController()
   tar.once('close', () => unread.abort(new Fault('pack a layer', { cause: 'nobody reads it' })))

@@ -61,7 +61,8 @@ export async function unpackLayer(
 
 /**
  * As `unpackLayer`, of a tar that `feed` writes.
- * @param feed what it resolves to is returned; what it throws counts less than what berth-layer says
+ * @param feed what it resolves to is returned; a Failure of it is what went wrong, all else that it throws counts less
+ *   than what berth-layer says
  */
 export async function unpackTar<T>(
   program: string,
@@ -96,6 +97,8 @@ export async function unpackTar<T>(
     said,
   ]).finally(release)
   signal.throwIfAborted()
+  // berth-layer then only knows that it was cut.
+  if ('error' in read && read.error instanceof Failure) throw read.error
   if (end.exitCode !== 0 && end.exitCode !== undefined && err !== '')
     throw layerRefusal('unpacked', end.exitCode, err.trim())
   if ('error' in read) throw read.error
