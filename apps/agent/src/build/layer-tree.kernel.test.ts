@@ -49,7 +49,7 @@ async function everything(tree: Tree, path = ''): Promise<string[]> {
   for (const name of await tree.list(path)) {
     const own = below(path, name)
     const node = await tree.lstat(own)
-    const type = { file: 'f', directory: 'd', symlink: 'l', other: '?' }[node?.type ?? 'other']
+    const type = { file: 'f', directory: 'd', symlink: 'l', fifo: 'p', other: '?' }[node?.type ?? 'other']
     const size = node?.type === 'file' ? node.size : ''
     lines.push([own, type, node?.mode.toString(8), node?.uid, node?.gid, size, node?.target ?? ''].join(' '))
     if (node?.type === 'file') lines.push((await buffer(tree.read(own))).toString())

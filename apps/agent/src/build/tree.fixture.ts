@@ -8,7 +8,7 @@ type Written =
       readonly text?: string
       readonly link?: string
       readonly directory?: true
-      readonly other?: true
+      readonly other?: 'fifo' | 'other'
       readonly attributes?: Attributes
     } & Partial<Pick<TreeNode, 'mode' | 'uid' | 'gid' | 'mtimeMs' | 'inode'>>)
 
@@ -24,7 +24,7 @@ export function treeOf(written: Readonly<Record<string, Written>>): Tree {
     const common = { uid: 0, gid: 0, mtimeMs: 1000, size: 0 }
     if (link !== undefined) nodes.set(path, { type: 'symlink', mode: 0o777, ...common, target: link, ...rest })
     else if (directory) nodes.set(path, { ...rootNode, ...rest })
-    else if (other) nodes.set(path, { type: 'other', mode: 0o600, ...common, ...rest })
+    else if (other) nodes.set(path, { type: other, mode: 0o600, ...common, ...rest })
     else {
       const digest = createHash('sha256')
         .update(text ?? '')

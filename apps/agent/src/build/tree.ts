@@ -9,8 +9,8 @@ import { Failure } from '@berth/contracts'
 export type Attributes = Readonly<Record<string, string>>
 
 export interface TreeNode {
-  /** `other`: devices, sockets, named pipes. */
-  readonly type: 'file' | 'directory' | 'symlink' | 'other'
+  /** `other`: devices, sockets. */
+  readonly type: 'file' | 'directory' | 'symlink' | 'fifo' | 'other'
   /** Permissions, set-id and sticky bits. */
   readonly mode: number
   readonly uid: number
@@ -71,7 +71,11 @@ const MAX_LINKS = 40
  * links begin. What is not there is taken as it is written.
  * @throws Failure build_failed where links lead round and round
  */
-export async function follow(tree: Tree, path: string, { last = true, root = '' } = {}): Promise<string> {
+export async function follow(
+  tree: { lstat(path: string): Promise<Pick<TreeNode, 'target'> | undefined> },
+  path: string,
+  { last = true, root = '' } = {},
+): Promise<string> {
   let at: string[] = []
   let rest = path.split('/')
   for (let links = 0; rest.length > 0; ) {
