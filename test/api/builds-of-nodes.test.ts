@@ -2,7 +2,7 @@
 // builds.test.ts.
 import { createHash, randomBytes } from 'node:crypto'
 import { buffer } from 'node:stream/consumers'
-import { BuildProgress, type BuildStep, GiB, type HeldImage, NodeBuild, SolveBuild } from '@berth/contracts'
+import { BuildProgress, type BuildStep, Failure, GiB, type HeldImage, NodeBuild, SolveBuild } from '@berth/contracts'
 import type { RestCall } from '@berth/node-rpc'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
 import { type Api, tenant, until } from '../support/berth.js'
@@ -197,6 +197,28 @@ describe('its base images', () => {
     expect((await linesOf(await post(mine, 'platform=linux/arm64'))).at(-1)).toMatchObject({
       ...{ step: 'failed', code: 'platform_unsupported' },
     })
+  })
+
+  test('are brought to the node where it lacks them', async () => {
+    const mine = await tenant(QUOTA)
+    const base = imageOf()
+    scripted({ solve: () => [{ step: 'done', image: imageOf() }] })
+    expect((await linesOf(await post(mine)))[0]).toMatchObject({ nodeId: node.id })
+    await using other = await FakeNode.start({ diskBytes: 2 ** 46 }, { serves: true })
+    other.images = (call) => call.lines([{ step: 'done', images: [{ image: base, references: [] }] }])
+    expect((await mine.post('/v1/images/pull?wait=done', { reference: 'team/far' })).status).toBe(201)
+    const brought: unknown[] = []
+    node.images = async (call) => {
+      if (call.method === 'GET') throw new Failure('image_not_found', 'not here')
+      brought.push(call.rest.slice(1))
+      await call.lines([{ step: 'done', images: [{ image: base, references: [] }] }])
+    }
+    scripted({ references: ['team/far'], solve: () => [{ step: 'done', image: imageOf() }] })
+    const lines = await linesOf(await post(mine))
+    expect(lines.map(({ step }) => step)).toEqual(['created', 'pulled', 'done'])
+    expect(lines[0]).toMatchObject({ nodeId: node.id })
+    expect(brought).toEqual([[base.digest, 'bring']])
+    expect(seen.images).toEqual({ 'team/far': base.digest })
   })
 
   test.each([

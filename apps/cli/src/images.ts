@@ -11,7 +11,8 @@ import { agentProgram } from './up/up.js'
 /** As of `berth run`. */
 const OWN_FAILURE = 125
 
-async function withClient<T>(places: Places, work: (client: Client) => Promise<T>): Promise<T> {
+/** Runs with a client of the API that `up` started, or that the environment names. */
+export async function withClient<T>(places: Places, work: (client: Client) => Promise<T>): Promise<T> {
   const client = new Client(await readCredentials(places))
   try {
     return await work(client)

@@ -1,6 +1,7 @@
-import { Fault } from '@berth/contracts'
+import { Failure, Fault } from '@berth/contracts'
 import { ApiError, Unreachable } from '@berth/sdk'
-import { Command, InvalidArgumentError } from 'commander'
+import { Command, InvalidArgumentError, Option } from 'commander'
+import { type BuildOptions, build } from './build.js'
 import { readCredentials } from './credentials.js'
 import { checkImages, listAll, pull } from './images.js'
 import { runJob } from './run.js'
@@ -68,6 +69,27 @@ program
     process.exitCode = await runJob(places, command, options)
   })
 program
+  .command('build')
+  .description('build an image from a Dockerfile; the exit code is 1 when it fails')
+  .option('-f, --file <file>', 'Dockerfile, or - for standard input. Default: PATH/Dockerfile')
+  .option('-t, --tag <name>', 'a name for the image', collect, [])
+  .option('--build-arg <name=value>', 'a build argument; without a value, of the environment', collect, [])
+  .option('--label <key=value>', 'a label', collect, [])
+  .option('--secret <id=ID,src=FILE>', 'a secret for RUN --mount=type=secret; or id=ID,env=NAME', collect, [])
+  .option('--target <stage>', 'the stage to build')
+  .option('--platform <platform>', 'e.g. linux/amd64')
+  .addOption(new Option('--network <network>', 'of RUN').choices(['default', 'none']))
+  .option('--memory <size>', 'memory limit of each RUN, e.g. 2g')
+  .option('--cpus <number>', 'CPU limit of each RUN')
+  .option('--timeout <duration>', 'of the whole build, e.g. 1h')
+  .option('--no-cache', 'use nothing of earlier builds')
+  .option('--pull', 'fetch base images even where there are some', false)
+  .addOption(new Option('--progress <how>', 'how to tell').choices(['auto', 'plain']).default('auto'))
+  .argument('[path]', 'directory to build', '.')
+  .action(async (path: string, options: BuildOptions) => {
+    process.exitCode = await build(places, path, options)
+  })
+program
   .command('pull')
   .description('fetch an image from its registry, as `berth run` finds it')
   .argument('<image>', 'e.g. ghcr.io/team/app:1')
@@ -97,7 +119,8 @@ program
 try {
   await program.parseAsync()
 } catch (error) {
-  if (!(error instanceof ApiError || error instanceof Unreachable || error instanceof Fault)) throw error
+  const told = [ApiError, Unreachable, Fault, Failure].some((kind) => error instanceof kind)
+  if (!told || !(error instanceof Error)) throw error
   process.stderr.write(`berth: ${error.message}\n`)
   process.exitCode = OWN_FAILURE
 }

@@ -97,7 +97,7 @@ export const BuildProgress = z.discriminatedUnion('step', [
     bytes: z.number().int(),
     totalBytes: z.number().int().nullable(),
   }),
-  z.object({ step: z.literal('pulled'), reference: z.string(), digest: ImageDigest }),
+  z.object({ step: z.literal('pulled').describe('It is on the node now'), reference: z.string(), digest: ImageDigest }),
   begin,
   cached,
   output,

@@ -98,10 +98,17 @@ export class Client implements AsyncDisposable {
 
   /**
    * The values of a route that answers a stream of them, as they come. Leaving the loop closes the connection.
+   * @param options `bytes`: the body of a route that takes bytes, sent as fast as they are taken; such a call is not repeated
    * @throws ApiError when the API refuses; Unreachable when it cannot be reached, also in the middle
    */
-  async *values<R extends Route>(route: R, given: Arguments<R>, options: CallOptions = {}): AsyncGenerator<Item<R>> {
-    const bytes = await this.open(route, given, options)
+  async *values<R extends Route>(
+    route: R,
+    given: Arguments<R>,
+    { bytes: sent, ...options }: CallOptions & { readonly bytes?: Readable } = {},
+  ): AsyncGenerator<Item<R>> {
+    const bytes = sent
+      ? (await this.#sending(route, given, sent, options)).body
+      : await this.open(route, given, options)
     try {
       yield* valuesOf(route, bytes)
     } catch (cause) {
@@ -120,10 +127,7 @@ export class Client implements AsyncDisposable {
     bytes: Readable | Uint8Array | string,
     options: CallOptions = {},
   ): Promise<Output<R>> {
-    const headers = { 'content-type': 'application/octet-stream', ...options.headers }
-    // The answer comes when all was taken, however long that is.
-    const request = { ...this.#request(route, given, { ...options, headers }), body: bytes, headersTimeout: 0 }
-    const answer = await this.#once(route, request)
+    const answer = await this.#sending(route, given, bytes, options)
     return answerOf(route, answer.statusCode, await body(answer, route))
   }
 
@@ -144,6 +148,13 @@ export class Client implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
+  }
+
+  #sending(route: Route, given: object, bytes: Readable | Uint8Array | string, options: CallOptions) {
+    const headers = { 'content-type': 'application/octet-stream', ...options.headers }
+    // The answer may come when all was taken, however long that is.
+    const request = { ...this.#request(route, given, { ...options, headers }), body: bytes, headersTimeout: 0 }
+    return this.#once(route, request)
   }
 
   /** @param repeatable whether a call whose answer was lost may be made again */

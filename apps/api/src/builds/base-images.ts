@@ -49,8 +49,10 @@ export class BaseImages {
         continue
       }
       checkPlatform(want.text, platform, wish)
-      if (!held) await this.sources.ensureOn(call, nodeId, digest)
       digests[want.text] = digest
+      if (held) continue
+      await this.sources.ensureOn(call, nodeId, digest)
+      yield { step: 'pulled', reference: want.text, digest }
     }
     return digests
   }

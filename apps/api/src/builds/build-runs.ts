@@ -64,9 +64,10 @@ export class BuildRun {
     return step
   }
 
-  /** Context and base images are there. */
+  /** Context and base images are there; noted at once. */
   started(): void {
     this.#startedAt = this.clock.now()
+    this.waiters.wake([this.id])
   }
 
   /** @throws build_canceled where it has ended otherwise; as `images.add` */

@@ -1,0 +1,74 @@
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { buffer } from 'node:stream/consumers'
+import { afterEach, beforeEach, expect, test } from '@jest/globals'
+import { extract, type Header } from 'tar-stream'
+import { contextEntries, packContext } from './build-context.js'
+
+let root: string
+beforeEach(() => {
+  root = mkdtempSync(join(tmpdir(), 'berth-context-'))
+})
+afterEach(() => rmSync(root, { recursive: true }))
+
+function given(files: Readonly<Record<string, string>>): void {
+  for (const [path, text] of Object.entries(files)) {
+    mkdirSync(join(root, dirname(path)), { recursive: true })
+    writeFileSync(join(root, path), text)
+  }
+}
+
+/** What is sent, as a reader of the tar sees it. */
+async function sent(dockerfile: string | null = 'Dockerfile') {
+  const bytes = await buffer(packContext(root, contextEntries(root, dockerfile)))
+  const found: (Pick<Header, 'name' | 'type' | 'mode' | 'linkname' | 'uid'> & { readonly text: string })[] = []
+  const reader = extract()
+  reader.on('entry', ({ name, type, mode, linkname, uid }, stream, next) => {
+    buffer(stream).then((content) => {
+      found.push({ name, type, mode, linkname, uid, text: content.toString() })
+      next()
+    }, next)
+  })
+  reader.end(bytes)
+  await new Promise((done, failed) => reader.on('finish', () => done(undefined)).on('error', failed))
+  return found
+}
+const names = async (dockerfile?: string | null) => (await sent(dockerfile)).map(({ name }) => name)
+
+test('a directory is sent whole, as it is but for whose it is', async () => {
+  given({ Dockerfile: 'FROM scratch', 'bin/run': '#!/bin/sh', 'bin/empty': '' })
+  chmodSync(join(root, 'bin/run'), 0o755)
+  symlinkSync('../x', join(root, 'bin/link'))
+  const found = await sent()
+  expect(found.map(({ name }) => name)).toEqual(['Dockerfile', 'bin', 'bin/empty', 'bin/link', 'bin/run'])
+  expect(found.find(({ name }) => name === 'bin/link')).toMatchObject({ type: 'symlink', linkname: '../x' })
+  expect(found.at(-1)).toMatchObject({ mode: 0o755, uid: 0, text: '#!/bin/sh' })
+})
+
+test('what is ignored is not sent, but for exceptions, with the directories that they are in', async () => {
+  given({
+    ...{ Dockerfile: '', '.dockerignore': 'node_modules\ndata\n!data/keep/this\nDockerfile\n.dockerignore\n**/*.log' },
+    ...{ 'node_modules/a/b.js': '', 'data/drop': '', 'data/keep/this': '', 'data/keep/that': '', 'src/x.log': '' },
+  })
+  expect(await names()).toEqual(['.dockerignore', 'Dockerfile', 'data', 'data/keep', 'data/keep/this', 'src'])
+})
+
+test('a Dockerfile somewhere else in the directory is sent too, and has an ignore file of its own', async () => {
+  given({ '.dockerignore': 'a', 'docker/x.Dockerfile': '', 'docker/x.Dockerfile.dockerignore': '*', a: '', b: '' })
+  expect(await names('docker/x.Dockerfile')).toEqual([
+    ...['.dockerignore', 'docker', 'docker/x.Dockerfile', 'docker/x.Dockerfile.dockerignore'],
+  ])
+  expect(await names(null)).toContain('b')
+})
+
+test('a file that becomes shorter while it is sent fails it', async () => {
+  given({ a: 'x'.repeat(10), b: 'x'.repeat(10) })
+  const entries = (async function* () {
+    for await (const entry of contextEntries(root, null)) {
+      truncateSync(join(root, entry.path), 5)
+      yield entry
+    }
+  })()
+  await expect(buffer(packContext(root, entries))).rejects.toThrow('shorter')
+})

@@ -1,0 +1,109 @@
+// build-context.ts: a directory → the context that is sent of it: a tar of its files, without what its ignore file names. The
+// node applies that file too; here it only saves the way.
+import { createReadStream, type Stats } from 'node:fs'
+import { lstat, readdir, readFile, readlink } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Readable } from 'node:stream'
+import { Fault, ignore } from '@berth/contracts'
+import { type Ignore, parseIgnore } from '@berth/oci'
+import { pack } from 'tar-stream'
+
+/** An entry of a context, by its path below the root. */
+export interface ContextEntry {
+  readonly path: string
+  readonly stats: Stats
+}
+
+/**
+ * What of a directory is sent, parents before what is in them. Sockets, pipes and devices are left out.
+ * @param dockerfile its path in the directory, which is sent whatever is ignored; null: it is not in there
+ * @throws Fault where the directory, or a part of it that is sent, cannot be read; Failure context_invalid for an ignore
+ * file with a pattern that is none
+ */
+export async function* contextEntries(root: string, dockerfile: string | null): AsyncGenerator<ContextEntry> {
+  const own = dockerfile === null ? undefined : `${dockerfile}.dockerignore`
+  const named = (own && (await textOf(join(root, own)))) ?? (await textOf(join(root, '.dockerignore')))
+  const ignored = named === undefined ? undefined : parseIgnore(named)
+  const always = new Set(['.dockerignore', ...(own ? [own] : []), ...(dockerfile === null ? [] : [dockerfile])])
+  yield* below(root, '', ignored, always, [])
+}
+
+/** @param above directories above that are ignored and not sent yet, outermost first */
+async function* below(
+  root: string,
+  directory: string,
+  ignored: Ignore | undefined,
+  always: ReadonlySet<string>,
+  above: ContextEntry[],
+): AsyncGenerator<ContextEntry> {
+  const names = await reading(join(root, directory), (path) => readdir(path))
+  for (const name of names.sort()) {
+    const path = directory === '' ? name : `${directory}/${name}`
+    const entry = { path, stats: await reading(join(root, path), (at) => lstat(at)) }
+    const { stats } = entry
+    const out = !always.has(path) && (ignored?.ignores(path) ?? false)
+    if (stats.isDirectory()) {
+      const mayHave = ignored?.hasExceptions || [...always].some((one) => one.startsWith(`${path}/`))
+      if (!out) yield* [...above.splice(0), entry]
+      else if (mayHave) above.push(entry)
+      if (!out || mayHave) yield* below(root, path, ignored, always, above)
+      // Nothing in it was sent.
+      if (above.at(-1) === entry) above.pop()
+    } else if (!out && (stats.isFile() || stats.isSymbolicLink())) yield* [...above.splice(0), entry]
+  }
+}
+
+const textOf = (path: string): Promise<string | undefined> =>
+  readFile(path, 'utf8').catch((error: unknown) => ignore(error, 'ENOENT', 'ENOTDIR'))
+
+/** Packs entries as a tar. It fails when one cannot be read, or has changed while it was. */
+export function packContext(root: string, entries: AsyncIterable<ContextEntry>): Readable {
+  const archive = pack()
+  const fill = async () => {
+    for await (const { path, stats } of entries) await addEntry(archive, root, path, stats)
+    archive.finalize()
+  }
+  fill().catch((error: unknown) => archive.destroy(error instanceof Error ? error : new Error(String(error))))
+  return Readable.from(archive, { objectMode: false })
+}
+
+async function addEntry(archive: ReturnType<typeof pack>, root: string, name: string, stats: Stats): Promise<void> {
+  const at = join(root, name)
+  // As `docker build` has it: whose files they are here means nothing there.
+  const header = { name, mode: stats.mode & 0o7777, mtime: stats.mtime, uid: 0, gid: 0 }
+  const { size } = stats
+  const link = stats.isSymbolicLink() ? await reading(at, (path) => readlink(path)) : undefined
+  await new Promise<void>((done, failed) => {
+    const over = (error?: Error | null) => (error ? failed(error) : done())
+    if (stats.isDirectory()) archive.entry({ ...header, type: 'directory' }, over)
+    else if (link !== undefined) archive.entry({ ...header, type: 'symlink', linkname: link }, over)
+    else {
+      const sink = archive.entry({ ...header, size }, over)
+      // It fails with the archive, which tells.
+      sink.on('error', () => undefined)
+      copy(at, size, sink).catch(failed)
+    }
+  })
+}
+
+type Sink = ReturnType<ReturnType<typeof pack>['entry']>
+
+async function copy(path: string, size: number, sink: Sink): Promise<void> {
+  let left = size
+  // No more than it had when its head was written.
+  const source = size === 0 ? [] : createReadStream(path, { end: size - 1, highWaterMark: 256 * 1024 })
+  for await (const chunk of source) {
+    left -= chunk.length
+    if (!sink.write(chunk)) await new Promise((drained) => sink.once('drain', () => drained(undefined)))
+  }
+  if (left > 0) throw new Fault(`send ${path}`, { cause: 'it has become shorter while it was read' })
+  sink.end(undefined)
+}
+
+async function reading<T>(path: string, read: (path: string) => Promise<T>): Promise<T> {
+  try {
+    return await read(path)
+  } catch (cause) {
+    throw new Fault(`read ${path}`, { cause })
+  }
+}

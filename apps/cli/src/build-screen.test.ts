@@ -1,0 +1,46 @@
+import type { BuildProgress } from '@berth/contracts'
+import { expect, test } from '@jest/globals'
+import { argumentsOf } from './build.js'
+import { BuildView } from './build-screen.js'
+
+const at = '2026-01-01T00:00:00.000Z'
+const begin = (vertex: number, name: string): BuildProgress => ({ step: 'begin', vertex, name, stage: null, at })
+const output = (vertex: number, data: string): BuildProgress => ({
+  ...{ step: 'output', vertex, stream: 'stdout', data, at },
+})
+const end = (vertex: number, error: string | null = null): BuildProgress => ({
+  ...{ step: 'end', vertex, at, ms: 1234, exitCode: null, error, layer: null },
+})
+const frame = (steps: readonly BuildProgress[], rows = 24, over = false) => {
+  const view = new BuildView(0)
+  for (const step of steps) view.add(step, 1000)
+  return view.frame(3000, 40, rows, over)
+}
+
+test('each instruction has a line with its time, those that go on their last output', () => {
+  const steps = [begin(0, 'FROM python'), { step: 'cached', vertex: 0 } as const, begin(1, 'RUN a'), begin(2, 'RUN b')]
+  expect(frame([...steps, output(2, 'one\ntw'), output(2, 'o\nthree'), end(1)])).toEqual([
+    '[+] Building 3.0s (2/3)',
+    ` => CACHED FROM python${' '.repeat(13)} 0.0s`,
+    ` => RUN a${' '.repeat(26)} 1.2s`,
+    ` => RUN b${' '.repeat(26)} 2.0s`,
+    ' => # one',
+    ' => # two',
+  ])
+  expect(frame([begin(0, 'RUN false'), end(0, 'exit code 1')], 24, true)).toEqual([
+    '[+] Building 3.0s (1/1) FINISHED',
+    ` => ERROR RUN false${' '.repeat(16)} 1.2s`,
+  ])
+})
+
+test('it fits the terminal, and nothing that a command writes moves its cursor', () => {
+  const many = Array.from({ length: 50 }, (_, i) => begin(i, `RUN ${'x'.repeat(100)} ${i}`))
+  const lines = frame([...many, output(49, '\u001b[2J\u001b[1;1Hhere\u0007\u009b\r\n')], 10)
+  expect(lines).toHaveLength(9)
+  expect(lines.every((line) => line.length <= 40)).toBe(true)
+  expect(lines.at(-1)).toBe(' => # here')
+})
+
+test('an argument without a value has that of the environment, or is none', () => {
+  expect(argumentsOf(['A=1', 'B', 'C', 'D='], { B: 'b' })).toEqual(['A=1', 'B=b', 'D='])
+})
