@@ -17,6 +17,9 @@ export default async function setup(): Promise<void> {
   process.env.BERTH_INSECURE_REGISTRIES = Object.values(registries)
     .map((one) => `127.0.0.1:${one}`)
     .join(',')
+  // The operator knows vulnerabilities, of packages that only images of the tests have.
+  process.env.BERTH_VULNERABILITIES = join(dataDir, 'vulnerabilities.json')
+  writeFileSync(process.env.BERTH_VULNERABILITIES, JSON.stringify(vulnerabilities))
   process.env.BERTH_DATA = dataDir
   process.env.BERTH_CGROUP_PARENT = cgroupParent
   process.env.BERTH_RETENTION_SWEEP_MS = '1000'
@@ -28,6 +31,26 @@ export default async function setup(): Promise<void> {
   writeFileSync(process.env.BERTH_TEST_STACK, JSON.stringify(stack))
   process.env.BERTH_TEST_OWNS = dataDir
 }
+
+const vulnerabilities = [
+  {
+    id: 'DEBIAN-CVE-2025-0001',
+    upstream: ['CVE-2025-0001'],
+    severity: [{ type: 'CVSS_V3', score: 'CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H' }],
+    affected: [
+      {
+        package: { ecosystem: 'Debian:13', name: 'berth-test' },
+        ranges: [{ type: 'ECOSYSTEM', events: [{ introduced: '0' }, { fixed: '2.0' }] }],
+      },
+    ],
+  },
+  {
+    id: 'GHSA-test',
+    aliases: ['CVE-2025-0002'],
+    database_specific: { severity: 'MODERATE' },
+    affected: [{ package: { ecosystem: 'npm', name: '@test/module' }, versions: ['1.2.3'] }],
+  },
+]
 
 /** Ends it, and fails the run when anything of it is left on the machine. */
 export async function teardown(): Promise<void> {

@@ -55,6 +55,13 @@ import { SandboxesService } from './sandboxes/sandboxes.service.js'
 import { TerminalDoors } from './sandboxes/terminal-doors.js'
 import { TerminalsController } from './sandboxes/terminals.controller.js'
 import { TerminalsService } from './sandboxes/terminals.service.js'
+import { openDatabase as openVulnerabilities } from './scan/database.js'
+import { signatureOf } from './scan/database-files.js'
+import { ImageGate } from './scan/image-gate.js'
+import { ImageScans } from './scan/image-scans.js'
+import { ImageVerdicts } from './scan/image-verdicts.js'
+import { KnownVulnerabilities } from './scan/known-vulnerabilities.js'
+import { ScansController } from './scan/scans.controller.js'
 import { Changes } from './scheduling/changes.js'
 import { Dispatcher } from './scheduling/dispatcher.js'
 import { Placer } from './scheduling/placer.js'
@@ -93,6 +100,10 @@ export function openOutside(config: Config, log: Logger, secrets: Secrets): Outs
   return { config, log, secrets, database, queues }
 }
 
+const vulnerabilitiesOf = ({ BERTH_VULNERABILITIES: path }: Config, log: Logger) => ({
+  ...{ path, signature: signatureOf, open: openVulnerabilities, clock, log },
+})
+
 @Module({})
 class AppModule {}
 
@@ -117,6 +128,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ImagesController,
       BuildsController,
       NodeImagesController,
+      ScansController,
       UsageController,
       SessionsController,
       OpenApiController,
@@ -131,6 +143,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       { provide: QUEUES, useValue: queues },
       { provide: STREAMS, useFactory: openStreams },
       { provide: Secrets, useValue: secrets },
+      { provide: KnownVulnerabilities, useValue: new KnownVulnerabilities(vulnerabilitiesOf(config, log)) },
       { provide: RateLimit, useValue: new RateLimit(config.BERTH_API_REPLICAS) },
       ...[Auth, SessionsService, Idempotency, Drain],
       ...[JobsService, BatchesService, Waiters, Follow, NodeOutput, NodeDoors, NodeCalls],
@@ -147,6 +160,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ...[TerminalsService, TerminalDoors],
       ...[ImageNames, ImageNodes, ImageSources, ImagesService, TransfersService, RegistriesService],
       ...[BaseImages, BuildNodes, BuildRuns, BuildingService, BuildsService],
+      ...[ImageScans, ImageVerdicts, ImageGate],
       ...[TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],
     ],

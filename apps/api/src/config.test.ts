@@ -79,3 +79,16 @@ test.each(['docker.io', 'docker.io=mirror', 'docker.io=https://m/path', '=https:
 test.each(['http://registry', 'registry/path', 'a,,b', 'Upper'])('an insecure registry is not %s', (text) =>
   expect(() => readConfig({ ...least, BERTH_INSECURE_REGISTRIES: text })).toThrow('BERTH_INSECURE_REGISTRIES'),
 )
+
+test('a policy that refuses images by what is known of them needs to be told what is known', () => {
+  expect(() => readConfig({ ...least, BERTH_IMAGE_POLICY: 'refuse' })).toThrow('BERTH_VULNERABILITIES: is needed')
+  const config = readConfig({
+    ...{ ...least, BERTH_IMAGE_POLICY: 'refuse', BERTH_VULNERABILITIES: '/srv/osv' },
+    ...{ BERTH_IMAGE_POLICY_SEVERITY: 'high', BERTH_IMAGE_POLICY_EXEMPT: 'CVE-2025-1, GHSA-x' },
+  })
+  expect(config).toMatchObject({
+    ...{ BERTH_IMAGE_POLICY_SEVERITY: 'high', BERTH_IMAGE_POLICY_FIXABLE_ONLY: false },
+    BERTH_IMAGE_POLICY_EXEMPT: ['CVE-2025-1', 'GHSA-x'],
+  })
+  expect(readConfig(least)).toMatchObject({ BERTH_IMAGE_POLICY: 'off', BERTH_IMAGE_POLICY_SEVERITY: 'critical' })
+})

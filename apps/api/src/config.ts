@@ -1,6 +1,6 @@
 // config.ts: the environment, read once. Every option has a description, a check and, where there can be one, a
 // default; all problems are told in one message. `main.js --config` prints what is in effect.
-import { Bytes } from '@berth/contracts'
+import { Bytes, ImagePolicy } from '@berth/contracts'
 import { logLevels } from '@berth/telemetry'
 import { z } from 'zod'
 
@@ -146,7 +146,37 @@ const Environment = z.object({
   BERTH_BUILD_CACHE: size
     .prefault('10g')
     .describe('Most that builds of one tenant keep on a node for the next ones, e.g. 20g'),
+  BERTH_VULNERABILITIES: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('File or directory with records of vulnerabilities (OSV, JSON), read again when it changes'),
+  BERTH_IMAGE_POLICY: ImagePolicy.shape.mode
+    .default('off')
+    .describe(
+      'What becomes of jobs and sandboxes from images with vulnerabilities: off, warn (logged) or refuse; a tenant’s own ' +
+        'policy comes before it',
+    ),
+  BERTH_IMAGE_POLICY_SEVERITY: ImagePolicy.shape.severity.describe(
+    'Least severity that counts: low, medium, high or critical',
+  ),
+  BERTH_IMAGE_POLICY_FIXABLE_ONLY: flag
+    .default(false)
+    .describe('Whether only vulnerabilities that a newer version mends count'),
+  BERTH_IMAGE_POLICY_EXEMPT: words(/^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$/)
+    .default([])
+    .describe('Ids of vulnerabilities that do not count, by commas'),
   LOG_LEVEL: z.enum(logLevels).default('info').describe('Least severe level that is logged'),
+})
+
+/** What only the whole can tell. */
+const Checked = Environment.superRefine((config, context) => {
+  if (config.BERTH_IMAGE_POLICY === 'refuse' && config.BERTH_VULNERABILITIES === undefined)
+    context.addIssue({
+      code: 'custom',
+      path: ['BERTH_VULNERABILITIES'],
+      message: 'is needed, since BERTH_IMAGE_POLICY refuses images by it',
+    })
 })
 
 export type Config = Readonly<z.output<typeof Environment>>
@@ -165,7 +195,7 @@ export class InvalidConfig extends Error {
  */
 export function readConfig(env: Readonly<Record<string, string | undefined>>): Config {
   const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ''))
-  const parsed = Environment.safeParse(given)
+  const parsed = Checked.safeParse(given)
   if (parsed.success) return Object.freeze(parsed.data)
   throw new InvalidConfig(
     parsed.error.issues.map(({ path: [name = ''], message }) =>

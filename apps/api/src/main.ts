@@ -19,6 +19,7 @@ import { closeAllSockets } from './http/sockets.js'
 import { NestLog } from './nest-log.js'
 import { NodeUsers } from './nodes/node-users.js'
 import { Drain } from './operations/drain.js'
+import { KnownVulnerabilities } from './scan/known-vulnerabilities.js'
 import { Loop } from './scheduling/loop.js'
 import { Placer } from './scheduling/placer.js'
 import { Reconciler } from './scheduling/reconciler.js'
@@ -93,14 +94,26 @@ interface Background {
 function startBackground(app: NestFastifyApplication, log: Logger): Background {
   const auth = app.get(Auth)
   const keyUse = new Loop('key-use', 5000, () => auth.noteUse(), log)
-  const loops = [app.get(Placer), app.get(Reconciler), app.get(Timers), keyUse]
+  const known = app.get(KnownVulnerabilities)
+  const vulnerabilities = new Loop('vulnerabilities', 10_000, () => known.check(), log)
+  const loops = [
+    app.get(Placer),
+    app.get(Reconciler),
+    app.get(Timers),
+    keyUse,
+    ...(known.isGiven ? [vulnerabilities] : []),
+  ]
   app.get(Wakes).listen()
   for (const loop of loops) loop.start()
   app
     .get(NodeUsers)
     .ensureAll()
     .catch((err: unknown) => log.warn({ err }, 'nodes.users.failed'))
-  return { stop: async () => void (await Promise.all(loops.map((loop) => loop.stop()))) }
+  const stop = async () => {
+    known.close()
+    await Promise.all(loops.map((loop) => loop.stop()))
+  }
+  return { stop }
 }
 
 /** Stops taking requests, answers who waits, ends what is left after DRAIN_MS, and closes everything. */

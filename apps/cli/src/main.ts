@@ -1,10 +1,11 @@
-import { Failure, Fault } from '@berth/contracts'
+import { Failure, Fault, type Severity, severities } from '@berth/contracts'
 import { ApiError, Unreachable } from '@berth/sdk'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { type BuildOptions, build } from './build.js'
 import { readCredentials } from './credentials.js'
 import { checkImages, listAll, pull } from './images.js'
 import { runJob } from './run.js'
+import { printSbom, scanImage } from './scan.js'
 import { runTests } from './test.js'
 import { placesFrom } from './up/config.js'
 import { down } from './up/down.js'
@@ -107,6 +108,20 @@ images
   .action(async () => {
     process.exitCode = await checkImages(places)
   })
+images
+  .command('scan')
+  .description('list known vulnerabilities; the exit code is 1 when the policy refuses the image')
+  .argument('<image>')
+  .addOption(new Option('--severity <severity>', 'only these and worse ones').choices(severities))
+  .action(async (image: string, { severity }: { severity?: Severity }) => {
+    process.exitCode = await scanImage(places, image, severity)
+  })
+images
+  .command('sbom')
+  .description('print a bill of materials')
+  .argument('<image>')
+  .addOption(new Option('--format <format>', 'format').choices(['spdx', 'cyclonedx'] as const).default('spdx' as const))
+  .action((image: string, { format }: { format: 'spdx' | 'cyclonedx' }) => printSbom(places, image, format))
 program
   .command('test')
   .description('run every test')

@@ -198,7 +198,7 @@ export const createBuild = route({
     ...(['quota_exceeded', 'tenant_suspended', 'no_capacity', 'node_unreachable'] as const),
     ...(['context_invalid', 'dockerfile_invalid', 'build_failed', 'build_canceled', 'build_timed_out'] as const),
     ...(['image_not_found', 'image_unavailable', 'image_invalid', 'platform_unsupported'] as const),
-    ...(['registry_denied', 'registry_unreachable', 'policy_forbidden'] as const),
+    ...(['registry_denied', 'registry_unreachable', 'policy_forbidden', 'scan_unavailable'] as const),
   ],
 })
 export const listBuilds = route({

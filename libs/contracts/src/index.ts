@@ -3,6 +3,7 @@ import * as event from './event.js'
 import * as exec from './exec.js'
 import * as file from './file.js'
 import * as image from './image.js'
+import * as imageScan from './image-scan.js'
 import * as job from './job.js'
 import * as node from './node.js'
 import * as observation from './observation.js'
@@ -52,6 +53,7 @@ export const routes: readonly Route[] = [
   event,
   image,
   build,
+  imageScan,
   tenant,
   session,
   node,

@@ -224,7 +224,10 @@ export const createJob = route({
   body: JobSpec,
   bodyLimit: bodyLimits.job,
   reply: { 201: Job },
-  errors: ['invalid_json', 'body_too_large', 'quota_exceeded', 'image_not_found', 'tenant_suspended'],
+  errors: [
+    ...(['invalid_json', 'body_too_large', 'quota_exceeded', 'image_not_found', 'tenant_suspended'] as const),
+    ...(['policy_forbidden', 'scan_unavailable', 'no_capacity'] as const),
+  ],
 })
 
 export const jobFilter = {
@@ -351,7 +354,10 @@ export const createBatch = route({
   }),
   bodyLimit: bodyLimits.job,
   reply: { 201: Batch.extend({ jobIds: z.array(JobId) }) },
-  errors: ['invalid_json', 'body_too_large', 'quota_exceeded', 'image_not_found', 'tenant_suspended'],
+  errors: [
+    ...(['invalid_json', 'body_too_large', 'quota_exceeded', 'image_not_found', 'tenant_suspended'] as const),
+    ...(['policy_forbidden', 'scan_unavailable', 'no_capacity'] as const),
+  ],
 })
 const batchParams = z.object({ batchId: BatchId })
 export const getBatch = route({

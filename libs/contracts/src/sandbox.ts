@@ -381,6 +381,7 @@ export const createSandbox = route({
     'policy_forbidden',
     'image_not_found',
     'no_capacity',
+    'scan_unavailable',
     'tenant_suspended',
   ],
 })

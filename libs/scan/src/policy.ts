@@ -4,10 +4,14 @@ import { isAtLeast } from './severity.js'
 
 const MOST_IDS = 100
 
-/** @param found worst first */
+/**
+ * @param found worst first
+ * @param complete whether all of the image was looked at: of one that was not nobody knows what is in it
+ */
 export function verdictOf(
   { mode, severity, fixableOnly, exempt }: ImagePolicy,
   found: readonly ImageVulnerability[],
+  complete: boolean,
 ): PolicyVerdict {
   if (mode === 'off') return { mode, allowed: true, against: [] }
   const exempted = new Set(exempt.map((id) => id.toUpperCase()))
@@ -18,5 +22,5 @@ export function verdictOf(
       ![one.id, ...one.aliases].some((id) => exempted.has(id.toUpperCase())),
   )
   const ids = [...new Set(against.map(({ id }) => id))].slice(0, MOST_IDS)
-  return { mode, allowed: mode !== 'refuse' || ids.length === 0, against: ids }
+  return { mode, allowed: mode !== 'refuse' || (complete && ids.length === 0), against: ids }
 }

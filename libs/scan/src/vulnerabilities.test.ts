@@ -5,7 +5,7 @@ import { JsonValues } from './json-values.js'
 import { keptOf, OsvRecord } from './osv.js'
 import { verdictOf } from './policy.js'
 import { rate, scoreOf } from './severity.js'
-import { Vulnerabilities } from './vulnerabilities.js'
+import { unknowable, Vulnerabilities } from './vulnerabilities.js'
 
 const debian13: Distribution = { id: 'debian', version: '13', name: 'Debian' }
 const found = (type: FoundPackage['type'], name: string, version: string, source: FoundPackage['source'] = null) => ({
@@ -115,6 +115,22 @@ describe('ecosystems', () => {
     const gone = record('W', [of('npm', 'p', [{ introduced: '0' }])], { withdrawn: '2025-01-01T00:00:00Z' })
     expect(known(gone).records).toBe(0)
   })
+})
+
+test.each<[FoundPackage[], Distribution | null, RegExp | undefined]>([
+  [[found('deb', 'p', '1'), found('npm', 'p', '1.0.0')], debian13, undefined],
+  [[found('npm', 'p', '1.0.0')], null, undefined],
+  [
+    [found('deb', 'p', '1')],
+    { id: 'raspbian', version: '12', name: '' },
+    /the distribution: the image is of raspbian 12/,
+  ],
+  [[found('deb', 'p', '1')], null, /of no known distribution/],
+  [[], { id: 'fedora', version: '42', name: '' }, /nothing .* was found; the image is of fedora 42/],
+])('what cannot be known is said: %j of %j', (packages, distribution, expected) => {
+  const said = unknowable({ packages, distribution })
+  if (expected) expect(said).toMatch(expected)
+  else expect(said).toBeUndefined()
 })
 
 describe('one vulnerability is told once', () => {
@@ -242,9 +258,15 @@ describe('policy', () => {
     [{ mode: 'warn' }, true, ['CVE-2', 'CVE-1']],
     [{ mode: 'off' }, true, []],
   ])('%j: allowed %s', (more, allowed, against) => {
-    const verdict = verdictOf({ ...policy, ...more }, matched)
+    const verdict = verdictOf({ ...policy, ...more }, matched, true)
     expect(verdict).toEqual({ mode: more.mode ?? 'refuse', allowed, against })
   })
+})
+
+test('an image that was not looked at whole is refused, where images are', () => {
+  const policy = (mode: ImagePolicy['mode']): ImagePolicy => ({ mode, severity: 'low', fixableOnly: false, exempt: [] })
+  const allowed = (['refuse', 'warn', 'off'] as const).map((mode) => verdictOf(policy(mode), [], false).allowed)
+  expect(allowed).toEqual([false, true, true])
 })
 
 describe('JSON values', () => {

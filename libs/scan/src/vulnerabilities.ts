@@ -8,6 +8,14 @@ import { compareVersions } from './versions.js'
 /** Most that is told of one image; the worst. */
 export const MAX_FINDINGS = 20_000
 
+/** What no record can tell of an image; undefined where records can tell of all that was found. */
+export function unknowable({ packages, distribution }: Pick<ImageContents, 'packages' | 'distribution'>) {
+  const name = distribution ? `${distribution.id} ${distribution.version ?? ''}`.trim() : 'no known distribution'
+  if (packages.length === 0) return `nothing that is known to be installed was found; the image is of ${name}`
+  const untold = packages.some(({ type }) => keysOf(type, 'any', releasesOf(type, distribution)).length === 0)
+  return untold ? `nothing is known of packages of the distribution: the image is of ${name}` : undefined
+}
+
 /** A record that a package is affected by. */
 interface Finding {
   readonly ids: readonly string[]

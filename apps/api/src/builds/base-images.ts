@@ -7,6 +7,7 @@ import type { TenantPrincipal } from '../http/auth.js'
 import { ImageNames } from '../images/image-names.js'
 import { ImageSources } from '../images/image-sources.service.js'
 import { TransfersService } from '../images/transfers.service.js'
+import { ImageGate } from '../scan/image-gate.js'
 import { DATABASE, type Database } from '../tokens.js'
 
 export interface BuildCall {
@@ -23,13 +24,15 @@ export class BaseImages {
     private readonly names: ImageNames,
     private readonly sources: ImageSources,
     private readonly transfers: TransfersService,
+    private readonly gate: ImageGate,
   ) {}
 
   /**
    * Sees to it that a node holds what a build needs, and tells what is pulled for that.
    * @param references as the Dockerfile writes them
    * @returns the digest of each
-   * @throws dockerfile_invalid for what is no reference; image_not_found, platform_unsupported, image_unavailable; as a pull
+   * @throws dockerfile_invalid for what is no reference; image_not_found, platform_unsupported, image_unavailable; as a pull;
+   * as `ImageGate.pass`
    */
   async *on(
     call: BuildCall,
@@ -45,10 +48,13 @@ export class BaseImages {
       const { digest, held, platform } = found[i] ?? { digest: null, held: false, platform: null }
       const isNamed = want.digest === null
       if (digest === null || (wish.pull && isNamed)) {
-        digests[want.text] = yield* this.pull(call, nodeId, want, wish)
+        const pulled = yield* this.pull(call, nodeId, want, wish)
+        await this.gate.pass(tenantId, want.text, pulled)
+        digests[want.text] = pulled
         continue
       }
       checkPlatform(want.text, platform, wish)
+      await this.gate.pass(tenantId, want.text, digest)
       digests[want.text] = digest
       if (held) continue
       await this.sources.ensureOn(call, nodeId, digest)

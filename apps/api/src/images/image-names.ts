@@ -69,6 +69,14 @@ export class ImageNames {
     }
   }
 
+  /** Digests of the base images that a name may mean: nodes may have different ones under it. */
+  async baseDigests({ base }: ImageWanted): Promise<readonly string[]> {
+    if (!base) return []
+    if (base.digest !== null) return [base.digest]
+    const same = (await this.base()).filter(({ reference }) => reference === base.key)
+    return [...new Set(same.map(({ digest }) => digest))]
+  }
+
   private base(): Promise<readonly BaseImage[]> {
     return this.recent.get(BASE, () => this.database.images.base())
   }

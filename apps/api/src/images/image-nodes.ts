@@ -1,6 +1,6 @@
 // image-nodes.ts: what nodes do with images when they are asked. What a caller leaves is kept by the node in a way that
 // nobody sees.
-import { HeldImage, ImageStep, type NodeId } from '@berth/contracts'
+import { HeldImage, ImageContents, ImageStep, type NodeId } from '@berth/contracts'
 import type { NodeAnswer } from '@berth/node-rpc'
 import { Injectable } from '@nestjs/common'
 import { type CallFor, NodeCalls, type NodeRequest } from '../streams/node-calls.js'
@@ -23,5 +23,10 @@ export class ImageNodes {
   /** An image as the node holds it. @throws image_not_found and as `call` */
   held(call: CallFor, nodeId: NodeId, digest: string): Promise<HeldImage> {
     return this.nodes.json(call, nodeId, 'images', { method: 'GET', rest: [digest] }, HeldImage)
+  }
+
+  /** What is installed in an image. @throws image_not_found, scan_unavailable and as `call` */
+  contents(call: CallFor, nodeId: NodeId, digest: string): Promise<ImageContents> {
+    return this.nodes.json(call, nodeId, 'images', { method: 'GET', rest: [digest, 'packages'] }, ImageContents)
   }
 }

@@ -57,6 +57,12 @@ export class ImagesService {
     return { ...image, manifestDigest, platform, createdAt, labels: settings.labels, layers, settings }
   }
 
+  /** Of an image that an owner may see. @throws image_not_found */
+  async digestOf(owner: ImageOwner, text: string): Promise<string> {
+    const { scope, wanted } = await this.names.look(owner, text)
+    return (await this.database.images.get(scope, wanted)).image.digest
+  }
+
   async history(call: ImagesCall, text: string): Promise<{ items: ImageHistoryEntry[] }> {
     const { held } = await this.inspect(call, text)
     return { items: historyOf(held, this.clock.now()) }

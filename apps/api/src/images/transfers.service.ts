@@ -14,6 +14,7 @@ import {
 import type { NodeAnswer } from '@berth/node-rpc'
 import { parseReference, type Reference } from '@berth/oci'
 import { Inject, Injectable } from '@nestjs/common'
+import { ImageScans } from '../scan/image-scans.js'
 import type { NodeRequest } from '../streams/node-calls.js'
 import { DATABASE, type Database } from '../tokens.js'
 import { ImageNames, ownerOf } from './image-names.js'
@@ -54,6 +55,7 @@ export class TransfersService {
     private readonly nodes: ImageNodes,
     private readonly registries: RegistriesService,
     private readonly sources: ImageSources,
+    private readonly scans: ImageScans,
   ) {}
 
   /**
@@ -155,6 +157,7 @@ export class TransfersService {
       ...(from === undefined ? {} : { origin: `${from}@${image.manifestDigest}` }),
     }))
     const kept = await this.database.images.add({ owner: ownerOf(principal), images, nodeId, by: principal.keyId })
+    this.scans.soon(kept.map(({ digest }) => digest))
     return kept.map(imageView)
   }
 

@@ -1,7 +1,7 @@
 import type { Batch, BatchId, JobId, JobSpec, TenantId } from '@berth/contracts'
 import { Inject, Injectable } from '@nestjs/common'
 import type { TenantPrincipal } from '../http/auth.js'
-import { ImageNames } from '../images/image-names.js'
+import { ImageGate } from '../scan/image-gate.js'
 import { Changes } from '../scheduling/changes.js'
 import { Dispatcher } from '../scheduling/dispatcher.js'
 import { DATABASE, type Database } from '../tokens.js'
@@ -14,7 +14,7 @@ const COUNT_PACE_MS = 100
 export class BatchesService {
   constructor(
     @Inject(DATABASE) private readonly database: Database,
-    private readonly images: ImageNames,
+    private readonly images: ImageGate,
     private readonly dispatcher: Dispatcher,
     private readonly changes: Changes,
     private readonly waiters: Waiters,
@@ -26,7 +26,7 @@ export class BatchesService {
     jobs: readonly JobSpec[],
   ): Promise<Batch & { jobIds: JobId[] }> {
     const texts = jobs.map(({ image }) => image)
-    const { batch, jobIds, placed } = await this.images.admitted(texts, (images) =>
+    const { batch, jobIds, placed } = await this.images.admitted(tenantId, texts, (images) =>
       this.database.admission.admitBatch(tenantId, name, jobs, keyId, images),
     )
     this.dispatcher.dispatch(placed)

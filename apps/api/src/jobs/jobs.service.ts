@@ -7,7 +7,7 @@ import { Inject, Injectable } from '@nestjs/common'
 import { z } from 'zod'
 import type { TenantPrincipal } from '../http/auth.js'
 import type { Once } from '../http/route.decorator.js'
-import { ImageNames } from '../images/image-names.js'
+import { ImageGate } from '../scan/image-gate.js'
 import { Changes } from '../scheduling/changes.js'
 import { Dispatcher } from '../scheduling/dispatcher.js'
 import { DATABASE, type Database } from '../tokens.js'
@@ -33,7 +33,7 @@ const Created = z.object({ id: JobId })
 export class JobsService {
   constructor(
     @Inject(DATABASE) private readonly database: Database,
-    private readonly images: ImageNames,
+    private readonly images: ImageGate,
     private readonly dispatcher: Dispatcher,
     private readonly changes: Changes,
     private readonly waiters: Waiters,
@@ -90,7 +90,7 @@ export class JobsService {
   }
 
   private async admit(tenantId: TenantId, spec: JobSpec, by: string): Promise<Job> {
-    const { job, placed } = await this.images.admitted([spec.image], ([image]) =>
+    const { job, placed } = await this.images.admitted(tenantId, [spec.image], ([image]) =>
       this.database.admission.admitJob(tenantId, spec, by, image),
     )
     if (placed) this.dispatcher.dispatch([placed])

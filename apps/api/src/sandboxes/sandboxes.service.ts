@@ -17,7 +17,7 @@ import { z } from 'zod'
 import type { Config } from '../config.js'
 import type { TenantPrincipal } from '../http/auth.js'
 import type { Once } from '../http/route.decorator.js'
-import { ImageNames } from '../images/image-names.js'
+import { ImageGate } from '../scan/image-gate.js'
 import { Changes } from '../scheduling/changes.js'
 import { CLOCK, type Clock, CONFIG, DATABASE, type Database } from '../tokens.js'
 import { requireAllowed, sandboxPolicy } from './policy.js'
@@ -41,7 +41,7 @@ export class SandboxesService {
     @Inject(DATABASE) private readonly database: Database,
     @Inject(CONFIG) config: Config,
     @Inject(CLOCK) private readonly clock: Clock,
-    private readonly images: ImageNames,
+    private readonly images: ImageGate,
     private readonly changes: Changes,
   ) {
     this.policy = sandboxPolicy(config)
@@ -130,7 +130,7 @@ export class SandboxesService {
     requireAllowed(this.policy, spec)
     for (let look = 1; ; look++) {
       try {
-        const created = await this.images.admitted([spec.image], ([image]) =>
+        const created = await this.images.admitted(tenantId, [spec.image], ([image]) =>
           this.database.sandboxes.create({ tenantId, spec, start, by, ...(image && { image }) }),
         )
         this.changes.follow([created])

@@ -23,6 +23,12 @@ interface KeyRequest {
 /** Some fields of a quota, as a request gives them. */
 type QuotaChange = { readonly [K in keyof Quota]?: Quota[K] | undefined }
 
+interface TenantChange {
+  readonly quota?: QuotaChange | undefined
+  readonly state?: Tenant['state'] | undefined
+  readonly imagePolicy?: Tenant['imagePolicy'] | undefined
+}
+
 /** Without the fields that are not given. */
 function givenFields(change: QuotaChange): Partial<Quota> {
   const given: Partial<Record<keyof Quota, number>> = {}
@@ -56,11 +62,8 @@ export class TenantsService {
     return this.database.tenants.get(id)
   }
 
-  async update(
-    id: TenantId,
-    { quota = {}, state }: { readonly quota?: QuotaChange | undefined; readonly state?: Tenant['state'] | undefined },
-  ): Promise<Tenant> {
-    const tenant = await this.database.tenants.update(id, { quota: givenFields(quota), state })
+  async update(id: TenantId, { quota = {}, state, imagePolicy }: TenantChange): Promise<Tenant> {
+    const tenant = await this.database.tenants.update(id, { quota: givenFields(quota), state, imagePolicy })
     this.auth.forget()
     return tenant
   }

@@ -1,0 +1,81 @@
+// The operator's files, as they are found and as they change.
+import { mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeEach, expect, test } from '@jest/globals'
+import { loadDatabase } from './database.thread.js'
+import { signatureOf } from './database-files.js'
+
+const root = mkdtempSync(join(tmpdir(), 'berth-osv-'))
+let count = 0
+let directory: string
+beforeEach(() => {
+  directory = join(root, String(++count))
+  mkdirSync(directory)
+})
+afterAll(() => rmSync(root, { recursive: true }))
+
+const record = (id: string, name = 'p') => ({
+  ...{ id, severity: [] },
+  affected: [{ package: { ecosystem: 'npm', name }, ranges: [{ type: 'SEMVER', events: [{ introduced: '0' }] }] }],
+})
+const write = (name: string, ...texts: string[]) => {
+  mkdirSync(join(directory, name, '..'), { recursive: true })
+  writeFileSync(join(directory, name), texts.join('\n'))
+  return join(directory, name)
+}
+const json = (id: string) => JSON.stringify(record(id))
+async function idsOf(path: string) {
+  const { vulnerabilities, skipped } = await loadDatabase(path)
+  const one = { type: 'npm', name: 'p', version: '1.0.0', architecture: null, source: null } as const
+  const packages = [{ ...one, license: null, path: 'p', layer: `sha256:${'0'.repeat(64)}` }]
+  const found = vulnerabilities.match({ packages, distribution: null })
+  return { ids: found.map(({ id }) => id).sort(), skipped }
+}
+
+test('one file: an object, an array, or a line each', async () => {
+  expect(await idsOf(write('one', json('A')))).toEqual({ ids: ['A'], skipped: 0 })
+  expect(await idsOf(write('array', `[${json('A')}, ${json('B')}]`))).toEqual({ ids: ['A', 'B'], skipped: 0 })
+  expect(await idsOf(write('lines', json('A'), json('B')))).toEqual({ ids: ['A', 'B'], skipped: 0 })
+})
+
+test('a directory: all files of records in it, and below; what is no record is counted', async () => {
+  write('a.json', json('A'))
+  write('npm/b.json', `[${json('B')}, {"id": 7}, {"no": "record"}]`)
+  write('c.jsonl', json('C'), '{"id": "cut')
+  write('read.me', json('D'))
+  write('.hidden/e.json', json('E'))
+  write('elsewhere/f.txt', json('F'))
+  symlinkSync('elsewhere/f.txt', join(directory, 'linked.json'))
+  expect(await idsOf(directory)).toEqual({ ids: ['A', 'B', 'C', 'F'], skipped: 3 })
+})
+
+test('its version is that of the bytes', async () => {
+  const version = async (path: string) => (await loadDatabase(path)).version
+  const [a, same, other] = [write('a.json', json('A')), write('b.json', json('A')), write('c.json', json('B'))]
+  expect(await version(a)).toBe(await version(same))
+  expect(await version(a)).not.toBe(await version(other))
+})
+
+test.each([
+  ['nothing', ''],
+  ['no JSON', 'PK\u0003\u0004 a zip'],
+  ['other ecosystems', JSON.stringify({ id: 'G', affected: [{ package: { ecosystem: 'Go', name: 'p' } }] })],
+])('one that holds %s cannot be used', async (_, text) => {
+  await expect(loadDatabase(write('x.json', text))).rejects.toThrow('no record of use')
+})
+
+test('a change is noticed: in a file, of its name, below', async () => {
+  const seen = new Set<string | undefined>()
+  const look = async () => seen.add(await signatureOf(directory)).size
+  write('a.json', json('A'))
+  write('npm/b.json', json('B'))
+  expect([await look(), await look()]).toEqual([1, 1])
+  write('a.json', json('C'))
+  expect(await look()).toBe(2)
+  renameSync(write('new', json('D')), join(directory, 'npm/b.json'))
+  expect(await look()).toBe(3)
+  write('npm/c.json', json('E'))
+  expect(await look()).toBe(4)
+  expect(await signatureOf(join(directory, 'none'))).toBeUndefined()
+})

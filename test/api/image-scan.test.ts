@@ -1,0 +1,155 @@
+// What is in an image, what is wrong with it, and the policy that refuses it. The installation's database of
+// vulnerabilities (test/support/setup.ts) knows packages that nobody has but the images of this file.
+import { execFileSync } from 'node:child_process'
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
+import { type Api, operator, run, stdout, type TestTenant, tenant, until } from '../support/berth.js'
+
+const directory = mkdtempSync(join(tmpdir(), 'berth-scan-'))
+let owner: TestTenant
+beforeAll(async () => {
+  owner = await tenant()
+  await given(owner, 'vulnerable', '1.0')
+  await given(owner, 'mended', '2.0')
+})
+afterAll(() => rmSync(directory, { recursive: true }))
+
+/** An image with a shell, and what package managers would have written. */
+async function given(api: Api, name: string, version: string): Promise<void> {
+  const root = join(directory, name)
+  const files = {
+    'etc/os-release': 'ID=debian\nVERSION_ID="13"\nPRETTY_NAME="Debian of the test"\n',
+    'var/lib/dpkg/status': `Package: libtest1\nStatus: install ok installed\nVersion: ${version}\nArchitecture: all\nSource: berth-test\n`,
+    'app/node_modules/@test/module/package.json': '{"name":"@test/module","version":"1.2.3","license":"MIT"}',
+    'usr/local/lib/python3.13/site-packages/x-1.dist-info/METADATA': 'Name: Test_Thing\nVersion: 0.1\n',
+  }
+  for (const [path, text] of Object.entries(files)) {
+    mkdirSync(dirname(join(root, path)), { recursive: true })
+    writeFileSync(join(root, path), text)
+  }
+  mkdirSync(join(root, 'bin'))
+  copyFileSync('/bin/busybox', join(root, 'bin/busybox'))
+  symlinkSync('busybox', join(root, 'bin/true'))
+  const tar = execFileSync('tar', ['-C', root, '--owner=0', '--group=0', '-c', '.'], { maxBuffer: 64 * 1024 * 1024 })
+  const path = `/v1/images/import?wait=done&reference=${name}`
+  const answer = await api.raw('POST', path, { body: new Uint8Array(tar) })
+  if (answer.status !== 201) throw new Error(`import: ${await answer.text()}`)
+}
+
+const job = (image: string) => ({ image, command: ['/bin/true'] })
+const digestOf = async (image: string) => (await owner.get(`/v1/images/${image}`)).body.digest
+
+test('packages are told with their purl, page by page', async () => {
+  const first = await owner.get('/v1/images/vulnerable/packages?limit=2')
+  expect(first).toMatchObject({
+    status: 200,
+    body: { distribution: { id: 'debian', version: '13', name: 'Debian of the test' }, complete: true, warnings: [] },
+  })
+  const second = await owner.get(`/v1/images/vulnerable/packages?limit=2&cursor=${first.body.nextCursor}`)
+  const purls = [...first.body.items, ...second.body.items].map(({ purl }: { purl: string }) => purl)
+  expect(purls).toEqual([
+    'pkg:deb/debian/libtest1@1.0?arch=all&distro=debian-13&upstream=berth-test',
+    'pkg:npm/%40test/module@1.2.3',
+    'pkg:pypi/test-thing@0.1',
+  ])
+  expect(second.body.nextCursor).toBeNull()
+})
+
+test('of a base image they are what dpkg says in it', async () => {
+  const { body } = await owner.get('/v1/images/debian/packages?limit=200')
+  const found = body.items.flatMap(({ type, name, version }: Record<string, string>) =>
+    type === 'deb' ? [`${name} ${version}`] : [],
+  )
+  // biome-ignore lint/suspicious/noTemplateCurlyInString: it is dpkg-query's
+  const command = ['dpkg-query', '-W', '-f', '${Package} ${Version}\\n']
+  const said = stdout(await run(owner, { image: 'debian', command }))
+  expect(found.sort()).toEqual(said.trim().split('\n').sort())
+})
+
+test.each([
+  ['spdx', { spdxVersion: 'SPDX-2.3' }],
+  ['cyclonedx', { bomFormat: 'CycloneDX', specVersion: '1.6' }],
+])('a bill of materials as %s is the same each time', async (format, expected) => {
+  const read = async () => (await owner.raw('GET', `/v1/images/vulnerable/sbom?format=${format}`)).text()
+  const document = await read()
+  expect(JSON.parse(document)).toMatchObject(expected)
+  expect(document).toContain('pkg:npm/%40test/module@1.2.3')
+  expect(await read()).toBe(document)
+})
+
+test('vulnerabilities are told worst first, and summed up', async () => {
+  const { status, body } = await owner.get('/v1/images/vulnerable/vulnerabilities')
+  expect(status).toBe(200)
+  expect(body.summary).toEqual({ unknown: 0, none: 0, low: 0, medium: 1, high: 0, critical: 1 })
+  expect(body.items).toMatchObject([
+    {
+      ...{ id: 'CVE-2025-0001', aliases: ['DEBIAN-CVE-2025-0001'], severity: 'critical', score: 9.8 },
+      ...{ fixedVersion: '2.0', package: { name: 'libtest1', version: '1.0' } },
+    },
+    { id: 'CVE-2025-0002', aliases: ['GHSA-test'], severity: 'medium', fixedVersion: null, package: { type: 'npm' } },
+  ])
+  expect(body.policy).toEqual({ mode: 'off', allowed: true, against: [] })
+  const ids = async (query: string) => {
+    const { items } = (await owner.get(`/v1/images/vulnerable/vulnerabilities?${query}`)).body
+    return items.map(({ id }: { id: string }) => id)
+  }
+  expect(await ids('severity=high')).toEqual(['CVE-2025-0001'])
+  expect(await ids('fixable=true')).toEqual(['CVE-2025-0001'])
+  expect((await owner.get('/v1/images/debian/vulnerabilities')).body.items).toEqual([])
+})
+
+test('what is in an image is told to those who may see it, and hold the scope', async () => {
+  const other = await tenant()
+  const digest = await digestOf('vulnerable')
+  for (const what of ['packages', 'sbom', 'vulnerabilities'])
+    expect((await other.get(`/v1/images/${digest}/${what}`)).body.code).toBe('image_not_found')
+  expect((await operator().get(`/v1/images/debian/packages?limit=1`)).body.items).toHaveLength(1)
+  expect((await owner.get('/v1/images/vulnerable/packages?cursor=x')).body.code).toBe('invalid_request')
+})
+
+describe('a tenant whose policy refuses', () => {
+  const policy = (imagePolicy: object | null) => operator().patch(`/v1/tenants/${owner.id}`, { imagePolicy })
+  const refused = { status: 403, body: { code: 'policy_forbidden', policy: 'vulnerabilities' } }
+  /** It is in effect within two seconds. */
+  const inEffect = (mode: string, against: readonly string[]) =>
+    until(`${mode} is in effect`, async () => {
+      const { body } = await owner.get('/v1/images/vulnerable/vulnerabilities')
+      const said = body.policy
+      return said.mode === mode && said.against.join() === against.join() ? true : undefined
+    })
+  afterAll(() => policy(null))
+
+  test('starts nothing from an image with a vulnerability, by no name of it, and everything else', async () => {
+    expect((await policy({ mode: 'refuse', severity: 'high' })).body.imagePolicy).toEqual({
+      ...{ mode: 'refuse', severity: 'high', fixableOnly: false, exempt: [] },
+    })
+    await inEffect('refuse', ['CVE-2025-0001'])
+    const digest = await digestOf('vulnerable')
+    const answer = await owner.post('/v1/jobs', job('vulnerable'))
+    expect(answer).toMatchObject(refused)
+    expect(answer.body).toMatchObject({ image: digest, vulnerabilities: ['CVE-2025-0001'] })
+    expect(answer.body.detail).toContain('CVE-2025-0001')
+    expect(await owner.post('/v1/jobs', job(digest))).toMatchObject(refused)
+    expect(await owner.post('/v1/batches', { jobs: [job('mended'), job('vulnerable')] })).toMatchObject(refused)
+    expect(await owner.post('/v1/sandboxes', { image: 'vulnerable' })).toMatchObject(refused)
+    expect((await run(owner, job('mended'))).state).toBe('succeeded')
+    expect((await run(owner, job('debian'))).state).toBe('succeeded')
+    expect((await owner.post('/v1/jobs', job('nothing'))).body.code).toBe('image_not_found')
+  })
+
+  test('lets through what is exempt, and in no other way what it refused before', async () => {
+    await policy({ mode: 'refuse', severity: 'low', exempt: ['CVE-2025-0001'] })
+    await inEffect('refuse', ['CVE-2025-0002'])
+    expect(await owner.post('/v1/jobs', job('mended'))).toMatchObject(refused)
+    await policy({ mode: 'refuse', severity: 'low', exempt: ['CVE-2025-0001', 'ghsa-test'] })
+    await inEffect('refuse', [])
+    expect((await run(owner, job('vulnerable'))).state).toBe('succeeded')
+  })
+
+  test('is refused where it is none', async () => {
+    for (const wrong of [{ mode: 'never' }, { mode: 'refuse', severity: 'unknown' }, { mode: 'warn', exempt: ['a b'] }])
+      expect((await policy(wrong)).body.code).toBe('invalid_request')
+  })
+})
