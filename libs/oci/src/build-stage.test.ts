@@ -96,6 +96,8 @@ describe('the configuration after', () => {
     WorkingDir: '/w',
     Labels: { l: '1' },
   }
+  test('FROM scratch', () => expect(build('FROM scratch').config).toEqual({ Env: [PATH], WorkingDir: '/' }))
+
   test.each<[string, string, object]>([
     ['its base', '', {}],
     ['CMD', 'CMD ["d"]', { Cmd: ['d'], ArgsEscaped: true }],
@@ -268,7 +270,7 @@ describe('COPY and ADD', () => {
     ],
     [
       'all flags',
-      'ARG u=1:2\nCOPY --from=img --chown=$u --chmod=u=rw,go-w --link --parents --exclude=*.md --exclude=b a /',
+      'ARG u=1:2 b=c\nCOPY --from=img --chown=$u --chmod=u=rw,go-w --link --parents --exclude=*.md --exclude=$b a /',
       {
         from: { kind: 'image', reference: 'img' },
         sources: ['a'],
@@ -277,7 +279,7 @@ describe('COPY and ADD', () => {
         chmod: 'u=rw,go-w',
         link: true,
         parents: true,
-        exclude: ['*.md', 'b'],
+        exclude: ['*.md', '$b'],
         text: 'COPY --parents --chown=1:2 --chmod=u=rw,go-w a / # buildkit',
       },
     ],
@@ -479,6 +481,7 @@ test.each<[string, string]>([
   ],
   ['flags', `FROM a\nCOPY ${'--exclude=a '.repeat(70_000)}a /`],
   ['heredocs', `FROM a\nCOPY ${'<<E '.repeat(100_000)}/\n${'E\n'.repeat(100_000)}`],
+  ['shifts', `FROM a\nRUN ${'<< x '.repeat(100_000)}\n${'RUN a\n'.repeat(50_000)}`],
   ['braces', `FROM a\nENV a=${'${'.repeat(400_000)}`],
   ['stages', `${'FROM a\nLABEL b=c\n'.repeat(200)}`],
   [

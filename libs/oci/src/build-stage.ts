@@ -112,7 +112,7 @@ class Evaluation {
     const { OnBuild: _, WorkingDir: directory, ...config } = base.config
     this.config = {
       ...config,
-      ...(directory ? { WorkingDir: resolved('/', directory, false) } : {}),
+      ...(directory || stage.from.kind === 'scratch' ? { WorkingDir: resolved('/', directory ?? '/', false) } : {}),
       Env: hasPath ? env : [...env, `PATH=${defaultPath}`],
     }
     this.variables = new Map([
@@ -424,7 +424,7 @@ class Evaluation {
       chmod,
       link,
       extract,
-      exclude: command.exclude.map((pattern) => this.expand(pattern, at)),
+      exclude: command.exclude,
       parents,
     }
     const words = [

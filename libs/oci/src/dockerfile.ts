@@ -165,15 +165,17 @@ class Lines {
     return undefined
   }
 
-  /** The lines to a heredoc's name, or undefined where it does not come. */
+  /** The lines to a heredoc's name, or undefined where it does not come: then nothing is taken. */
   heredoc(name: string, chomp: boolean): string | undefined {
     const content: string[] = []
+    const begin = this.at
     while (this.at < this.lines.length) {
       const written = this.lines[this.at++] ?? ''
       const line = trimNewline(written)
       if ((chomp ? line.replace(/^\t+/, '') : line) === name) return content.join('')
       content.push(written)
     }
+    this.at = begin
     return undefined
   }
 
@@ -235,10 +237,18 @@ function takeFlags(args: string): { flags: string[]; rest: string } {
 }
 
 function heredocsOf(text: string, source: Lines, at: Place): Heredoc[] {
-  return wordsOf(text).flatMap((word) => {
-    const begun = heredocWord(word)
+  const words = wordsOf(text)
+  // A blank may come before the name; but `1 << 2` is for the shell. The lines to come are looked through for one only.
+  let mayBeApart = at.keyword === 'RUN'
+  return words.flatMap((word, i) => {
+    const isApart = mayBeApart && /^\d*<<-?$/.test(word)
+    const begun = heredocWord(isApart ? word + (words[i + 1] ?? '') : word)
     if (!begun) return []
     const written = source.heredoc(begun.name, begun.chomp)
+    if (written === undefined && isApart) {
+      mayBeApart = false
+      return []
+    }
     if (written === undefined) throw invalidDockerfile(`the heredoc ${begun.name} does not end`, at)
     const content = begun.chomp ? written.replace(/^\t+/gm, '') : written
     return [{ name: begun.name, expand: begun.expand, content, written }]

@@ -83,6 +83,15 @@ test.each([
   ['${nl##*}', '\nq'],
   ['${no#*}', ''],
   ['${empty//*/x}', 'x'],
+  ['${path//\\//\\/}', '\\/usr\\/lib\\/x.tar.gz'],
+  ['${path/$empty/x}', 'x/usr/lib/x.tar.gz'],
+  ['${star%%\\**}', 'a'],
+  ['${star#a\\*b\\?}', 'c'],
+  ['\\${}a', '${}a'],
+  ['${a}}', 'A}'],
+  ['${no:-b {c}', 'b {c'],
+  ['$@@@', '@@'],
+  ['${@:+b}', ''],
 ])('%j → %j', (text, expected) => expect(word(text)).toBe(expected))
 
 test.each([
@@ -93,6 +102,10 @@ test.each([
   ['${}', /bad substitution/],
   ['${:a}', /bad substitution/],
   ['${a:b}', /unsupported modifier \(:b\)/],
+  ['${a:#b}', /unsupported modifier \(:#\)/],
+  ['${a=b}', /unsupported modifier \(=\)/],
+  ['${.}', /unsupported modifier/],
+  ['${@@}', /unsupported modifier/],
   ['${a^}', /unsupported modifier \(\^\)/],
   ['${a/b}', /there is no \//],
   ['${a:-b', /there is no }/],

@@ -238,6 +238,7 @@ class Lexer {
       }
       case '#':
       case '%': {
+        if (emptyIsUnset) this.fail(`unsupported modifier (:${operator})`)
         const greedy = this.source[this.at] === operator
         if (greedy) this.at++
         const { text } = this.until('}', true)
