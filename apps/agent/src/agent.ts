@@ -20,6 +20,8 @@ import { spawnThrough } from '@berth/host'
 import { nodeCertificate, type StreamServerHandle, serveStreams } from '@berth/node-rpc'
 import type { Logger } from '@berth/telemetry'
 import { ApiClient, Refused } from './api-client.js'
+import { Builds } from './build/builds.js'
+import { cacheMountNames } from './build/cache.js'
 import { capacityOf } from './capacity.js'
 import { carryOut } from './commands.js'
 import type { Config } from './config.js'
@@ -103,7 +105,10 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const logs = new SandboxLogs(log)
   const records = new ResidentRecords(config.BERTH_AGENT_DATA)
   const residents = new Residents({ ...around, records, reports, companions: [logs, execs, terminals] })
-  await recover({ shop, journal, supervisor, records, residents, log })
+  const kept = await cacheMountNames(config.BERTH_AGENT_DATA)
+  await recover({ shop, journal, supervisor, records, residents, kept, log })
+  const { starts } = around
+  const builds = await Builds.open({ dataDirectory: config.BERTH_AGENT_DATA, shop, starts, images, log })
 
   const capacity = capacityOf(config)
   const certificate = await nodeCertificate(config.BERTH_AGENT_DATA)
@@ -111,7 +116,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const observation = { logs, shop, diff: join(config.BERTH_INIT_DIR, 'berth-diff') }
   const inUse = () => new Set([...supervisor.layersInUse(), ...residents.layersInUse()])
   const imageParts = { images, bringing, inUse, scan, log }
-  const parts = { journal, supervisor, residents, execs, terminals, observation, images: imageParts, log }
+  const parts = { journal, supervisor, residents, execs, terminals, observation, images: imageParts, builds, log }
   const handlers = streamHandlers(parts)
   const streams = await serve(config, { ...certificate, log, handlers, joined: () => membership?.joined })
   membership = new Membership({
@@ -140,12 +145,14 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
     { everyMs: 2_000, work: importImages },
     { everyMs: COLLECT_MS, work: async () => void (await images.collect(inUse())) },
     { everyMs: EXPIRY_MS, work: async () => void (await journal.expire(new Date())) },
+    { everyMs: EXPIRY_MS, work: () => builds.cache.expire() },
   ])
   return {
     async stop() {
       upkeep()
       await membership.close()
       await streams.close()
+      await builds.close()
       await reports.close(LAST_REPORTS_MS)
       await Promise.all([supervisor.close(), residents.close()])
       shop.tenants.close()
@@ -192,10 +199,7 @@ export async function cleanNode(config: Config, log: Logger): Promise<void> {
   await claim(config.BERTH_AGENT_DATA, CLEANS_MS)
   const shop = await openShop(config, 0, log)
   const sandboxes = await new ResidentRecords(config.BERTH_AGENT_DATA).load()
-  await clean(
-    shop,
-    sandboxes.map(({ id }) => id),
-  )
+  await clean(shop, [...sandboxes.map(({ id }) => id), ...(await cacheMountNames(config.BERTH_AGENT_DATA))])
   await shop.pool.close()
 }
 

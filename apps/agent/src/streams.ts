@@ -3,6 +3,8 @@ import type { Readable } from 'node:stream'
 import { Failure } from '@berth/contracts'
 import type { OutputRequest, ServeOptions } from '@berth/node-rpc'
 import type { Logger } from '@berth/telemetry'
+import { buildHandler } from './build/build-handler.js'
+import type { Builds } from './build/builds.js'
 import { execHandler } from './exec/exec-handler.js'
 import type { Execs } from './exec/execs.js'
 import { Files } from './files/files.js'
@@ -25,6 +27,7 @@ export interface StreamParts {
   readonly terminals: Terminals
   readonly observation: Omit<ObservationParts, 'find'>
   readonly images: ImageParts
+  readonly builds: Builds
   readonly log: Logger
 }
 
@@ -49,7 +52,7 @@ export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' 
       signal: signalHandler(residents),
       observation: observationHandler({ find: (id) => residents.find(id), ...observation }),
     },
-    node: { images: imagesHandler(parts.images) },
+    node: { images: imagesHandler(parts.images), builds: buildHandler(parts.builds) },
   }
 }
 

@@ -20,6 +20,7 @@ import {
 } from '@berth/contracts'
 import { expectSuccess, removeTree, run } from '@berth/host'
 import { createLogger, type Logger } from '@berth/telemetry'
+import { cacheMountNames } from '../build/cache.js'
 import { type AttemptResult, Journal } from '../journal.js'
 import { OutputFile, readHead } from '../logs/store.js'
 import type { StreamName } from '../runtime/init-wire.js'
@@ -100,7 +101,8 @@ export class TestNode {
       companions: options.companions ?? [new Tape()],
       reports: { sandbox: (id) => setImmediate(() => node.#told(id)) },
     })
-    await recover({ shop, journal, supervisor: node.supervisor, records, residents: node.residents, log })
+    const kept = await cacheMountNames(dataDirectory)
+    await recover({ shop, journal, supervisor: node.supervisor, records, residents: node.residents, kept, log })
     return node
   }
 

@@ -137,6 +137,33 @@ export function spawnRequest(spec: JobSpec, image: ImageConfig, who: Identity, h
   })
 }
 
+/** A command of a build. */
+export function buildRequest(of: {
+  readonly command: readonly string[]
+  readonly env: Readonly<Record<string, string>>
+  readonly workingDir: string
+  readonly who: Identity
+  readonly hostname: string
+  readonly openFiles: number
+  readonly timeoutMs: number
+}): SpawnRequest {
+  return processRequest({
+    command: of.command,
+    env: environment({}, of.who.home, of.hostname, of.env),
+    workingDir: of.workingDir,
+    who: of.who,
+    confinement: {
+      capabilities: capabilityMask(defaultCapabilities),
+      noNewPrivileges: true,
+      limits: [limit('nofile', of.openFiles, of.openFiles), limit('core', 0, 0)],
+      oomScoreAdj: 0,
+    },
+    flags: spawnFlags.main,
+    timeoutMs: of.timeoutMs,
+    graceMs: 0,
+  })
+}
+
 /** What every process of a sandbox is held to. That the operator allows it was checked when the sandbox was made. */
 export function sandboxConfinement(spec: SandboxSpec): Confinement {
   const { ulimits } = spec.limits

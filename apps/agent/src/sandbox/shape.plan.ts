@@ -1,7 +1,7 @@
 // shape.plan.ts: what a sandbox is made to be, whatever kind it is of: a job's, or one that stays. The steps make it from
 // this; what runs in it is process.plan.ts' business.
 
-import type { JobSpec, SandboxSpec } from '@berth/contracts'
+import { type BuildLimits, type JobSpec, MiB, type SandboxSpec } from '@berth/contracts'
 import { capabilitiesOf, isSeccompProfile, type RaisedLimit, type RuntimeInput, type SeccompProfile } from '@berth/oci'
 import { sandboxCapabilities } from './process.plan.js'
 
@@ -30,6 +30,28 @@ export const jobShape = ({ limits }: JobSpec): Shape => ({
   diskBytes: limits.diskBytes,
   seccompProfile: 'default',
 })
+
+/** Open files that a command of a build may have: package managers want many. */
+const BUILD_OPEN_FILES = 65_536
+const BUILD_SHM_BYTES = 64 * MiB
+
+/** A command of a build, and how many files it may have open on this node. */
+export function buildShape(
+  limits: BuildLimits,
+  tmpfs: SandboxSpec['tmpfs'],
+  { hardLimits, raisesLimits }: Abilities,
+): { readonly shape: Shape; readonly openFiles: number } {
+  const inherited = hardLimits.nofile ?? BUILD_OPEN_FILES
+  const openFiles = raisesLimits ? BUILD_OPEN_FILES : Math.min(BUILD_OPEN_FILES, inherited)
+  const shape: Shape = {
+    limits: { ...limits, shmBytes: BUILD_SHM_BYTES },
+    tmpfs,
+    raisedLimits: openFiles > inherited ? [{ type: 'RLIMIT_NOFILE', hard: openFiles }] : [],
+    diskBytes: limits.diskBytes,
+    seccompProfile: 'default',
+  }
+  return { shape, openFiles }
+}
 
 export function sandboxShape(spec: SandboxSpec, abilities: Abilities): Shape {
   const { limits, seccompProfile } = spec

@@ -1,0 +1,240 @@
+// run.ts: one RUN: a container of the tenant's, of the steps that every sandbox is made of, whose writable layer becomes a
+// layer of the image. What a killed agent leaves of it is named like an attempt's, and removed by recovery, which knows no
+// build: builds end with their agent.
+
+import { lstatSync, mkdirSync, type Stats } from 'node:fs'
+import { join } from 'node:path'
+import {
+  type BuildId,
+  type BuildLimits,
+  Failure,
+  type IdRange,
+  type ImageLayer,
+  type SandboxSpec,
+  type TenantId,
+} from '@berth/contracts'
+import type { Logger } from '@berth/telemetry'
+import type { Images } from '../images/images.js'
+import { addLayer } from '../images/ingest.js'
+import { packUpper } from '../images/pack.js'
+import type { Attachment } from '../rootfs/overlay.js'
+import { identify, readAccounts, UserNotFound } from '../runtime/identity.js'
+import type { SpawnRequest } from '../runtime/init-wire.js'
+import { MAIN, type MainEnd, type OutputSinks, Processes } from '../runtime/processes.js'
+import { endedByMemory, outOfMemory, ownReason, statusOf } from '../sandbox/ending.plan.js'
+import { buildRequest } from '../sandbox/process.plan.js'
+import { buildShape } from '../sandbox/shape.plan.js'
+import { type BuildCommandId, type Named, releaseAll, sandboxGroup, steps, type Workshop } from '../sandbox/steps.js'
+import type { Turns } from '../sandbox/turns.js'
+import type { Way } from './mounts.js'
+
+export interface CommandParts {
+  readonly shop: Workshop
+  /** How many containers may be starting at once on this node. */
+  readonly starts: Turns
+  readonly images: Images
+  readonly log: Logger
+}
+
+export interface Command {
+  readonly buildId: BuildId
+  readonly tenantId: TenantId
+  readonly ids: IdRange
+  /** Of the build, on the node; what is in it goes with it. */
+  readonly directory: string
+  /** A number that no other command of the build has. */
+  readonly number: number
+  readonly limits: BuildLimits
+  readonly timeoutMs: number
+  /** Directories of the layers that it runs on, topmost first. */
+  readonly layers: readonly string[]
+  readonly argv: readonly string[]
+  readonly env: Readonly<Record<string, string>>
+  readonly workingDir: string
+  readonly user: string
+  readonly tmpfs: SandboxSpec['tmpfs']
+  readonly attachments: readonly Attachment[]
+  /** Where its mounts are, and what was on the way there. */
+  readonly ways: readonly Way[]
+  readonly output: OutputSinks
+  /** Later times of files become this one, in Unix milliseconds. */
+  readonly newestMs: number | undefined
+  /** Most bytes that its layer may have. */
+  readonly maxBytes: number
+  /** Takes what goes on when the command is done; it does not fail. */
+  readonly meanwhile: (work: Promise<void>) => void
+  /** Ends it at once. */
+  readonly signal: AbortSignal
+}
+
+/** A command that did not end with 0; `exitCode` is null where it has none. */
+export class CommandFailed extends Failure {
+  constructor(
+    message: string,
+    readonly exitCode: number | null,
+  ) {
+    super('build_failed', message, { exitCode })
+  }
+}
+
+const HOSTNAME = 'build'
+const CONNECT_TIMEOUT_MS = 10_000
+/** The agent ends what berth-init should have ended this much earlier. */
+const OVERDUE_MS = 5_000
+
+/** What the node places in every container, and no image has of it, as with Docker. */
+const placed = ['etc/hosts', 'etc/hostname', 'etc/resolv.conf']
+/** Where the runtime mounts something in every container. */
+const mounted = ['proc', 'sys', 'dev']
+
+/**
+ * Runs a command to its end, and takes what it changed into the store.
+ * @param silent called once nothing more of its output comes
+ * @throws CommandFailed; Failure build_failed for a user that there is not, quota_exceeded, no_capacity; the signal's reason
+ */
+export async function runCommand(
+  parts: CommandParts,
+  command: Command,
+  silent: () => Promise<void>,
+): Promise<ImageLayer> {
+  const { shop, log } = parts
+  const { buildId, tenantId, number, directory, signal } = command
+  const id = `${buildId}_${number}` as BuildCommandId
+  const own = join(directory, `run-${number}`)
+  const named: Named = { id, tenantId, paths: { bundle: join(own, 'bundle'), socket: join(own, 'socket') } }
+  signal.throwIfAborted()
+  mkdirSync(own, { mode: 0o700 })
+  try {
+    const upper = join(shop.pool.path(id), 'upper')
+    const etc = await ranToItsEnd(parts, command, named, () => placeOf(join(upper, 'etc'))).finally(silent)
+    log.debug({ command: id }, 'command.ended')
+    // What the node places in it is all that it is there for, unless the command has made another one of it.
+    const untouched = etc !== '' && placeOf(join(upper, 'etc')) === etc ? ['etc'] : []
+    return await changes(parts, command, upper, [...stubsOf(command, upper), ...mounted, ...untouched])
+  } finally {
+    // Nothing of it runs any more; what is left of it holds up nobody.
+    const released = releaseAll(shop, named, log)
+    command.meanwhile(released.catch((err: unknown) => log.error({ command: id, err }, 'command.release_failed')))
+  }
+}
+
+/** @returns what `before` gave right before it began */
+async function ranToItsEnd<T>(parts: CommandParts, command: Command, named: Named, before: () => T): Promise<T> {
+  const { shop, starts, log } = parts
+  const { ids, layers, attachments, signal } = command
+  const { shape, openFiles } = buildShape(command.limits, command.tmpfs, shop.abilities)
+  const spawn = requestOf(command, openFiles)
+  const wanted = { ...named, ids, shape, image: { layers }, hostname: HOSTNAME, attachments, signal }
+  try {
+    await starts.run(async () => {
+      for (const step of steps) {
+        signal.throwIfAborted()
+        log.debug({ command: named.id, step: step.name }, 'step.acquire')
+        await step.acquire(shop, wanted)
+        log.debug({ command: named.id, step: step.name }, 'step.acquired')
+      }
+    })
+    signal.throwIfAborted()
+    log.debug({ command: named.id }, 'command.spawn')
+    const found = before()
+    const end = await followed(parts, command, named, spawn)
+    signal.throwIfAborted()
+    checkEnd(command, end, shop.cgroups.usage(sandboxGroup(shop, named))?.oomKills ?? 0)
+    return found
+  } catch (error) {
+    throw signal.aborted ? signal.reason : error
+  } finally {
+    await shop.cgroups.kill(sandboxGroup(shop, named))
+  }
+}
+
+function requestOf(command: Command, openFiles: number): SpawnRequest {
+  const { argv, env, workingDir, timeoutMs, user, layers, ids } = command
+  try {
+    const who = identify(user, readAccounts(layers), ids.count)
+    return buildRequest({ command: argv, env, workingDir, who, hostname: HOSTNAME, openFiles, timeoutMs })
+  } catch (error) {
+    throw error instanceof UserNotFound ? new CommandFailed(error.message, null) : error
+  }
+}
+
+async function followed(
+  { shop, log }: CommandParts,
+  { output, timeoutMs, signal }: Command,
+  named: Named,
+  spawn: SpawnRequest,
+): Promise<MainEnd> {
+  const kill = () =>
+    void shop.cgroups
+      .kill(sandboxGroup(shop, named))
+      .catch((err: unknown) => log.error({ command: named.id, err }, 'build.kill_failed'))
+  const processes = Processes.open({ socket: named.paths.socket, log, timeoutMs: CONNECT_TIMEOUT_MS })
+  const main = processes.run(MAIN, spawn, output)
+  processes.endOthers()
+  const overdue = setTimeout(kill, timeoutMs + OVERDUE_MS)
+  signal.addEventListener('abort', kill, { once: true })
+  if (signal.aborted) kill()
+  try {
+    return await main.ended
+  } finally {
+    clearTimeout(overdue)
+    signal.removeEventListener('abort', kill)
+    processes.close()
+  }
+}
+
+function checkEnd({ limits, timeoutMs }: Command, end: MainEnd, oomKills: number): void {
+  if (end.kind === 'exited' && end.exit.exitCode === 0) return
+  const { exitCode } = statusOf(end)
+  if (end.kind === 'exited' && end.exit.cause === 'timeout')
+    throw new CommandFailed(`ran longer than the ${timeoutMs} ms that a command of this build may`, exitCode)
+  if (endedByMemory(end, oomKills)) throw new CommandFailed(outOfMemory(limits.memoryBytes).message, exitCode)
+  throw new CommandFailed(ownReason(end).message, exitCode)
+}
+
+/** What the command has left in its writable layer. Nothing of it runs any more. */
+async function changes(
+  { images }: CommandParts,
+  { ids, newestMs, maxBytes, signal }: Command,
+  upper: string,
+  stubs: readonly string[],
+): Promise<ImageLayer> {
+  const { tar, ended } = packUpper({
+    program: images.program,
+    upper,
+    ids,
+    ...(newestMs === undefined ? {} : { newestMs }),
+    without: placed,
+    stubs,
+    signal,
+  })
+  const [layer] = await Promise.all([addLayer(images, tar, { maxBytes, signal }), ended])
+  return layer
+}
+
+/**
+ * What there may be in the writable layer for no other reason than that something was mounted there: places that are new,
+ * and directories that hold them and are as they were, but for their time.
+ */
+function stubsOf({ ways, ids }: Command, upper: string): readonly string[] {
+  return ways.flatMap(({ path, was }) => {
+    const now = lstatBeneath(upper, path)
+    const isSame = now && was && (now.mode & 0o7777) === was.mode && now.uid - ids.base === was.uid
+    return now && (!was || (isSame && now.gid - ids.base === was.gid)) ? [path] : []
+  })
+}
+
+/** What is there by a way that leads through no link; the command may have made any. */
+function lstatBeneath(upper: string, path: string): Stats | undefined {
+  let found: Stats | undefined
+  for (let at = path.indexOf('/'); ; at = path.indexOf('/', at + 1)) {
+    found = lstatSync(join(upper, at < 0 ? path : path.slice(0, at)), { throwIfNoEntry: false })
+    if (at < 0 || !found?.isDirectory()) return at < 0 ? found : undefined
+  }
+}
+
+/** Which directory it is, and whose; '' where there is none. */
+function placeOf(directory: string): string {
+  const found = lstatSync(directory, { throwIfNoEntry: false })
+  return found?.isDirectory() ? [found.ino, found.mode, found.uid, found.gid].join(' ') : ''
+}
