@@ -9,9 +9,9 @@ import { parseReference } from './reference.js'
 import { Budget, processWord } from './shell-words.js'
 
 /** Most stages in a Dockerfile. */
-export const MAX_STAGES = 200
+const MAX_STAGES = 200
 /** Most images that a build begins with or copies from. */
-export const MAX_REFERENCES = 200
+const MAX_REFERENCES = 200
 
 export interface PlanOptions {
   /** Name or number of a stage; null is the last. */

@@ -15,7 +15,7 @@ import { didYouMean, invalidDockerfile, type Place } from './dockerfile-error.js
 import { Budget, processWord } from './shell-words.js'
 
 /** Most instructions in a Dockerfile. */
-export const MAX_INSTRUCTIONS = 1000
+const MAX_INSTRUCTIONS = 1000
 
 export interface Instruction extends Written {
   readonly command: Command

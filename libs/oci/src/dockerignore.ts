@@ -4,8 +4,8 @@ import { Failure } from '@berth/contracts'
 import { type Glob, type GlobPart, matches } from './glob.js'
 
 /** Longest text that is read, in characters, and most patterns in it. */
-export const MAX_IGNORE_LENGTH = 256 * 1024
-export const MAX_IGNORE_PATTERNS = 2000
+const MAX_IGNORE_LENGTH = 256 * 1024
+const MAX_IGNORE_PATTERNS = 2000
 
 export interface Ignore {
   /** Patterns of it begin with "!": below what is ignored, there may be something that is not. */

@@ -28,7 +28,7 @@ export class Budget {
 }
 
 /** Longest word after substitution: a kernel takes no longer argument or variable (execve(2), MAX_ARG_STRLEN). */
-export const MAX_WORD = 128 * 1024
+const MAX_WORD = 128 * 1024
 const MAX_DEPTH = 50
 
 export interface WordOptions {
