@@ -10,7 +10,7 @@ import { removeTree } from '@berth/host'
 import { type Content, withRoom } from '../images/content.js'
 import { eachEntry, type TarEntry } from '../images/entries.js'
 import type { Room } from '../images/room.js'
-import { type Attributes, rootNode, type Tree, type TreeNode } from './tree.js'
+import { type Attributes, rootNode, type Tree, type TreeNode, Turns } from './tree.js'
 
 /** Of a context; a name counts with what it takes in memory. */
 const limits = { entries: 500_000, nameBytes: 64 * MiB, depth: 512, pathBytes: 4095, partBytes: 255 } as const
@@ -34,6 +34,7 @@ export interface ContextOptions {
 
 /** A context on the node, until it is closed. */
 export class Context implements Tree, AsyncDisposable {
+  readonly #turns = new Turns(200)
   #window: { readonly at: number; readonly bytes: Buffer } = { at: 0, bytes: Buffer.alloc(0) }
 
   private constructor(
@@ -60,6 +61,7 @@ export class Context implements Tree, AsyncDisposable {
   }
 
   async lstat(path: string): Promise<TreeNode | undefined> {
+    await this.#turns.next()
     return this.#find(path)
   }
 

@@ -4,11 +4,10 @@
 import { closeSync, constants, type Dirent, lstatSync, openSync, readlinkSync, readSync, type Stats } from 'node:fs'
 import { open, opendir } from 'node:fs/promises'
 import { join } from 'node:path'
-import { setImmediate } from 'node:timers/promises'
 import { Failure, ignore, invariant, MiB } from '@berth/contracts'
 import { expectSuccess, run } from '@berth/host'
 import { abortable } from '../images/exclusive.js'
-import { type Attributes, nameOf, parentOf, type Tree, type TreeNode } from './tree.js'
+import { type Attributes, nameOf, parentOf, type Tree, type TreeNode, Turns } from './tree.js'
 
 /** Names in one directory; they are held in memory. */
 const MAX_NAMES = 200_000
@@ -25,7 +24,12 @@ type Places = readonly string[]
 
 export class LayerTree implements Tree {
   readonly #known = new Map<string, Places>()
-  #calls = 0
+  readonly #turns = new Turns(CALLS_AT_ONCE)
+
+  /** Layers are named by what is in them. */
+  get identity(): string {
+    return this.layers.join(':')
+  }
 
   private constructor(
     /** Unpacked layers, topmost first. */
@@ -133,8 +137,9 @@ export class LayerTree implements Tree {
   }
 
   async #lstat(place: string): Promise<Stats | undefined> {
-    if (++this.#calls % CALLS_AT_ONCE === 0) {
-      await setImmediate()
+    const turn = this.#turns.next()
+    if (turn) {
+      await turn
       this.signal.throwIfAborted()
     }
     try {

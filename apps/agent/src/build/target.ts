@@ -1,7 +1,7 @@
 // target.ts: what a layer that is being made puts onto the tree below it. A layer holds its own entries and the
 // directories on the way to them: one that is there below comes with what it has there, since an overlay shows the
 // upper one's owner and mode.
-import { Failure, invariant } from '@berth/contracts'
+import { Failure, invariant, MiB } from '@berth/contracts'
 import { type Attributes, below, nameOf, parentOf, type Tree, type TreeNode } from './tree.js'
 
 interface Owner {
@@ -43,6 +43,8 @@ interface Made {
 
 /** Of one layer. */
 export const MAX_ENTRIES = 500_000
+/** Of all paths in it together: what is done for one takes time by its length and its depth. */
+const MAX_NAME_BYTES = 64 * MiB
 const MAX_DEPTH = 512
 
 const merged: Made = { type: 'directory', since: 0 }
@@ -50,6 +52,9 @@ const merged: Made = { type: 'directory', since: 0 }
 export class Target {
   readonly #made = new Map<string, Made>()
   #entries = 0
+  #nameBytes = 0
+  /** What was found of the directory that was asked for last. */
+  #last: { readonly directory: string; readonly since: number } | undefined
 
   /**
    * @param remembers false: no name comes twice, so that files need not be remembered
@@ -64,11 +69,24 @@ export class Target {
   /** What is there now. */
   async lstat(path: string): Promise<Pick<TreeNode, 'type' | 'target'> | undefined> {
     const made = this.#made.get(path)
-    for (let above = parentOf(path); above !== ''; above = parentOf(above)) {
-      const way = this.#made.get(above)
-      if (way && (way.type !== 'directory' || way.since > (made?.since ?? 0))) return undefined
-    }
+    if (path !== '' && this.#since(parentOf(path)) > (made?.since ?? 0)) return undefined
     return made ?? this.onto.lstat(path)
+  }
+
+  /** Entries before this one are in no such directory any more; infinite where something on the way is no directory. */
+  #since(directory: string): number {
+    if (this.#last?.directory === directory) return this.#last.since
+    let since = 0
+    for (let above = directory; above !== ''; above = parentOf(above)) {
+      const way = this.#made.get(above)
+      since = Math.max(since, way && way.type !== 'directory' ? Number.POSITIVE_INFINITY : (way?.since ?? 0))
+      // Ways are gone from above to below.
+      if (this.#last?.directory !== parentOf(above)) continue
+      since = Math.max(since, this.#last.since)
+      break
+    }
+    this.#last = { directory, since }
+    return since
   }
 
   /** Whether the layer itself has it. */
@@ -87,6 +105,7 @@ export class Target {
       throw new Failure('build_failed', `more than ${MAX_DEPTH} directories deep`)
     yield* this.#way(parentOf(entry.path))
     const since = this.#entries + 1
+    if (this.#last && `${this.#last.directory}/`.startsWith(`${entry.path}/`)) this.#last = undefined
     if (entry.type === 'directory') {
       const there = await this.lstat(entry.path)
       const stays = there?.type === 'directory' ? (this.#made.get(entry.path)?.since ?? 0) : since
@@ -101,6 +120,7 @@ export class Target {
    * @throws Failure build_failed where something else is on the way
    */
   async *makeDirectories(path: string, { uid, gid }: Owner): AsyncGenerator<Entry> {
+    if ((await this.lstat(path))?.type === 'directory') return
     let at = ''
     for (const part of path === '' ? [] : path.split('/')) {
       at = below(at, part)
@@ -113,6 +133,8 @@ export class Target {
 
   /** The directories on the way as they are below, unless the layer has them. */
   async *#way(path: string): AsyncGenerator<Entry> {
+    // Then those above it are.
+    if (this.#made.has(path)) return
     let at = ''
     for (const part of path === '' ? [] : path.split('/')) {
       at = below(at, part)
@@ -129,6 +151,9 @@ export class Target {
   #counted(entry: Entry): Entry {
     if (++this.#entries > MAX_ENTRIES)
       throw new Failure('build_failed', `more than ${MAX_ENTRIES} files and directories in one layer`)
+    this.#nameBytes += entry.path.length
+    if (this.#nameBytes > MAX_NAME_BYTES)
+      throw new Failure('build_failed', 'the names in one layer are too long together')
     return entry
   }
 }

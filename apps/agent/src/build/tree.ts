@@ -3,6 +3,7 @@
 // leads to something of its own tree. Nothing of a tree changes while it is looked at.
 //
 // A path in a tree is relative to its root, without `.` and `..`; '' is the root.
+import { setImmediate } from 'node:timers/promises'
 import { Failure } from '@berth/contracts'
 
 /** Extended attributes by name, as bytes in base64. */
@@ -28,6 +29,8 @@ export interface TreeNode {
 }
 
 export interface Tree {
+  /** Trees of one identity have the same in them, for ever. Undefined: nothing is known. */
+  readonly identity?: string
   /** What is there under a name; a link is not followed, and below what is no directory there is nothing. */
   lstat(path: string): Promise<TreeNode | undefined>
   /** Names in a directory, sorted; none for what is no directory. @throws Failure build_failed for too many, or no UTF-8 */
@@ -38,8 +41,21 @@ export interface Tree {
   attributes(path: string): Promise<Attributes>
 }
 
+/** Lets others have their turn: what is asked a hundred thousand times, and answers at once, would keep them from it. */
+export class Turns {
+  #asked = 0
+
+  constructor(private readonly atOnce: number) {}
+
+  /** @returns undefined while it is still one's own */
+  next(): Promise<void> | undefined {
+    return ++this.#asked % this.atOnce === 0 ? setImmediate() : undefined
+  }
+}
+
 /** `scratch`. */
 export const emptyTree: Tree = {
+  identity: 'scratch',
   lstat: async (path) => (path === '' ? rootNode : undefined),
   list: async () => [],
   read: () => {

@@ -43,7 +43,7 @@ export async function* unpacked(
   const path = await placeOf(target, directory, name, header.type === 'directory')
   if (path === directory) return
   yield* target.makeDirectories(parentOf(path), root)
-  const { uid, gid } = owner ?? header
+  const { uid, gid } = owner ?? { uid: idOf(header, 'uid'), gid: idOf(header, 'gid') }
   if (![uid, gid].every((id) => Number.isInteger(id) && id >= 0 && id <= MAX_ID))
     throw refuse(header.name, 'an owner beyond all ids')
   const mtimeMs = Number.isFinite(header.mtime.getTime()) ? header.mtime.getTime() : 0
@@ -85,6 +85,13 @@ function partsOf(name: string): string {
   if (Buffer.byteLength(name) > MAX_PATH_BYTES || parts.some((part) => Buffer.byteLength(part) > MAX_NAME_BYTES))
     throw refuse(name, 'the name is too long')
   return parts.join('/')
+}
+
+/** Those too large for a header are in a record before it, which tar-stream passes on. */
+function idOf(header: ArchiveHeader, name: 'uid' | 'gid'): number {
+  const { pax } = header
+  const written: unknown = typeof pax === 'object' && pax !== null && name in pax ? Reflect.get(pax, name) : undefined
+  return typeof written === 'string' && /^\d{1,10}$/.test(written) ? Number(written) : header[name]
 }
 
 /** Links on the way are followed; at its end for a directory only, everything else takes a link's place. */
