@@ -21,7 +21,7 @@ import { type BuildPlan, type Dockerfile, parseDockerfile, parseIgnore, planBuil
 import { Exclusive } from '../images/exclusive.js'
 import { nodePlatform } from '../images/images.js'
 import { BuildCache } from './cache.js'
-import { Context } from './context.js'
+import { Context, ContextMemory } from './context.js'
 import type { CommandParts } from './run.js'
 import { epochOf, type SolveParts, solve } from './solve.js'
 import { StepStream } from './step-stream.js'
@@ -61,6 +61,7 @@ export class Builds {
   readonly #root: string
   readonly #builds = new Map<BuildId, Build>()
   readonly #making = new Exclusive()
+  readonly #memory = new ContextMemory()
   readonly #digests = () => this.#held()
   #cache: BuildCache | undefined
   #closed = false
@@ -214,7 +215,7 @@ export class Builds {
   async #plan(build: Build, body: Readable, signal: AbortSignal): Promise<BuildPlan> {
     const { maxContextBytes, target, args } = build.wanted
     const { content } = this.#parts.images
-    const context = await Context.receive(content, body, { maxBytes: maxContextBytes, signal })
+    const context = await Context.receive(content, body, { maxBytes: maxContextBytes, memory: this.#memory, signal })
     build.context = context
     const file = await readDockerfile(context, build.wanted)
     const plan = planBuild(file, { target, args, platform: nodePlatform })

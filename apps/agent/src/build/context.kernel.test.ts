@@ -10,7 +10,7 @@ import { MiB } from '@berth/contracts'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
 import { type Header, pack } from 'tar-stream'
 import { Content, never } from '../images/content.js'
-import { Context } from './context.js'
+import { Context, ContextMemory } from './context.js'
 import { readSmall } from './tree.js'
 
 let root: string
@@ -183,4 +183,18 @@ describe('a context', () => {
     for (const n of [99, 399, 19_899, 100, 101, 102, 103, 10, 19_999])
       expect(await textOf(context, `d${n % 300}/file${n}`)).toBe(`${n}`)
   })
+})
+
+test('all contexts of a node together have so many entries, which those that end give back', async () => {
+  const memory = new ContextMemory(5)
+  const of = async (...names: readonly string[]) =>
+    Context.receive(content, Readable.from([await tarOf(names.map((name) => ({ name })))]), {
+      ...{ maxBytes: MiB, memory, signal: never },
+    })
+  const first = await of('a', 'd/b')
+  await expect(of('a', 'b', 'c')).rejects.toMatchObject({ code: 'no_capacity' })
+  await using _second = await of('a', 'b')
+  await first.close()
+  await using _third = await of('a', 'b', 'c')
+  expect(left()).toEqual([])
 })

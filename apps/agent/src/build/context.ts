@@ -26,9 +26,31 @@ interface Place extends Omit<TreeNode, 'inode'> {
   readonly children?: Map<string, Place>
 }
 
+/** Entries of all contexts that a node holds: some 500 bytes of its memory each. */
+export class ContextMemory {
+  #left: number
+
+  constructor(entries = 1_000_000) {
+    this.#left = entries
+  }
+
+  /** @throws Failure no_capacity */
+  take(): void {
+    if (this.#left <= 0)
+      throw new Failure('no_capacity', 'the contexts of builds on the node have as many files as it takes')
+    this.#left -= 1
+  }
+
+  give(entries: number): void {
+    this.#left += entries
+  }
+}
+
 export interface ContextOptions {
   /** Most bytes of the tar, unpacked: of files and of headers. */
   readonly maxBytes: number
+  /** Default: its own. */
+  readonly memory?: ContextMemory
   readonly signal: AbortSignal
 }
 
@@ -40,21 +62,24 @@ export class Context implements Tree, AsyncDisposable {
   private constructor(
     private readonly spool: FileHandle,
     private readonly root: Place,
+    private readonly forgotten: () => void,
   ) {}
 
   /**
    * Takes in a tar, plain or packed.
    * @throws Failure context_invalid for what is no tar, was cut, is too large, or names what is not in it; no_capacity
    */
-  static async receive(content: Content, source: Readable, { maxBytes, signal }: ContextOptions): Promise<Context> {
+  static async receive(content: Content, source: Readable, options: ContextOptions): Promise<Context> {
+    const { maxBytes, memory = new ContextMemory(), signal } = options
     const file = await unnamedFile(content)
+    const table = new Table(maxBytes, memory)
     try {
       const spool = new Spool(file, content.room)
-      const table = new Table(maxBytes)
       await eachEntry(source, (entry) => table.take(entry, spool), signal, { maxBytes, marked: true })
       await spool.flush()
-      return new Context(file, table.root)
+      return new Context(file, table.root, () => memory.give(table.entries))
     } catch (error) {
+      memory.give(table.entries)
       await file.close()
       throw error instanceof Failure ? invalid(error) : error
     }
@@ -100,6 +125,7 @@ export class Context implements Tree, AsyncDisposable {
 
   /** Nothing of it may be read any more. */
   async close(): Promise<void> {
+    this.forgotten()
     await this.spool.close()
   }
 
@@ -186,13 +212,26 @@ class Table {
   #nameBytes = 0
   #inodes = 0
 
-  constructor(private readonly maxBytes: number) {}
+  constructor(
+    private readonly maxBytes: number,
+    private readonly memory: ContextMemory,
+  ) {}
+
+  get entries(): number {
+    return this.#entries
+  }
+
+  #count(shown: () => string): void {
+    if (this.#entries >= limits.entries) throw refuse(shown(), `more than ${limits.entries} entries`)
+    this.memory.take()
+    this.#entries += 1
+  }
 
   async take(entry: TarEntry, spool: Spool): Promise<void> {
     const { type, name, size, linkname, mode, mtime, pax } = entry.header
     const path = partsOf(name)
     const shown = path.join('/')
-    if (++this.#entries > limits.entries) throw refuse(shown, `more than ${limits.entries} entries`)
+    this.#count(() => shown)
     if (size > this.maxBytes) throw refuse(shown, `more than ${this.maxBytes} bytes`)
     if (this.#nameBytes > limits.nameBytes) throw refuse(shown, 'the names are too long together')
     if (pax && Object.keys(pax).some((key) => key.startsWith('GNU.sparse')))
@@ -258,7 +297,7 @@ class Table {
     for (const part of path.slice(0, -1)) {
       let next: Place | undefined = children?.get(part)
       if (!next) {
-        if (++this.#entries > limits.entries) throw refuse(path.join('/'), `more than ${limits.entries} entries`)
+        this.#count(() => path.join('/'))
         this.#nameBytes += part.length
         next = { ...rootNode, at: 0, children: new Map() }
         children?.set(part, next)

@@ -39,6 +39,8 @@ export interface Way {
   readonly was: Pick<TreeNode, 'mode' | 'uid' | 'gid'> | undefined
 }
 
+/** Characters of all of them: they are arguments of a program. */
+const MAX_WAYS = 64 * 1024
 const MAX_MOUNTS = 64
 /** Least size of a file system in memory: a page. */
 const MIN_TMPFS_BYTES = 4096
@@ -108,6 +110,8 @@ export async function mountAll(parts: MountParts, op: RunOp, onto: Root): Promis
     }
     const targets = [...attachments.map(({ target }) => target), ...tmpfs.map(({ path }) => path)]
     const ways = (await Promise.all(targets.map(async (target) => waysTo(await onto.tree(), target)))).flat()
+    if (ways.reduce((sum, { path: { length } }) => sum + length, 0) > MAX_WAYS)
+      throw refused('the targets are too long, all together')
     if (script) attachments.push(inFile(script.path, Buffer.from(script.data), { uid: 0, gid: 0, mode: 0o555 }))
     return { attachments, tmpfs, env, ways, release: caches.release }
   } catch (error) {

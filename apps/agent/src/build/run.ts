@@ -5,6 +5,7 @@
 import { lstatSync, mkdirSync, type Stats } from 'node:fs'
 import { join } from 'node:path'
 import {
+  argumentsProblem,
   type BuildId,
   type BuildLimits,
   Failure,
@@ -150,6 +151,8 @@ async function ranToItsEnd<T>(parts: CommandParts, command: Command, named: Name
 
 function requestOf(command: Command, openFiles: number): SpawnRequest {
   const { argv, env, workingDir, timeoutMs, user, layers, ids } = command
+  const problem = argumentsProblem(argv, env)
+  if (problem) throw new CommandFailed(problem.message, null)
   try {
     const who = identify(user, readAccounts(layers), ids.count)
     return buildRequest({ command: argv, env, workingDir, who, hostname: HOSTNAME, openFiles, timeoutMs })

@@ -263,6 +263,8 @@ class Solver {
   async #step(stage: Stage, op: BuildOp, name: string, planned: PlannedStage): Promise<Stage> {
     if (op.kind === 'config')
       return { ...stage, history: [...stage.history, { created: null, text: op.text, emptyLayer: true }] }
+    // It begins when what it is made of is there.
+    for (const from of sourcesOf(op)) await this.#rootOf(from)
     const vertex = this.#begin(name, planned.name)
     const began = performance.now()
     try {
@@ -448,6 +450,13 @@ type Made =
   | { readonly kind: 'nothing' }
   | { readonly kind: 'cached'; readonly step: CachedStep }
   | { readonly kind: 'made'; readonly step: CachedStep }
+
+/** What a step copies from or mounts. */
+function sourcesOf(op: BuildOp): readonly CopySource[] {
+  if (op.kind === 'copy') return [op.from]
+  if (op.kind !== 'run') return []
+  return op.mounts.flatMap((mount) => ('from' in mount && mount.from !== null ? [mount.from] : []))
+}
 
 function grown(stage: Stage, { text }: BuildOp, made: Made): Stage {
   if (made.kind === 'nothing')
