@@ -270,7 +270,7 @@ async function readDockerfile(
     (dockerfileText === null ? await textOf(context, `${path}.dockerignore`, MAX_IGNORE_BYTES) : undefined) ??
     (await textOf(context, '.dockerignore', MAX_IGNORE_BYTES))
   const ignore = ignored === undefined ? undefined : parseIgnore(ignored)
-  if (ignore) context.leaveOut((one) => ignore.ignores(one))
+  if (ignore) await context.leaveOut((one) => ignore.ignores(one))
   return parseDockerfile(text)
 }
 

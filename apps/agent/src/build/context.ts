@@ -10,7 +10,7 @@ import { removeTree } from '@berth/host'
 import { type Content, withRoom } from '../images/content.js'
 import { eachEntry, type TarEntry } from '../images/entries.js'
 import type { Room } from '../images/room.js'
-import { type Attributes, rootNode, type Tree, type TreeNode, Turns } from './tree.js'
+import { type Attributes, below, rootNode, type Tree, type TreeNode, Turns } from './tree.js'
 
 /** Of a context; a name counts with what it takes in memory. */
 const limits = { entries: 500_000, nameBytes: 64 * MiB, depth: 512, pathBytes: 4095, partBytes: 255 } as const
@@ -112,15 +112,16 @@ export class Context implements Tree, AsyncDisposable {
   }
 
   /** Takes out what `ignores` says; a directory stays while something of it does. */
-  leaveOut(ignores: (path: string) => boolean): void {
-    const prune = (directory: Place, path: string) => {
+  async leaveOut(ignores: (path: string) => boolean): Promise<void> {
+    const prune = async (directory: Place, path: string) => {
       for (const [name, place] of directory.children ?? []) {
-        const own = path === '' ? name : `${path}/${name}`
-        if (place.children) prune(place, own)
+        await this.#turns.next()
+        const own = below(path, name)
+        if (place.children) await prune(place, own)
         if (ignores(own) && !place.children?.size) directory.children?.delete(name)
       }
     }
-    prune(this.root, '')
+    await prune(this.root, '')
   }
 
   /** Nothing of it may be read any more. */

@@ -107,15 +107,7 @@ function layerOf({ from, onto, op, newestMs, signal }: CopyOptions, isLiteral: b
       if (step.type !== 'unpack') yield step
       else await unpackInto(step, from, target, owner, write, signal)
   }
-  const key = async () => {
-    const same = sameCopy(from, onto, op, isLiteral)
-    const before = same === undefined ? undefined : keys.get(same)
-    if (before !== undefined) return before
-    const made = await keyOf((await begin()).steps, from, signal)
-    if (same !== undefined) keys.set(same, made)
-    for (const oldest of keys.keys()) if (keys.size > MAX_KEYS) keys.delete(oldest)
-    return made
-  }
+  const key = async () => keyOf((await begin()).steps, from, signal)
   let known: Promise<string> | undefined
   return {
     get key() {
@@ -124,19 +116,6 @@ function layerOf({ from, onto, op, newestMs, signal }: CopyOptions, isLiteral: b
     },
     tar: () => tarOf(entries, newestMs, signal),
   }
-}
-
-/** Of copies from and onto what does not change: a build that is made again need not read a stage's files for it. */
-const keys = new Map<string, string>()
-const MAX_KEYS = 10_000
-
-function sameCopy(from: Tree, onto: Tree, op: CopyRequest, isLiteral: boolean): string | undefined {
-  if (from.identity === undefined || onto.identity === undefined) return undefined
-  const { sources, inline, destination, chown, chmod, link, extract, exclude, parents } = op
-  const asked = [sources, inline, destination, chown, chmod, link, extract, exclude, parents, isLiteral]
-  return createHash('sha256')
-    .update(JSON.stringify([from.identity, onto.identity, asked]))
-    .digest('base64')
 }
 
 /** Entries of a layer; what does not come as one is written by `write`. */

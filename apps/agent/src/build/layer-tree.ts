@@ -26,11 +26,6 @@ export class LayerTree implements Tree {
   readonly #known = new Map<string, Places>()
   readonly #turns = new Turns(CALLS_AT_ONCE)
 
-  /** Layers are named by what is in them. */
-  get identity(): string {
-    return this.layers.join(':')
-  }
-
   private constructor(
     /** Unpacked layers, topmost first. */
     private readonly layers: readonly string[],

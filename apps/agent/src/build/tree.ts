@@ -29,8 +29,6 @@ export interface TreeNode {
 }
 
 export interface Tree {
-  /** Trees of one identity have the same in them, for ever. Undefined: nothing is known. */
-  readonly identity?: string
   /** What is there under a name; a link is not followed, and below what is no directory there is nothing. */
   lstat(path: string): Promise<TreeNode | undefined>
   /** Names in a directory, sorted; none for what is no directory. @throws Failure build_failed for too many, or no UTF-8 */
@@ -55,7 +53,6 @@ export class Turns {
 
 /** `scratch`. */
 export const emptyTree: Tree = {
-  identity: 'scratch',
   lstat: async (path) => (path === '' ? rootNode : undefined),
   list: async () => [],
   read: () => {
