@@ -32,6 +32,24 @@ describe('planBuild', () => {
     ['arguments in FROM', 'ARG V=3\nARG I=alpine:$V\nFROM $I', {}, ['0 null alpine:3 [] []', 'alpine:3']],
     ['given arguments', 'ARG V=3\nFROM alpine:${V}', { args: { V: '4' } }, ['0 null alpine:4 [] []', 'alpine:4']],
     ['the platform that it is anyway', 'FROM --platform=$BUILDPLATFORM a', {}, ['0 null a [] []', 'a']],
+    [
+      'a stage for another platform that nothing needs',
+      'FROM --platform=linux/arm64 a AS arm64\nFROM --platform=linux/amd64 b AS amd64\nFROM $TARGETARCH',
+      {},
+      ['1 amd64 b [] []', '2 null #1 [1] []', 'b'],
+    ],
+    [
+      'a platform of few words',
+      'FROM --platform=x86_64 a AS b\nFROM --platform=linux b',
+      {},
+      ['0 b a [] []', '1 null #0 [0] []', 'a'],
+    ],
+    [
+      'a stage is of the platform of its base',
+      'FROM a AS b\nFROM --platform=arm64 b',
+      {},
+      ['0 b a [] []', '1 null #0 [0] []', 'a'],
+    ],
     ['a later stage is none in FROM', 'FROM b\nFROM a AS b', { target: '0' }, ['0 null b [] []', 'b']],
     [
       'each image once',
@@ -82,6 +100,13 @@ describe('planBuild', () => {
       /line 2, RUN: stage 1 comes later/,
     ],
     ['no platform', 'FROM --platform=x a', {}, /line 1, FROM: "x" is no platform/],
+    [
+      'another platform of few words',
+      'FROM --platform=arm64 a',
+      {},
+      /builds for linux\/amd64 only, and not for linux\/arm64/,
+    ],
+    ['an empty platform', 'FROM --platform=$x a', {}, /"" is no platform/],
     ['another platform', 'FROM --platform=linux/arm64 a', {}, /builds for linux\/amd64 only/],
     ['no name of an image', 'FROM python:3@sha256:abc', {}, /line 1, FROM: no name of an image: "python:3@sha256:abc"/],
     ['no name of an image to copy from', 'FROM a\nCOPY --from=B/C / /', {}, /line 2, COPY: no name of an image/],

@@ -4,7 +4,7 @@ import { type Dockerfile, type DockerfileWarning, type Instruction, parseTrigger
 import type { Command } from './dockerfile-commands.js'
 import { didYouMean, invalidDockerfile, type Place } from './dockerfile-error.js'
 import type { ContainerConfig } from './manifest.js'
-import { samePlatform } from './platform.js'
+import { parsePlatform, samePlatform } from './platform.js'
 import { parseReference } from './reference.js'
 import { Budget, processWord } from './shell-words.js'
 
@@ -52,6 +52,9 @@ export interface PlanShared {
   readonly globals: ReadonlyMap<string, string>
   /** What all of them together may still cost. */
   readonly budget: Budget
+  /** Stages of the plan, by their index, and its images. */
+  readonly planned: ReadonlyMap<number, PlannedStage>
+  readonly references: ReadonlySet<string>
 }
 
 export interface BuildPlan {
@@ -169,15 +172,20 @@ export function planBuild(file: Dockerfile, options: PlanOptions): BuildPlan {
   const stages = stagesOf(file)
   const names = stageNames(stages)
   const budget = new Budget()
-  const shared = { names, stages: stages.length, globals: globalArgs(file, options, budget), budget }
-  const bases = stages.map((stage) => baseOf(stage, shared, file, options.platform))
+  const references = new Set<string>()
   const planned = new Map<number, PlannedStage>()
+  const globals = globalArgs(file, options, budget)
+  const shared: PlanShared = { names, stages: stages.length, globals, budget, planned, references }
+  const bases = stages.map((stage) => baseOf(stage, shared, file.escape, options.platform))
   const target = targetOf(stages, names, options.target)
   const wanted = [target]
   for (let index = wanted.pop(); index !== undefined; index = wanted.pop()) {
     const stage = stages[index]
-    const from = bases[index]
+    const { from, platform = options.platform } = bases[index] ?? {}
     if (!stage || !from || planned.has(index)) continue
+    // What begins with another stage is of its platform.
+    if (from.kind === 'image' && !samePlatform(platform, options.platform))
+      throw invalidDockerfile(`this builds for ${options.platform} only, and not for ${platform}`, stage.at)
     // What the base wants done by those who begin with it.
     const triggers = from.kind === 'stage' ? triggersOf(stages[from.index], stage.at.line) : []
     const sources = [...triggers, ...stage.instructions].flatMap((at) =>
@@ -199,9 +207,8 @@ export function planBuild(file: Dockerfile, options: PlanOptions): BuildPlan {
   }
   // Whatever a stage needs comes before it in the file.
   const order = [...planned.values()].sort((a, b) => a.index - b.index)
-  const references = new Set(
-    order.flatMap(({ from, images }) => [...(from.kind === 'image' ? [from.reference] : []), ...images]),
-  )
+  for (const { from, images } of order)
+    for (const reference of [...(from.kind === 'image' ? [from.reference] : []), ...images]) references.add(reference)
   if (references.size > MAX_REFERENCES) throw invalidDockerfile(`more than ${MAX_REFERENCES} images are needed`)
   return { stages: order, references: [...references], warnings: [...file.warnings, ...unconsumed(file, options)] }
 }
@@ -237,22 +244,20 @@ function stageNames(stages: readonly Stage[]): StageNames {
 function baseOf(
   { at, base, platform, index }: Stage,
   { globals, names, budget }: PlanShared,
-  file: Dockerfile,
+  escapeCharacter: Dockerfile['escape'],
   own: string,
-): StageSource {
-  const expand = (word: string) => processWord(word, globals, { escape: file.escape, budget, at }).word
+): { readonly from: StageSource; readonly platform: string | undefined } {
+  const expand = (word: string) => processWord(word, globals, { escape: escapeCharacter, budget, at }).word
   const name = expand(base)
   if (name === '') throw invalidDockerfile(`the base ${JSON.stringify(base)} is empty`, at)
-  if (platform !== null) {
-    const wanted = expand(platform)
-    if (!/^[a-z0-9]+\/[a-z0-9_]+(\/[a-z0-9.]+)?$/i.test(wanted))
-      throw invalidDockerfile(`${JSON.stringify(wanted)} is no platform, as ${own} is one`, at)
-    if (!samePlatform(wanted.toLowerCase(), own))
-      throw invalidDockerfile(`this builds for ${own} only, and not for ${wanted}`, at)
-  }
+  const written = platform === null ? own : expand(platform)
+  const wanted = parsePlatform(written, own)
+  if (wanted === undefined)
+    throw invalidDockerfile(`${JSON.stringify(written)} is no platform, as linux/amd64 is one`, at)
   const stage = names.get(name.toLowerCase())
-  if (stage !== undefined && stage < index) return { kind: 'stage', index: stage }
-  return name === 'scratch' ? { kind: 'scratch' } : { kind: 'image', reference: checkedReference(name, at) }
+  if (stage !== undefined && stage < index) return { from: { kind: 'stage', index: stage }, platform: wanted }
+  if (name === 'scratch') return { from: { kind: 'scratch' }, platform: wanted }
+  return { from: { kind: 'image', reference: checkedReference(name, at) }, platform: wanted }
 }
 
 function checkedReference(name: string, at: Place): string {
@@ -349,7 +354,7 @@ export function plannedSource(stage: PlannedStage, name: string, at: Place): Sta
   const source = resolveSource(name, stage.shared, stage.index, at)
   const isPlanned =
     source.kind === 'scratch' ||
-    (source.kind === 'stage' ? stage.needs.includes(source.index) : stage.images.includes(source.reference))
+    (source.kind === 'stage' ? stage.shared.planned.has(source.index) : stage.shared.references.has(source.reference))
   if (isPlanned) return source
-  throw invalidDockerfile(`${name} is named by a trigger of the base; begin a stage with it, and copy from that`, at)
+  throw invalidDockerfile(`a trigger of the base names ${name}, which the build has not: copy from it too`, at)
 }

@@ -365,8 +365,21 @@ describe('triggers of the base', () => {
     ])
   })
 
+  test('those of an image may copy from what the build has anyway', () => {
+    const text = 'FROM tool AS tools\nFROM a AS b\nFROM c\nCOPY --from=tools / /\nCOPY --from=b / /'
+    const file = parseDockerfile(text)
+    const options = { target: null, args: {}, platform: 'linux/amd64' }
+    const [, stage] = planBuild(file, options).stages
+    if (!stage) throw new Error('no stage')
+    const OnBuild = ['COPY --from=tools /t /t', 'COPY --from=tool /t /t']
+    expect(evaluateStage(file, stage, { config: { OnBuild } }, options).ops).toMatchObject([
+      { from: { kind: 'stage', index: 0 } },
+      { from: { kind: 'image', reference: 'tool' } },
+    ])
+  })
+
   test.each<[string, string, RegExp]>([
-    ['what the plan has no image of', 'COPY --from=other /a /b', /other is named by a trigger/],
+    ['what the plan has no image of', 'COPY --from=other /a /b', /names other, which the build has not/],
     ['a chain', 'ONBUILD RUN a', /ONBUILD is not allowed/],
     ['a stage', 'FROM a', /FROM is not allowed/],
     ['two', 'RUN a\nRUN b', /must be one/],

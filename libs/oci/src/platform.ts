@@ -22,6 +22,27 @@ function full(platform: string): string {
   return `${os}/${architecture}/${variant ?? usual[architecture] ?? ''}`
 }
 
+const aliases: Readonly<Record<string, string>> = { x86_64: 'amd64', 'x86-64': 'amd64', aarch64: 'arm64', armhf: 'arm' }
+const systems = ['linux', 'windows', 'darwin', 'freebsd', 'netbsd', 'openbsd', 'solaris', 'plan9', 'aix', 'android']
+const architectures = 'amd64 386 arm arm64 ppc64 ppc64le mips mips64 mips64le mipsle riscv64 s390x wasm loong64'.split(
+  ' ',
+)
+
+/**
+ * A platform as people write it, in full: `linux/aarch64`, `arm64`, `linux` (containerd/platforms, Parse).
+ * @param own what goes without saying
+ */
+export function parsePlatform(text: string, own: string): string | undefined {
+  const [first = '', ...more] = text.toLowerCase().split('/')
+  const [system = '', architecture = ''] = own.split('/')
+  const known = aliases[first] ?? first
+  if (more.length === 0 && systems.includes(known)) return `${known}/${architecture}`
+  if (more.length === 0) return architectures.includes(known) ? `${system}/${known}` : undefined
+  const [second = '', variant, ...rest] = more
+  const parts = [first, aliases[second] ?? second, ...(variant === undefined ? [] : [variant])]
+  return rest.length === 0 && parts.every((part) => /^[a-z0-9_.-]+$/.test(part)) ? parts.join('/') : undefined
+}
+
 export const samePlatform = (a: string, b: string): boolean => full(a) === full(b)
 
 /** What an index holds besides images: attestations of builders and the like, which say they are for no machine. */
