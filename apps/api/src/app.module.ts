@@ -55,13 +55,15 @@ import { SandboxesService } from './sandboxes/sandboxes.service.js'
 import { TerminalDoors } from './sandboxes/terminal-doors.js'
 import { TerminalsController } from './sandboxes/terminals.controller.js'
 import { TerminalsService } from './sandboxes/terminals.service.js'
-import { openDatabase as openVulnerabilities } from './scan/database.js'
 import { signatureOf } from './scan/database-files.js'
 import { ImageGate } from './scan/image-gate.js'
 import { ImageScans } from './scan/image-scans.js'
 import { ImageVerdicts } from './scan/image-verdicts.js'
 import { KnownVulnerabilities } from './scan/known-vulnerabilities.js'
+import { PlainThread } from './scan/plain-thread.js'
+import { startScanThread } from './scan/scan-thread.js'
 import { ScansController } from './scan/scans.controller.js'
+import { ScansService } from './scan/scans.service.js'
 import { Changes } from './scheduling/changes.js'
 import { Dispatcher } from './scheduling/dispatcher.js'
 import { Placer } from './scheduling/placer.js'
@@ -101,7 +103,7 @@ export function openOutside(config: Config, log: Logger, secrets: Secrets): Outs
 }
 
 const vulnerabilitiesOf = ({ BERTH_VULNERABILITIES: path }: Config, log: Logger) => ({
-  ...{ path, signature: signatureOf, open: openVulnerabilities, clock, log },
+  ...{ path, signature: signatureOf, open: startScanThread, clock, log },
 })
 
 @Module({})
@@ -160,7 +162,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ...[TerminalsService, TerminalDoors],
       ...[ImageNames, ImageNodes, ImageSources, ImagesService, TransfersService, RegistriesService],
       ...[BaseImages, BuildNodes, BuildRuns, BuildingService, BuildsService],
-      ...[ImageScans, ImageVerdicts, ImageGate],
+      ...[ImageScans, ImageVerdicts, ImageGate, PlainThread, ScansService],
       ...[TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],
     ],

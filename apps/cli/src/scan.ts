@@ -45,7 +45,8 @@ export const summaryOf = (counted: Readonly<Record<Severity, number>>): string =
 
 export function printSbom(places: Places, image: string, format: 'spdx' | 'cyclonedx'): Promise<void> {
   return withClient(places, async (client) => {
-    const document = await client.call(getImageSbom, { params: { image }, query: { format } })
-    process.stdout.write(`${JSON.stringify(document, null, 2)}\n`)
+    const document = await client.open(getImageSbom, { params: { image }, query: { format } })
+    for await (const piece of document) process.stdout.write(piece)
+    process.stdout.write('\n')
   })
 }

@@ -144,7 +144,7 @@ export const getImageSbom = route({
     "its time is the image's.",
   params,
   query: z.strictObject({ format: z.enum(['spdx', 'cyclonedx']).default('spdx') }),
-  reply: { 200: z.record(z.string(), z.unknown()) },
+  reply: { 200: 'bytes' },
   errors: scanning,
 })
 

@@ -25,9 +25,21 @@ function ofScore(score: number): Severity {
   return score > 0 ? 'low' : 'none'
 }
 
+/** Scores by vector: a score takes up to a third of a millisecond, and many records have the same few vectors. */
+const known = new Map<string, number | undefined>()
+const MAX_KNOWN = 10_000
+
 /** @param vector of CVSS 2.0, 3.0, 3.1 or 4.0; undefined for what is none, or says not all that the base score needs */
 export function scoreOf(vector: string): number | undefined {
   if (vector.length > 512) return undefined
+  if (known.has(vector)) return known.get(vector)
+  if (known.size >= MAX_KNOWN) known.clear()
+  const score = computed(vector)
+  known.set(vector, score)
+  return score
+}
+
+function computed(vector: string): number | undefined {
   const parsed = cvss.fromVector(vector)
   if (!parsed?.isBaseFullyDefined()) return undefined
   const scores: { readonly base?: number | undefined; readonly baseMetricsOnly?: number | undefined } =

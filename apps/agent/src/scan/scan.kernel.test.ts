@@ -102,6 +102,7 @@ test('what is malformed, too large or too much is told, and the rest is read', a
 
 test.each([
   ['packages', { ...scanLimits, packages: 2 }, /packages after the first 2/],
+  ['characters', { ...scanLimits, text: 500 }, /packages after 500 characters/],
   ['bytes', { ...scanLimits, bytes: 60 }, /after the first 60 bytes/],
   ['entries', { ...scanLimits, walk: { ...walkLimits, entries: 5 } }, /entries after the first 5/],
   [

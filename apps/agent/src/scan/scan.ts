@@ -25,10 +25,17 @@ export interface ScanLimits {
   /** Bytes that are read in all. */
   readonly bytes: number
   readonly packages: number
+  /** Characters of all that is told of packages. */
+  readonly text: number
   readonly walk: typeof walkLimits
 }
 
-export const scanLimits: ScanLimits = { bytes: 512 * MiB, packages: contentLimits.packages, walk: walkLimits }
+export const scanLimits: ScanLimits = {
+  bytes: 512 * MiB,
+  packages: contentLimits.packages,
+  text: 8 * MiB,
+  walk: walkLimits,
+}
 
 /** Most that is read of one file. Descriptions come after what is wanted of core metadata. */
 const fileBytes: Readonly<Record<PackageFile, number>> = {
@@ -68,6 +75,7 @@ class Reading {
   private readonly warnings: string[] = []
   private complete = true
   private bytes = 0
+  private text = 0
   private unsaid = 0
 
   constructor(
@@ -115,8 +123,11 @@ class Reading {
     for (const one of found) {
       const key = JSON.stringify([one.type, one.name, one.version, one.architecture])
       if (this.packages.has(key)) continue
-      if (this.packages.size < this.limits.packages) this.packages.set(key, one)
-      else this.leaveOut(`packages after the first ${this.limits.packages} are left out`)
+      this.text += JSON.stringify(one).length
+      if (this.packages.size >= this.limits.packages)
+        this.leaveOut(`packages after the first ${this.limits.packages} are left out`)
+      else if (this.text > this.limits.text) this.leaveOut(`packages after ${this.limits.text} characters are left out`)
+      else this.packages.set(key, one)
     }
   }
 

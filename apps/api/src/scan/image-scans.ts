@@ -1,8 +1,8 @@
 // image-scans.ts: what is in images, by digest. A node that has the image reads it, once; Postgres keeps it. Who may see
 // it is for the caller to decide.
 import { promisify } from 'node:util'
-import { gunzip, gzip } from 'node:zlib'
-import { Failure, ImageContents, MiB } from '@berth/contracts'
+import { gzip } from 'node:zlib'
+import { Failure, type ImageContents, KiB } from '@berth/contracts'
 import { Inject, Injectable } from '@nestjs/common'
 import type { Config } from '../config.js'
 import { ImageNodes } from '../images/image-nodes.js'
@@ -10,8 +10,8 @@ import { CONFIG, DATABASE, type Database, LOG, type Logger } from '../tokens.js'
 
 /** Grows when what nodes find in the same image does. */
 const FORMAT = 1
-/** Of what is kept, unpacked. */
-const MAX_BYTES = 64 * MiB
+/** Most that is kept of one image. What a real one has packs to a tenth of it; what does not is made not to. */
+const MAX_PACKED = 512 * KiB
 /** A node has its own, shorter, limit. */
 const LONGEST_MS = 180_000
 /** Images that wait to be read because they came; what does not fit is read when it is asked for. */
@@ -19,7 +19,7 @@ const MAX_WAITING = 200
 
 @Injectable()
 export class ImageScans {
-  private readonly reading = new Map<string, Promise<ImageContents>>()
+  private readonly reading = new Map<string, Promise<Uint8Array>>()
   private readonly waiting = new Set<string>()
   private isWorking = false
 
@@ -32,14 +32,15 @@ export class ImageScans {
 
   /**
    * Who asks for the same image at once gets the same answer; it goes on when they go.
+   * @returns ImageContents as gzipped JSON
    * @throws no_capacity where no node that is ready holds it; scan_unavailable, node_unreachable
    */
-  contents(digest: string): Promise<ImageContents> {
+  packed(digest: string): Promise<Uint8Array> {
     const known = this.reading.get(digest)
     if (known) return known
-    const contents = this.find(digest).finally(() => this.reading.delete(digest))
-    this.reading.set(digest, contents)
-    return contents
+    const packed = this.find(digest).finally(() => this.reading.delete(digest))
+    this.reading.set(digest, packed)
+    return packed
   }
 
   /** Reads images that came, one after the other, so that nobody waits for it later: where they will be judged. */
@@ -55,23 +56,29 @@ export class ImageScans {
     for (const digest of this.waiting) {
       this.waiting.delete(digest)
       // It is read when it is asked for, then.
-      await this.contents(digest).catch((err: unknown) => this.log.warn({ err, digest }, 'image.not_scanned'))
+      await this.packed(digest).catch((err: unknown) => this.log.warn({ err, digest }, 'image.not_scanned'))
     }
     this.isWorking = false
   }
 
-  private async find(digest: string): Promise<ImageContents> {
+  private async find(digest: string): Promise<Uint8Array> {
     const kept = await this.database.images.contents.get(digest, FORMAT)
-    if (kept) return ImageContents.parse(JSON.parse((await unpacked(kept, { maxOutputLength: MAX_BYTES })).toString()))
+    if (kept) return kept
     const nodeId = await this.database.images.holder([digest])
     if (!nodeId)
       throw new Failure('no_capacity', `no node that is ready holds image ${digest}, which has to be read first`)
     const signal = AbortSignal.timeout(LONGEST_MS)
-    const contents = await this.nodes.contents({ principal: undefined, signal }, nodeId, digest)
-    await this.database.images.contents.put(digest, FORMAT, await packed(JSON.stringify(contents)))
-    return contents
+    const packed = await packedOf(await this.nodes.contents({ principal: undefined, signal }, nodeId, digest))
+    await this.database.images.contents.put(digest, FORMAT, packed)
+    return packed
   }
 }
 
-const packed = promisify(gzip)
-const unpacked = promisify(gunzip)
+const zip = promisify(gzip)
+
+async function packedOf(contents: ImageContents): Promise<Uint8Array> {
+  const packed = await zip(JSON.stringify(contents))
+  if (packed.length <= MAX_PACKED) return packed
+  const warnings = ['left out: all packages, of which there is more to be told than is kept of an image']
+  return zip(JSON.stringify({ ...contents, packages: [], complete: false, warnings }))
+}

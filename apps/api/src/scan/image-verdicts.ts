@@ -1,7 +1,6 @@
 // image-verdicts.ts: what a policy says of an image. A verdict depends on nothing but the image, the policy and what is
 // known, so it is kept until one of them changes.
-import type { ImagePolicy, PolicyVerdict } from '@berth/contracts'
-import { Failure } from '@berth/contracts'
+import { Failure, type ImagePolicy, type PolicyVerdict } from '@berth/contracts'
 import { Injectable } from '@nestjs/common'
 import { ImageScans } from './image-scans.js'
 import { KnownVulnerabilities } from './known-vulnerabilities.js'
@@ -17,7 +16,8 @@ export interface Verdict extends PolicyVerdict {
 
 @Injectable()
 export class ImageVerdicts {
-  private readonly kept = new Map<string, PolicyVerdict>()
+  /** Those on their way too: who asks for the same at once gets the same. */
+  private readonly kept = new Map<string, Promise<PolicyVerdict>>()
 
   constructor(
     private readonly scans: ImageScans,
@@ -29,20 +29,23 @@ export class ImageVerdicts {
     const { version } = await this.known.database()
     const key = JSON.stringify([digest, version, policy])
     const before = this.kept.get(key)
-    if (before) return { ...before, isNew: false }
-    const contents = await patiently(this.scans.contents(digest), digest)
-    const { database, vulnerabilities } = await this.known.match(contents)
-    const { verdictOf } = await import('@berth/scan')
-    const verdict = verdictOf(policy, vulnerabilities, contents.complete)
-    // What was known may have become more meanwhile.
-    if (database.version === version) this.keep(key, verdict)
-    return { ...verdict, isNew: true }
+    const verdict = before ?? this.keep(key, this.judge(digest, version, policy))
+    return { ...(await patiently(verdict, digest)), isNew: before === undefined }
   }
 
-  private keep(key: string, verdict: PolicyVerdict): void {
+  private async judge(digest: string, version: string, policy: ImagePolicy): Promise<PolicyVerdict> {
+    const packed = await this.scans.packed(digest)
+    const { database, answer } = await this.known.ask('verdict', { digest, packed, policy })
+    // What is known may have become more meanwhile; then this is no answer to keep.
+    return database.version === version ? answer : this.of(digest, policy)
+  }
+
+  private keep(key: string, verdict: Promise<PolicyVerdict>): Promise<PolicyVerdict> {
     const [oldest] = this.kept.size >= MAX_VERDICTS ? this.kept.keys() : []
     if (oldest !== undefined) this.kept.delete(oldest)
     this.kept.set(key, verdict)
+    verdict.catch(() => this.kept.get(key) === verdict && this.kept.delete(key))
+    return verdict
   }
 }
 

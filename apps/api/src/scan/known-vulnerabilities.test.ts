@@ -1,8 +1,9 @@
-import type { ImageVulnerability } from '@berth/contracts'
+import type { ImagePolicy } from '@berth/contracts'
 import { beforeEach, expect, test } from '@jest/globals'
 import type { Logger } from '../tokens.js'
-import type { OpenDatabase } from './database.js'
 import { KnownVulnerabilities } from './known-vulnerabilities.js'
+import type { Answers, Kind } from './questions.js'
+import type { ScanThread } from './scan-thread.js'
 
 /** A file whose every state is a number, and what has been done with it. */
 class File {
@@ -27,7 +28,7 @@ class File {
   }
 }
 
-class TestDatabase implements OpenDatabase {
+class TestDatabase implements ScanThread {
   ended = false
   readonly facts
   constructor(
@@ -36,21 +37,22 @@ class TestDatabase implements OpenDatabase {
   ) {
     this.facts = { version, records: 1, skipped: 0 }
   }
-  async match(): Promise<readonly ImageVulnerability[]> {
+  async ask<K extends Kind>(): Promise<Answers[K]> {
     if (this.ended) throw new Error('it has ended')
-    return []
+    return { mode: 'off', allowed: true, against: [] } as unknown as Answers[K]
   }
   close(): void {
     this.closed.push(this.facts.version)
   }
 }
 
-const nothing = { packages: [], distribution: null }
+const policy: ImagePolicy = { mode: 'off', severity: 'high', fixableOnly: false, exempt: [] }
+const nothing = { digest: 'sha256:x', packed: new Uint8Array(), policy }
 let file: File
 beforeEach(() => {
   file = new File()
 })
-const version = async (known: KnownVulnerabilities) => (await known.match(nothing)).database.version
+const version = async (known: KnownVulnerabilities) => (await known.ask('verdict', nothing)).database.version
 
 test('a new state takes the place of the old one, which is closed; the same state is not read again', async () => {
   const known = file.known()
@@ -102,7 +104,7 @@ test.each<[string, (file: File) => KnownVulnerabilities, RegExp]>([
 ])('without one that is %s nothing is known', async (_, make, message) => {
   const known = make(file)
   await known.check()
-  await expect(known.match(nothing)).rejects.toMatchObject({ code: 'scan_unavailable' })
+  await expect(known.ask('verdict', nothing)).rejects.toMatchObject({ code: 'scan_unavailable' })
   await expect(known.database()).rejects.toThrow(message)
 })
 
@@ -111,7 +113,7 @@ test('one that has ended by itself is read again', async () => {
   await known.check()
   const [first] = file.opened
   if (first) first.ended = true
-  await expect(known.match(nothing)).rejects.toThrow('it has ended')
+  await expect(known.ask('verdict', nothing)).rejects.toThrow('it has ended')
   await known.check()
   expect([await version(known), file.opened.length]).toEqual(['1', 2])
 })

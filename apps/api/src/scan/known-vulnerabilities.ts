@@ -1,8 +1,9 @@
 // known-vulnerabilities.ts: the operator's database as it is now. It is read again when its files change; until the new
 // state is whole, and where it cannot be used, the old one holds.
-import { Failure, Fault, type ImageVulnerability, type VulnerabilityDatabase } from '@berth/contracts'
+import { Failure, Fault, invariant, type VulnerabilityDatabase } from '@berth/contracts'
 import type { Clock, Logger } from '../tokens.js'
-import type { Matched, OpenDatabase } from './database.js'
+import type { Answers, KnownKind, Questions } from './questions.js'
+import type { ScanThread } from './scan-thread.js'
 
 /** How long a request waits for the first state to be read. */
 const FIRST_MS = 30_000
@@ -11,19 +12,14 @@ export interface DatabaseSource {
   /** Undefined: the operator has given none. */
   readonly path: string | undefined
   readonly signature: (path: string) => Promise<string | undefined>
-  readonly open: (path: string, signal: AbortSignal) => Promise<OpenDatabase>
+  readonly open: (path: string, signal: AbortSignal) => Promise<ScanThread>
   readonly clock: Clock
   readonly log: Logger
 }
 
-export interface Found {
-  readonly database: VulnerabilityDatabase
-  readonly vulnerabilities: readonly ImageVulnerability[]
-}
-
 interface State {
   readonly database: VulnerabilityDatabase
-  readonly open: OpenDatabase
+  readonly thread: ScanThread
 }
 
 export class KnownVulnerabilities {
@@ -52,7 +48,7 @@ export class KnownVulnerabilities {
     if (path === undefined || this.ending.signal.aborted) return
     try {
       const now = await signature(path)
-      const isLost = this.state?.open.ended === true
+      const isLost = this.state?.thread.ended === true
       if (now === this.signature && !isLost) return
       if (isLost) this.state = undefined
       this.signature = now
@@ -66,15 +62,18 @@ export class KnownVulnerabilities {
     }
   }
 
-  /** What is known of an image. @throws scan_unavailable where there is no database that can be used */
-  async match(image: Matched): Promise<Found> {
+  /** What is known of an image, and to which state of the database. @throws scan_unavailable where there is none */
+  async ask<K extends KnownKind>(
+    kind: K,
+    question: Questions[K],
+  ): Promise<{ readonly database: VulnerabilityDatabase; readonly answer: Answers[K] }> {
     for (;;) {
-      const { database, open } = await this.current()
+      const { database, thread } = await this.current()
       try {
-        return { database, vulnerabilities: await open.match(image) }
+        return { database, answer: await thread.ask(kind, question) }
       } catch (error) {
-        // Its thread may have ended because another state took its place.
-        if (this.state?.open === open) throw error
+        // It may have ended because another state took its place.
+        if (this.state === undefined || this.state.thread === thread) throw error
       }
     }
   }
@@ -87,7 +86,7 @@ export class KnownVulnerabilities {
   /** Ends what is being read, too. */
   close(): void {
     this.ending.abort()
-    this.state?.open.close()
+    this.state?.thread.close()
     this.state = undefined
     this.problem = 'the API ends'
   }
@@ -95,13 +94,14 @@ export class KnownVulnerabilities {
   private async read(path: string): Promise<void> {
     const { open, clock, log } = this.source
     const started = clock.now().getTime()
-    const opened = await open(path, this.ending.signal)
+    const thread = await open(path, this.ending.signal)
+    invariant(thread.facts, 'a thread that was given a database has one')
     const before = this.state
-    const { version, records, skipped } = opened.facts
+    const { version, records, skipped } = thread.facts
     const loadedAt = clock.now()
-    this.state = { open: opened, database: { version, records, loadedAt: loadedAt.toISOString() } }
+    this.state = { thread, database: { version, records, loadedAt: loadedAt.toISOString() } }
     log.info({ version, records, skipped, ms: loadedAt.getTime() - started }, 'vulnerabilities.loaded')
-    before?.open.close()
+    before?.thread.close()
   }
 
   private async current(): Promise<State> {

@@ -1,11 +1,13 @@
-// database.thread.ts: the thread of database.ts.
+// scan.thread.ts: the thread of scan-thread.ts.
 import { createHash, type Hash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { type MessagePort, parentPort, workerData } from 'node:worker_threads'
 import { Fault, MiB } from '@berth/contracts'
 import { JsonValues, keptOf, OsvRecord, Vulnerabilities } from '@berth/scan'
-import type { Answer, Matched } from './database.js'
+import { Answering } from './answering.js'
 import { filesOf } from './database-files.js'
+import type { Question } from './questions.js'
+import type { FromThread } from './scan-thread.js'
 
 /** Characters of one record; the largest of OSV's have some. */
 const MAX_RECORD = 16 * MiB
@@ -56,14 +58,24 @@ function jsonOf(text: string): unknown {
   }
 }
 
-async function serve(port: MessagePort, path: string): Promise<void> {
-  const say = (answer: Answer) => port.postMessage(answer)
+async function serve(port: MessagePort, path: string | null): Promise<void> {
+  const say = (message: FromThread) => port.postMessage(message)
   try {
-    const { vulnerabilities, version, skipped } = await loadDatabase(path)
-    port.on('message', ({ call, ...image }: Matched & { readonly call: number }) =>
-      say({ kind: 'matched', call, found: vulnerabilities.match(image) }),
-    )
-    say({ kind: 'loaded', facts: { version, records: vulnerabilities.records, skipped } })
+    const loaded = path === null ? null : await loadDatabase(path)
+    const answering = new Answering(loaded?.vulnerabilities)
+    port.on('message', ({ call, ...question }: Question & { readonly call: number }) => {
+      try {
+        say({ kind: 'answer', call, answer: answering.answer(question) })
+      } catch (error) {
+        say({ kind: 'unanswered', call, message: reasonOf(error) })
+      }
+    })
+    const facts = loaded && {
+      version: loaded.version,
+      records: loaded.vulnerabilities.records,
+      skipped: loaded.skipped,
+    }
+    say({ kind: 'ready', facts })
   } catch (error) {
     say({ kind: 'failed', message: reasonOf(error instanceof Fault ? error.cause : error) })
   }
@@ -71,4 +83,4 @@ async function serve(port: MessagePort, path: string): Promise<void> {
 
 const reasonOf = (error: unknown): string => (error instanceof Error ? error.message : String(error))
 
-if (parentPort && typeof workerData === 'string') void serve(parentPort, workerData)
+if (parentPort && workerData) void serve(parentPort, workerData.path)

@@ -3,8 +3,8 @@ import { mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync 
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeEach, expect, test } from '@jest/globals'
-import { loadDatabase } from './database.thread.js'
 import { signatureOf } from './database-files.js'
+import { loadDatabase } from './scan.thread.js'
 
 const root = mkdtempSync(join(tmpdir(), 'berth-osv-'))
 let count = 0
