@@ -19,7 +19,7 @@ import {
   type Instruction,
   parseTriggers,
 } from './dockerfile.js'
-import { type Command, type CommandLine, heredocWord } from './dockerfile-commands.js'
+import type { Command, CommandLine } from './dockerfile-commands.js'
 import { invalidDockerfile, type Place } from './dockerfile-error.js'
 import { type Mount, mountValues } from './dockerfile-mounts.js'
 import {
@@ -32,6 +32,7 @@ import {
   quoted,
   refusedRemote,
   resolved,
+  withHeredocs,
 } from './instruction-values.js'
 import type { ContainerConfig } from './manifest.js'
 import { type Budget, processWord, type WordOptions } from './shell-words.js'
@@ -447,18 +448,3 @@ type OpBody = BuildOp extends infer Op
   : never
 
 const names = (of: readonly string[]) => Object.fromEntries(of.map((name) => [name, {}]))
-/** What a shell is given of a RUN with heredocs. */
-function withHeredocs(line: CommandLine, at: Instruction): { line: CommandLine; script: RunOp['script'] } {
-  const [first] = at.heredocs
-  if ('words' in line || !first) return { line, script: null }
-  // Nothing but a heredoc: its content is the command, or the script.
-  if (heredocWord(line.shell)) {
-    if (!first.content.startsWith('#!')) return { line: { shell: first.content }, script: null }
-    if (first.name.includes('/') || first.name === '.' || first.name === '..')
-      throw invalidDockerfile(`the heredoc ${JSON.stringify(first.name)} is no name of a script`, at)
-    const path = `/dev/pipes/${first.name}`
-    return { line: { shell: path }, script: { path, data: first.content } }
-  }
-  const shell = [line.shell, ...at.heredocs.map(({ written, name }) => `${written}${name}`)].join('\n')
-  return { line: { shell }, script: null }
-}

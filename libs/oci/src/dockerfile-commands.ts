@@ -2,7 +2,7 @@
 // frontend/dockerfile/instructions has it. All that can be refused without knowing a value is refused here.
 import { didYouMean, invalidDockerfile, type Place } from './dockerfile-error.js'
 import { type Mount, parseMount } from './dockerfile-mounts.js'
-import { Budget, processWord } from './shell-words.js'
+import { heredocWord, quotedWords } from './shell-words.js'
 
 export type Keyword = (typeof keywords)[number]
 export const keywords = [
@@ -392,51 +392,4 @@ function triggerOf(written: Written): string {
   if (keyword === 'FROM' || keyword === 'MAINTAINER')
     throw invalidDockerfile(`${keyword} is not allowed as a trigger`, written)
   return [trigger, ...written.heredocs.map(({ written, name }) => `${written}${name}`)].join('\n')
-}
-
-/** Words with their quotes and escapes, which go when variables are substituted. */
-export function quotedWords(text: string, escapeCharacter: '\\' | '`'): string[] {
-  const words: string[] = []
-  let word = ''
-  let quote = ''
-  let begun = false
-  const characters = [...text]
-  for (let i = 0; i < characters.length; i++) {
-    const c = characters[i] ?? ''
-    if (quote === '' && /\s/.test(c)) {
-      if (begun) words.push(word)
-      word = ''
-      begun = false
-      continue
-    }
-    // An escape at the end is left out.
-    if (c === escapeCharacter && quote !== "'") {
-      const next = characters[++i]
-      if (next !== undefined) {
-        word += c + next
-        begun = true
-      }
-      continue
-    }
-    if (quote === '' && (c === '"' || c === "'")) quote = c
-    else if (c === quote) quote = ''
-    word += c
-    begun = true
-  }
-  if (begun) words.push(word)
-  return words
-}
-
-const heredocStart = /^\d*<<(-?)([^<]+)$/
-
-/** The heredoc that a word begins, without content. @throws Failure dockerfile_invalid for quotes that do not end */
-export function heredocWord(word: string): { name: string; expand: boolean; chomp: boolean } | undefined {
-  const [, dash, rest = ''] = heredocStart.exec(word) ?? []
-  if (dash === undefined) return undefined
-  const { words } = processWord(rest, new Map(), { escape: '\\', keepUnset: true, budget: new Budget() })
-  const [name] = words
-  if (name === undefined || words.length > 1) return undefined
-  // Quoted in any part of it is quoted.
-  const quotes = (text: string) => text.replace(/[^'"]/g, '').length
-  return { name, expand: quotes(name) === quotes(rest), chomp: dash === '-' }
 }

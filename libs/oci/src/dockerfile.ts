@@ -2,17 +2,9 @@
 // (moby/buildkit, frontend/dockerfile/parser): directives, comments, continued lines, heredocs, flags, JSON forms.
 // What an instruction means is decided in build-plan.ts and build-stage.ts.
 import { Failure, MAX_DOCKERFILE_BYTES } from '@berth/contracts'
-import {
-  type Command,
-  commandOf,
-  type Heredoc,
-  heredocWord,
-  type Keyword,
-  keywords,
-  type Written,
-} from './dockerfile-commands.js'
+import { type Command, commandOf, type Heredoc, type Keyword, keywords, type Written } from './dockerfile-commands.js'
 import { didYouMean, invalidDockerfile, type Place } from './dockerfile-error.js'
-import { Budget, processWord } from './shell-words.js'
+import { Budget, heredocWord, processWord } from './shell-words.js'
 
 /** Most instructions in a Dockerfile. */
 const MAX_INSTRUCTIONS = 1000

@@ -1,7 +1,9 @@
 // instruction-values.ts: what words of instructions mean, and how history tells of them.
-import type { HealthTest } from './dockerfile-commands.js'
+import type { RunOp } from './build-plan.js'
+import type { CommandLine, HealthTest, Written } from './dockerfile-commands.js'
 import { invalidDockerfile, type Place } from './dockerfile-error.js'
 import { clean } from './dockerignore.js'
+import { heredocWord } from './shell-words.js'
 
 /** Most ports that a stage exposes. */
 export const MAX_PORTS = 16_384
@@ -66,3 +68,19 @@ export const refusedRemote = (source: string, add: boolean) =>
 export const isMode = (mode: string) =>
   mode.length <= 256 &&
   (/^0*[0-7]{1,4}$/.test(mode) || /^[ugoa]*([-+=]([rwxXst]+|[ugo])?)+(,[ugoa]*([-+=]([rwxXst]+|[ugo])?)+)*$/.test(mode))
+
+/** What a shell is given of a RUN with heredocs. */
+export function withHeredocs(line: CommandLine, at: Written): { line: CommandLine; script: RunOp['script'] } {
+  const [first] = at.heredocs
+  if ('words' in line || !first) return { line, script: null }
+  // Nothing but a heredoc: its content is the command, or the script.
+  if (heredocWord(line.shell)) {
+    if (!first.content.startsWith('#!')) return { line: { shell: first.content }, script: null }
+    if (first.name.includes('/') || first.name === '.' || first.name === '..')
+      throw invalidDockerfile(`the heredoc ${JSON.stringify(first.name)} is no name of a script`, at)
+    const path = `/dev/pipes/${first.name}`
+    return { line: { shell: path }, script: { path, data: first.content } }
+  }
+  const shell = [line.shell, ...at.heredocs.map(({ written, name }) => `${written}${name}`)].join('\n')
+  return { line: { shell }, script: null }
+}

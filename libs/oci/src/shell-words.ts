@@ -326,3 +326,50 @@ class Lexer {
 const notNewline = (character: string) => character !== '\n'
 const star: GlobPart = { kind: 'many', wild: notNewline }
 const one: GlobPart = { kind: 'one', wild: notNewline }
+
+/** Words with their quotes and escapes, which go when variables are substituted. */
+export function quotedWords(text: string, escapeCharacter: '\\' | '`'): string[] {
+  const words: string[] = []
+  let word = ''
+  let quote = ''
+  let begun = false
+  const characters = [...text]
+  for (let i = 0; i < characters.length; i++) {
+    const c = characters[i] ?? ''
+    if (quote === '' && /\s/.test(c)) {
+      if (begun) words.push(word)
+      word = ''
+      begun = false
+      continue
+    }
+    // An escape at the end is left out.
+    if (c === escapeCharacter && quote !== "'") {
+      const next = characters[++i]
+      if (next !== undefined) {
+        word += c + next
+        begun = true
+      }
+      continue
+    }
+    if (quote === '' && (c === '"' || c === "'")) quote = c
+    else if (c === quote) quote = ''
+    word += c
+    begun = true
+  }
+  if (begun) words.push(word)
+  return words
+}
+
+const heredocStart = /^\d*<<(-?)([^<]+)$/
+
+/** The heredoc that a word begins, without content. @throws Failure dockerfile_invalid for quotes that do not end */
+export function heredocWord(word: string): { name: string; expand: boolean; chomp: boolean } | undefined {
+  const [, dash, rest = ''] = heredocStart.exec(word) ?? []
+  if (dash === undefined) return undefined
+  const { words } = processWord(rest, new Map(), { escape: '\\', keepUnset: true, budget: new Budget() })
+  const [name] = words
+  if (name === undefined || words.length > 1) return undefined
+  // Quoted in any part of it is quoted.
+  const quotes = (text: string) => text.replace(/[^'"]/g, '').length
+  return { name, expand: quotes(name) === quotes(rest), chomp: dash === '-' }
+}
