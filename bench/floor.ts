@@ -144,7 +144,7 @@ interface Named {
 }
 
 /** Blob paths of an image's layers, lowest first. */
-function layersOf(layout: string, reference: string): string[] {
+export function layersOf(layout: string, reference: string): string[] {
   const blob = (digest: string) => join(layout, 'blobs', ...digest.split(':'))
   const index: { manifests: Named[] } = JSON.parse(readFileSync(join(layout, 'index.json'), 'utf8'))
   const found = index.manifests.find((m) => m.annotations?.['org.opencontainers.image.ref.name'] === reference)

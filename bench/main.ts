@@ -9,6 +9,7 @@ import { cpus, release, totalmem } from 'node:os'
 import { resolve } from 'node:path'
 import { ignore } from '@berth/contracts'
 import { batch } from './batch.js'
+import { builds } from './builds.js'
 import { withSections } from './document.js'
 import { execs } from './execs.js'
 import { files } from './files.js'
@@ -18,8 +19,9 @@ import { jobs } from './jobs.js'
 import { sandboxes } from './sandboxes.js'
 import { type Section, say } from './section.js'
 import { terminals } from './terminals.js'
+import { transfers } from './transfers.js'
 
-const sections: readonly Section[] = [jobs, batch, sandboxes, execs, terminals, files, idle]
+const sections: readonly Section[] = [jobs, batch, sandboxes, execs, terminals, files, transfers, builds, idle]
 
 const file = resolve(import.meta.dirname, '../../docs/benchmarks.md')
 const names = sections.map(({ name }) => name)

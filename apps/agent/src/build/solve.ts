@@ -269,8 +269,9 @@ class Solver {
     const began = performance.now()
     try {
       const made = await placed(op.line, op.name, () => this.#make(stage, op, vertex))
-      if (made.kind === 'cached') this.#tell({ step: 'cached', vertex })
-      else this.#end(vertex, began, made, op.kind === 'run' ? 0 : null)
+      // A directory that is there already is as good as made before.
+      if (made.kind === 'made') this.#end(vertex, began, made.step.layer, op.kind === 'run' ? 0 : null)
+      else this.#tell({ step: 'cached', vertex })
       return grown(stage, op, made)
     } catch (error) {
       this.#failed(vertex, began, error)
@@ -423,13 +424,8 @@ class Solver {
     return vertex
   }
 
-  #end(vertex: number, began: number, made: Exclude<Made, { kind: 'cached' }>, exitCode: number | null): void {
-    const layer = made.kind === 'made' ? made.step.layer : undefined
-    this.#tell({
-      ...ended(vertex, began),
-      exitCode,
-      layer: layer ? { diffId: layer.diffId, bytes: layer.unpackedBytes } : null,
-    })
+  #end(vertex: number, began: number, { diffId, unpackedBytes }: ImageLayer, exitCode: number | null): void {
+    this.#tell({ ...ended(vertex, began), exitCode, layer: { diffId, bytes: unpackedBytes } })
   }
 
   #failed(vertex: number, began: number, error: unknown): void {

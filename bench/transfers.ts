@@ -1,0 +1,107 @@
+// transfers.ts: an archive of an image to a root that can be run, beside skopeo and umoci. A pull is the same behind another
+// way there, to a registry that the operator would have to list.
+import { createHash, randomBytes } from 'node:crypto'
+import { createReadStream, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { createGunzip } from 'node:zlib'
+import { loadImages, removeImage } from '@berth/contracts'
+import { expectSuccess, run } from '@berth/host'
+import { Client } from '@berth/sdk'
+import { layersOf } from './floor.js'
+import { percentiles, timed } from './load.js'
+import { openPeers, type Peers } from './peers.js'
+import { one, type Section, say, table } from './section.js'
+
+const ROUNDS = 5
+const MIB = 1024 ** 2
+
+export const transfers: Section = {
+  name: 'transfers',
+  title: 'Images: archive to root file system',
+  async measure(at) {
+    const client = new Client({ url: at.url, apiKey: await at.tenant({}) })
+    const peers = await openPeers(at.dataDir)
+    const root = join(peers.directory, 'rootfs')
+    const [berth, others]: [number[], number[]] = [[], []]
+    let bytes = 0
+    try {
+      mkdirSync(root)
+      for (const layer of layersOf(at.imagesDir, 'python:latest'))
+        await tar('-xpf', layer, '-C', root, '--numeric-owner')
+      for (let round = 0; round < ROUNDS; round++) {
+        const archive = await archiveOf(root, join(peers.directory, 'layout'))
+        bytes = statSync(archive).size
+        others.push(await timed(() => unpackBy(peers, archive)))
+        let image = ''
+        berth.push(await timed(async () => (image = await loadBy(client, archive))))
+        await client.call(removeImage, { params: { image } })
+        say(`round ${round + 1} of ${ROUNDS}`)
+      }
+    } finally {
+      peers.close()
+      await client.close()
+    }
+    const [mine, other] = [percentiles(berth).p50, percentiles(others).p50]
+    const row = [one(bytes / MIB), one(mine), one(other), `${(mine / other).toFixed(2)}x`]
+    return `${explained}\n\n${table(['MiB', 'Berth p50', 'skopeo, umoci p50', '÷ skopeo, umoci'], [row])}`
+  },
+}
+
+const explained = `An archive of an OCI layout with one layer (the base image \`python\`, gzip) that the node has never seen:
+\`POST /v1/images/load?wait=done\`, after which jobs can start from it. Beside it, in turn, \`skopeo copy\` to a layout and \`umoci
+unpack\` of that; they sync nothing to the disk, which Berth does. Milliseconds, median of ${ROUNDS}.`
+
+const tar = async (...args: string[]) => expectSuccess(await run(['tar', ...args], { timeoutMs: 300_000 }))
+
+/** An archive of an image that nobody has: a layout with one layer of all that is below `root`. */
+async function archiveOf(root: string, layout: string): Promise<string> {
+  rmSync(layout, { recursive: true, force: true })
+  const blobs = join(layout, 'blobs/sha256')
+  mkdirSync(blobs, { recursive: true })
+  writeFileSync(join(root, 'round'), randomBytes(32))
+  const layer = join(layout, 'layer')
+  await tar('-C', root, '--numeric-owner', '--use-compress-program=gzip -1', '-cf', layer, '.')
+  const unpacked = createHash('sha256')
+  for await (const chunk of createReadStream(layer).pipe(createGunzip())) unpacked.update(chunk)
+  const put = (bytes: Buffer, mediaType: string) => {
+    const digest = createHash('sha256').update(bytes).digest('hex')
+    writeFileSync(join(blobs, digest), bytes)
+    return { mediaType, digest: `sha256:${digest}`, size: bytes.length }
+  }
+  const oci = (what: string) => `application/vnd.oci.image.${what}`
+  const json = (value: object, mediaType: string) => put(Buffer.from(JSON.stringify(value)), mediaType)
+  const config = json(
+    {
+      ...{ architecture: process.arch === 'x64' ? 'amd64' : process.arch, os: 'linux', config: {} },
+      rootfs: { type: 'layers', diff_ids: [`sha256:${unpacked.digest('hex')}`] },
+    },
+    oci('config.v1+json'),
+  )
+  const layers = [put(readFileSync(layer), oci('layer.v1.tar+gzip'))]
+  rmSync(layer)
+  const manifest = json({ schemaVersion: 2, config, layers }, oci('manifest.v1+json'))
+  const annotations = { 'org.opencontainers.image.ref.name': 'latest' }
+  writeFileSync(join(layout, 'oci-layout'), JSON.stringify({ imageLayoutVersion: '1.0.0' }))
+  writeFileSync(
+    join(layout, 'index.json'),
+    JSON.stringify({ schemaVersion: 2, manifests: [{ ...manifest, annotations }] }),
+  )
+  const archive = `${layout}.tar`
+  await tar('-C', layout, '-cf', archive, '.')
+  return archive
+}
+
+async function unpackBy(peers: Peers, archive: string): Promise<void> {
+  const copy = join(peers.directory, 'copy')
+  const bundle = join(peers.directory, 'bundle')
+  for (const directory of [copy, bundle]) rmSync(directory, { recursive: true, force: true })
+  await peers.skopeo('copy', `oci-archive:${archive}:latest`, `oci:${copy}:latest`)
+  await peers.umoci('unpack', '--image', `${copy}:latest`, bundle)
+}
+
+async function loadBy(client: Client, archive: string): Promise<string> {
+  const done = await client.send(loadImages, { query: { wait: 'done' } }, createReadStream(archive))
+  const [image] = done?.images ?? []
+  if (!image) throw new Error('nothing was loaded')
+  return image.digest
+}
