@@ -114,7 +114,8 @@ class Solver {
   readonly #images = new Map<string, Promise<Stage>>()
   readonly #roots = new Map<Stage, Root>()
   readonly #context: Root
-  readonly #turns: Turns
+  /** Of commands, and of all else that is made: that is the node's work, and does not wait for what a command waits for. */
+  readonly #turns: { readonly commands: Turns; readonly copies: Turns }
   readonly #budget: Budget
   readonly #patterns: Patterns
   readonly #mounts: MountParts
@@ -128,7 +129,7 @@ class Solver {
     this.#solving = solving
     const { build, context, signal } = solving
     this.#context = contextRoot(this.#rootParts, context)
-    this.#turns = new Turns(build.parallel)
+    this.#turns = { commands: new Turns(build.parallel), copies: new Turns(build.parallel) }
     // What is in no image in the end is cache.
     this.#budget = new Budget(build.maxBytes + build.cacheBytes)
     const secrets = new Map(Object.entries(build.secrets).map(([id, text]) => [id, Buffer.from(text, 'base64')]))
@@ -300,7 +301,7 @@ class Solver {
     return this.#layered(key, op, async (limits) => {
       const made = await workdirLayer(tree, op.path, owner, { newestMs: this.#newestMs, signal: limits.signal })
       invariant(made, 'the directory was not there')
-      return addLayer(this.#parts.images, made.tar(), limits)
+      return this.#inTurn('copies', () => addLayer(this.#parts.images, made.tar(), limits))
     })
   }
 
@@ -321,8 +322,11 @@ class Solver {
       ...{ op, newestMs: this.#newestMs, signal },
     })
     // What is linked is the same whatever it is put on.
-    const key = this.#key('copy', link ? '' : onto, await copy.key, JSON.stringify(how))
-    const made = await this.#layered(key, op, (limits) => addLayer(this.#parts.images, copy.tar(), limits))
+    const content = await this.#inTurn('copies', () => copy.key)
+    const key = this.#key('copy', link ? '' : onto, content, JSON.stringify(how))
+    const made = await this.#layered(key, op, (limits) =>
+      this.#inTurn('copies', () => addLayer(this.#parts.images, copy.tar(), limits)),
+    )
     if (quick) await this.#parts.cache.put(this.#solving.build.tenantId, quick, made.step)
     return made
   }
@@ -332,7 +336,9 @@ class Solver {
     const what = [argv, config.Env ?? [], usedArgs, workingDir, user, network, script]
     const mounts = await mountsKey(this.#mounts, op.mounts)
     const key = this.#key('run', chainOf(stage.layers), JSON.stringify(what), ...mounts)
-    return this.#layered(key, op, (limits) => this.#inTurn(() => this.#command(stage, op, vertex, limits.maxBytes)))
+    return this.#layered(key, op, (limits) =>
+      this.#inTurn('commands', () => this.#command(stage, op, vertex, limits.maxBytes)),
+    )
   }
 
   async #command(stage: Stage, op: BuildOp & { kind: 'run' }, vertex: number, maxBytes: number): Promise<ImageLayer> {
@@ -400,12 +406,13 @@ class Solver {
     })
   }
 
-  async #inTurn<T>(work: () => Promise<T>): Promise<T> {
-    await this.#turns.take(this.#solving.signal)
+  async #inTurn<T>(of: 'commands' | 'copies', work: () => Promise<T>): Promise<T> {
+    const turns = this.#turns[of]
+    await turns.take(this.#solving.signal)
     try {
       return await work()
     } finally {
-      this.#turns.release()
+      turns.release()
     }
   }
 
