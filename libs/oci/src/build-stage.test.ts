@@ -494,6 +494,10 @@ test.each<[string, string]>([
   ],
   ['flags', `FROM a\nCOPY ${'--exclude=a '.repeat(70_000)}a /`],
   ['heredocs', `FROM a\nCOPY ${'<<E '.repeat(100_000)}/\n${'E\n'.repeat(100_000)}`],
+  [
+    'names of heredocs',
+    `FROM a\nCOPY ${Array.from({ length: 50_000 }, (_, i) => `<<E${i}`).join(' ')} /\n${Array.from({ length: 50_000 }, (_, i) => `E${i}`).join('\n')}`,
+  ],
   ['shifts', `FROM a\nRUN ${'<< x '.repeat(100_000)}\n${'RUN a\n'.repeat(50_000)}`],
   ['braces', `FROM a\nENV a=${'${'.repeat(400_000)}`],
   ['stages', `${'FROM a\nLABEL b=c\n'.repeat(200)}`],
@@ -506,6 +510,7 @@ test.each<[string, string]>([
     build(text)
   } catch (error) {
     expect(error).toBeInstanceOf(Failure)
+    expect(String(error).length).toBeLessThan(4000)
   }
 })
 

@@ -290,9 +290,10 @@ function copyOf(written: Written): Command {
     throw invalidDockerfile('at least two arguments are needed: what is copied, and where to', written)
   const sources: string[] = []
   const inline: Heredoc[] = []
+  const heredocs = new Map(written.heredocs.map((heredoc) => [heredoc.name, heredoc]))
   for (const word of words.slice(0, -1)) {
     const begun = heredocWord(word)
-    const heredoc = begun && written.heredocs.find(({ name }) => name === begun.name)
+    const heredoc = begun && heredocs.get(begun.name)
     if (heredoc) inline.push(heredoc)
     else sources.push(word)
   }

@@ -10,8 +10,10 @@ export interface Place {
 
 /** What is wrong with a Dockerfile, and where; without a place it is about the whole. */
 export function invalidDockerfile(message: string, at?: Place): Failure {
+  // What is quoted in it may be as long as the file.
+  const shown = message.length > 2000 ? `${message.slice(0, 2000)}…` : message
   const where = at ? `line ${at.line}${at.keyword === undefined ? '' : `, ${at.keyword}`}: ` : ''
-  return new Failure('dockerfile_invalid', where + message, {
+  return new Failure('dockerfile_invalid', where + shown, {
     line: at?.line ?? null,
     instruction: at?.text?.trimEnd().slice(0, 4096) ?? null,
   })

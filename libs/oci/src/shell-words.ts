@@ -6,7 +6,7 @@ import { type Glob, type GlobPart, matchEnd } from './glob.js'
 /** What evaluating a Dockerfile may cost in all: a few lines can ask for more than any memory holds. */
 export class Budget {
   private characters = 8 * 1024 * 1024
-  private steps = 50_000_000
+  private steps = 5_000_000
   private entries = 500_000
 
   /** @throws Failure dockerfile_invalid when it is used up */
