@@ -37,11 +37,13 @@ import { readHead } from './logs/store.js'
 import { Membership } from './membership.js'
 import { Reports } from './reports.js'
 import type { OciRuntime } from './runtime/oci-runtime.js'
+import { HeldSnapshots } from './sandbox/held-snapshots.js'
 import type { LiveSandbox } from './sandbox/live.js'
 import { clean, recover } from './sandbox/recovery.js'
 import { ResidentRecords } from './sandbox/resident-record.js'
 import { Residents } from './sandbox/residents.js'
 import type { RunnableImage, Surroundings } from './sandbox/sandbox.js'
+import { SnapshotImages } from './sandbox/snapshot-images.js'
 import { Supervisor } from './sandbox/supervisor.js'
 import { Turns } from './sandbox/turns.js'
 import { type OpenWorkshop, openWorkshop } from './sandbox/workshop.js'
@@ -104,8 +106,9 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const terminals = new Terminals(log)
   const logs = new SandboxLogs(log)
   const records = new ResidentRecords(config.BERTH_AGENT_DATA)
-  const residents = new Residents({ ...around, records, reports, companions: [logs, execs, terminals] })
-  const kept = await cacheMountNames(config.BERTH_AGENT_DATA)
+  const held = await HeldSnapshots.open(config.BERTH_AGENT_DATA, shop.pool)
+  const residents = new Residents({ ...around, records, held, reports, companions: [logs, execs, terminals] })
+  const kept = [...(await cacheMountNames(config.BERTH_AGENT_DATA)), ...held.layers()]
   await recover({ shop, journal, supervisor, records, residents, kept, log })
   const { starts } = around
   const builds = await Builds.open({ dataDirectory: config.BERTH_AGENT_DATA, shop, starts, images, log })
@@ -114,9 +117,11 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const certificate = await nodeCertificate(config.BERTH_AGENT_DATA)
   let membership: Membership | undefined
   const observation = { logs, shop, diff: join(config.BERTH_INIT_DIR, 'berth-diff') }
-  const inUse = () => new Set([...supervisor.layersInUse(), ...residents.layersInUse()])
+  const inUse = () => new Set([...supervisor.layersInUse(), ...residents.layersInUse(), ...held.layersInUse()])
   const imageParts = { images, bringing, inUse, scan, log }
-  const parts = { journal, supervisor, residents, execs, terminals, observation, images: imageParts, builds, log }
+  const snapshots = { held, images: new SnapshotImages({ residents, images, shop }) }
+  const handled = { journal, supervisor, residents, execs, terminals, observation, snapshots, builds, log }
+  const parts = { ...handled, images: imageParts }
   const handlers = streamHandlers(parts)
   const streams = await serve(config, { ...certificate, log, handlers, joined: () => membership?.joined })
   membership = new Membership({
@@ -144,6 +149,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const upkeep = everyNow(log, [
     { everyMs: 2_000, work: importImages },
     { everyMs: COLLECT_MS, work: async () => void (await images.collect(inUse())) },
+    { everyMs: COLLECT_MS, work: () => held.expire(Date.now()) },
     { everyMs: EXPIRY_MS, work: async () => void (await journal.expire(new Date())) },
     { everyMs: EXPIRY_MS, work: () => builds.cache.expire() },
   ])

@@ -13,8 +13,11 @@ import { type ImageParts, imagesHandler } from './images/images-handler.js'
 import type { Journal } from './journal.js'
 import { readOutput } from './logs/store.js'
 import { type ObservationParts, observationHandler } from './observation/observation-handler.js'
+import type { HeldSnapshots } from './sandbox/held-snapshots.js'
 import type { Residents } from './sandbox/residents.js'
 import { signalHandler } from './sandbox/signal-handler.js'
+import { snapshotHandler } from './sandbox/snapshot-handler.js'
+import type { SnapshotImages } from './sandbox/snapshot-images.js'
 import type { Supervisor } from './sandbox/supervisor.js'
 import { terminalHandler } from './terminals/terminal-handler.js'
 import type { Terminals } from './terminals/terminals.js'
@@ -27,6 +30,7 @@ export interface StreamParts {
   readonly terminals: Terminals
   readonly observation: Omit<ObservationParts, 'find'>
   readonly images: ImageParts
+  readonly snapshots: { readonly images: SnapshotImages; readonly held: HeldSnapshots }
   readonly builds: Builds
   readonly log: Logger
 }
@@ -51,6 +55,7 @@ export function streamHandlers(parts: StreamParts): Pick<ServeOptions, 'output' 
       files: filesHandler(new Files({ lease: (id) => residents.lease(id), log })),
       signal: signalHandler(residents),
       observation: observationHandler({ find: (id) => residents.find(id), ...observation }),
+      snapshot: snapshotHandler({ residents, ...parts.snapshots, taking: parts.images }),
     },
     node: { images: imagesHandler(parts.images), builds: buildHandler(parts.builds) },
   }

@@ -52,6 +52,8 @@ import { SandboxSignals } from './sandboxes/sandbox-signals.js'
 import { SandboxWaits } from './sandboxes/sandbox-waits.js'
 import { SandboxesController } from './sandboxes/sandboxes.controller.js'
 import { SandboxesService } from './sandboxes/sandboxes.service.js'
+import { SnapshotsController } from './sandboxes/snapshots.controller.js'
+import { SnapshotsService } from './sandboxes/snapshots.service.js'
 import { TerminalDoors } from './sandboxes/terminal-doors.js'
 import { TerminalsController } from './sandboxes/terminals.controller.js'
 import { TerminalsService } from './sandboxes/terminals.service.js'
@@ -120,6 +122,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
     controllers: [
       JobsController,
       SandboxesController,
+      SnapshotsController,
       ObservationController,
       ExecsController,
       TerminalsController,
@@ -152,6 +155,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ...[Watch, SandboxCalls],
       ...[
         SandboxesService,
+        SnapshotsService,
         SandboxWaits,
         SandboxSignals,
         ExecsService,

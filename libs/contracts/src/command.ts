@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { AttemptId, JobId, NodeId, SandboxId, TenantId } from './ids.js'
+import { AttemptId, JobId, NodeId, SandboxId, SnapshotId, TenantId } from './ids.js'
 import { ImageDigest } from './image-node.js'
 import { JobSpec } from './job.js'
 import { SandboxDesired, SandboxReasonCode, SandboxSpec } from './sandbox.js'
@@ -70,6 +70,9 @@ export const ApplySandbox = z.object({
   tenantTerminals: z.number().int().min(0).describe('How many terminals the tenant may have open on this node'),
   image: ImageDigest.optional().describe(
     'What the image of the spec was resolved to, for this tenant. Without it the node looks among its base images only',
+  ),
+  snapshot: SnapshotId.optional().describe(
+    'Kept by the node: the files that it begins with, and the image that they are on',
   ),
   spec: SandboxSpec,
   desired: SandboxDesired,

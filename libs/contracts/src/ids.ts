@@ -18,6 +18,7 @@ export const prefixes = {
   terminal: 'trm',
   share: 'shr',
   build: 'bld',
+  snapshot: 'snp',
   request: 'req',
 } as const
 
@@ -48,6 +49,9 @@ export const SandboxId = idSchema('sandbox', 'SandboxId')
 export type SandboxId = z.infer<typeof SandboxId>
 export const ShareId = idSchema('share', 'ShareId')
 export type ShareId = z.infer<typeof ShareId>
+
+export const SnapshotId = idSchema('snapshot', 'SnapshotId')
+export type SnapshotId = z.infer<typeof SnapshotId>
 
 export const BuildId = idSchema('build', 'BuildId')
 export type BuildId = z.infer<typeof BuildId>

@@ -5,7 +5,7 @@ import { Flag, Page, pageOf, route, Time } from './route.js'
 import { DAY, DurationMs } from './units.js'
 
 /** A name as users write it; the service that takes it says what is wrong with one that is none. */
-const Reference = z
+export const Reference = z
   .string()
   .min(1)
   .max(512)
@@ -83,6 +83,8 @@ const wait = {
     .describe('Answer 201 with JSON when it is done, instead of a stream of what happens'),
 }
 const taking = ['quota_exceeded', 'image_invalid', 'platform_unsupported', 'no_capacity', 'node_unreachable'] as const
+/** What routes have in common that take an image in. */
+export const imageProgress = { reply: progress, wait, taking } as const
 const talking = ['registry_denied', 'registry_unreachable', 'policy_forbidden'] as const
 
 export const listImages = route({

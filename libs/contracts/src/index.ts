@@ -10,6 +10,7 @@ import * as observation from './observation.js'
 import type { Route } from './route.js'
 import * as sandbox from './sandbox.js'
 import * as session from './session.js'
+import * as snapshot from './snapshot.js'
 import * as tenant from './tenant.js'
 import * as terminal from './terminal.js'
 
@@ -35,6 +36,7 @@ export * from './request.js'
 export * from './route.js'
 export * from './sandbox.js'
 export * from './session.js'
+export * from './snapshot.js'
 export * from './tenant.js'
 export * from './terminal.js'
 export * from './units.js'
@@ -46,6 +48,7 @@ const isRoute = (value: unknown): value is Route =>
 export const routes: readonly Route[] = [
   job,
   sandbox,
+  snapshot,
   exec,
   terminal,
   file,

@@ -320,6 +320,7 @@ export const Sandbox = z.object({
   spec: sandboxFields.omit({ name: true, labels: true }),
   nodeId: NodeId.nullable(),
   placedBecause: z.string().describe('Why this node was chosen'),
+  forkedFrom: SandboxId.nullable().describe('The sandbox whose files it began with'),
   run: z.number().int().describe('Starts by request so far'),
   restarts: z.number().int().describe('Starts by policy since the last one by request'),
   lastEnd: SandboxEnd.nullable(),

@@ -16,6 +16,7 @@ import type {
   SandboxReason,
   SandboxSpec,
   SandboxState,
+  SnapshotId,
   TenantId,
 } from '@berth/contracts'
 import { type Cost, type SandboxUse, toMillis } from './quota.js'
@@ -27,6 +28,12 @@ export type SandboxStop = ApplySandbox['stop']
 /** The spec but for name and labels, which change on their own. */
 export type StoredSandboxSpec = Omit<SandboxSpec, 'name' | 'labels'>
 
+export interface SandboxOrigin {
+  readonly sandbox: SandboxId
+  /** Kept by the node until it has made all that begin with it. */
+  readonly snapshot: SnapshotId
+}
+
 export interface SandboxRecord {
   readonly id: SandboxId
   readonly tenantId: TenantId
@@ -35,6 +42,8 @@ export interface SandboxRecord {
   readonly spec: StoredSandboxSpec
   /** What the image of the spec was resolved to; null: a base image, by its name. */
   readonly imageDigest: string | null
+  /** The files of another that it began with. */
+  readonly origin: SandboxOrigin | null
   readonly state: SandboxState
   /** What it was before its node fell silent. */
   readonly lostFrom: SandboxState | null
@@ -250,16 +259,17 @@ export function newSandbox(fields: {
   readonly tenantId: TenantId
   readonly spec: SandboxSpec
   readonly imageDigest?: string | null
+  readonly origin?: SandboxOrigin | null
   readonly start: boolean
   readonly by: string
   readonly nodeId: NodeId
   readonly placedBecause: string
   readonly now: Date
 }): SandboxRecord {
-  const { id, tenantId, imageDigest = null, start, by, nodeId, placedBecause, now } = fields
+  const { id, tenantId, imageDigest = null, origin = null, start, by, nodeId, placedBecause, now } = fields
   const { name = null, labels, ...spec } = fields.spec
   return {
-    ...{ id, tenantId, name, labels, spec, imageDigest, nodeId, placedBecause },
+    ...{ id, tenantId, name, labels, spec, imageDigest, origin, nodeId, placedBecause },
     state: 'creating',
     lostFrom: null,
     desired: start ? 'running' : 'stopped',
@@ -311,6 +321,7 @@ export const sandboxView = (record: SandboxRecord): Sandbox => ({
   spec: record.spec,
   nodeId: record.nodeId,
   placedBecause: record.placedBecause,
+  forkedFrom: record.origin?.sandbox ?? null,
   run: record.run,
   restarts: record.restarts,
   lastEnd: record.lastEnd,

@@ -8,7 +8,7 @@
 import { AttemptId, NodeId, OutputStream, SandboxId } from '@berth/contracts'
 
 /** What may be done with a sandbox by a request to its node, closed. */
-export const sandboxActions = ['execs', 'terminals', 'files', 'observation', 'signal'] as const
+export const sandboxActions = ['execs', 'terminals', 'files', 'observation', 'signal', 'snapshot'] as const
 export type SandboxAction = (typeof sandboxActions)[number]
 /** What may be asked of a node itself, closed. */
 export const nodeActions = ['images', 'builds'] as const

@@ -52,7 +52,7 @@ import type {
   TerminalShare,
   Usage,
 } from '@berth/contracts'
-import type { ImageWanted, SandboxRequest } from '@berth/domain'
+import type { ImageWanted, SandboxOrigin, SandboxRequest } from '@berth/domain'
 import type { Builds } from './build-repository.js'
 import type { Images } from './image-repository.js'
 import type { PageOf, PageRequest } from './page.js'
@@ -335,6 +335,15 @@ export interface NewSandbox {
   readonly image?: ImageWanted
 }
 
+export interface SandboxFork {
+  readonly tenantId: TenantId
+  readonly origin: SandboxOrigin
+  readonly specs: readonly SandboxSpec[]
+  readonly start: boolean
+  /** Id of the key that asks. */
+  readonly by: string
+}
+
 export interface SandboxFilter {
   /** Deleted ones only where they are named here. */
   readonly state?: readonly SandboxState[] | undefined
@@ -365,6 +374,11 @@ export interface Sandboxes {
    * @throws name_taken, quota_exceeded (`QuotaExceeded`), no_capacity, tenant_suspended, tenant_not_found, image_not_found
    */
   create(asked: NewSandbox): Promise<ChangedSandbox>
+  /**
+   * Stores sandboxes that begin with the files of another, on its node: all of them or none.
+   * @throws sandbox_not_found, name_taken, quota_exceeded (`QuotaExceeded`), no_capacity, tenant_suspended
+   */
+  fork(asked: SandboxFork): Promise<readonly ChangedSandbox[]>
   /**
    * Changes what is wanted of it, and what it holds with that.
    * @throws sandbox_not_found, wrong_state, version_mismatch, name_taken, quota_exceeded, no_capacity, tenant_suspended

@@ -21,7 +21,7 @@ import {
   type TenantRow,
   updateColumns,
 } from './sandbox-rows.js'
-import { brokenConstraint, type Statement, type Store } from './store.js'
+import { brokenConstraint, type Session, type Statement, type Store } from './store.js'
 import { tenantNotFound } from './tenants.js'
 import { quotaColumns, quotaOf } from './views.js'
 
@@ -153,7 +153,7 @@ async function named<T>(name: string | null, work: Promise<T>): Promise<T> {
  * @throws name_taken, quota_exceeded, tenant_suspended, tenant_not_found
  */
 export async function insertStep(
-  store: Store,
+  store: Session,
   step: SandboxStep,
   imageEpoch: number | null,
 ): Promise<TenantRow | undefined> {

@@ -35,6 +35,7 @@ import type {
   PageRequest,
   Sandboxes,
   SandboxFilter,
+  SandboxFork,
 } from './repositories.js'
 import { changedBy, changeSandboxes, insertStep, noCapacity } from './sandbox-apply.js'
 import { expireSandboxes, openSandboxReconciler } from './sandbox-overdue.js'
@@ -168,6 +169,36 @@ async function create(store: Store, asked: NewSandbox): Promise<ChangedSandbox> 
   }
 }
 
+// Held to the end of the transaction: whoever deletes a sandbox, or an image, of the tenant comes before or after.
+const lockTenant: Statement = {
+  name: 'lock_tenant_usage',
+  text: 'SELECT tenant_id FROM tenant_usage WHERE tenant_id = $1 FOR UPDATE',
+}
+
+async function fork(store: Store, { tenantId, origin, specs, start, by }: SandboxFork) {
+  return storing(
+    store.transaction(async (session) => {
+      await session.rows(lockTenant, [tenantId])
+      const row = await readSandbox(session, tenantId, { id: origin.sandbox })
+      if (!row || row.deletedAt !== null) throw sandboxNotFound(origin.sandbox)
+      const { nodeId, imageDigest } = row
+      if (nodeId === null) throw new Failure('node_unreachable', `the node that held sandbox ${row.id} is no more`)
+      const placedBecause = `the files of sandbox ${row.id} are on it`
+      const changed: ChangedSandbox[] = []
+      for (const spec of specs) {
+        const [id, now] = [SandboxId.parse(store.ids.mint('sandbox')), store.clock.now()]
+        const made = newSandbox({ id, tenantId, spec, start, by, now, nodeId, placedBecause, imageDigest, origin })
+        const step = stepTo(undefined, made, now, { by })
+        // The source is on the image, so it is there.
+        const tenant = await insertStep(session, step, null)
+        if (!tenant) throw noCapacity(`node ${nodeId} has no room for ${specs.length} such sandboxes`, step.node)
+        changed.push(changedBy({ step, before: step.after, tenant }))
+      }
+      return changed
+    }),
+  )
+}
+
 function versionChecked(ref: string, version: number, expected: number | undefined): void {
   if (expected === undefined || expected === version) return
   const message = `sandbox ${ref} has version ${version} now, not ${expected}: get it and try again`
@@ -242,6 +273,7 @@ export function openSandboxes(store: Store): Sandboxes {
     get: (access, ref) => get(store, access, ref),
     list: (access, filter, page) => list(store, access, filter, page),
     create: (asked) => create(store, asked),
+    fork: (asked) => fork(store, asked),
     request: (access, ref, asked, options) => request(store, access, ref, asked, options),
     prune: (tenantId, filter, by) => prune(store, tenantId, filter, by),
     ends: (access, ref, limit) => ends(store, access, ref, limit),

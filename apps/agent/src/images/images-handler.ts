@@ -155,7 +155,11 @@ async function contents(
 }
 
 /** Answers with steps. What work that failed has left goes at once, but for blobs, which the next try finds. */
-async function told(call: RestCall, parts: ImageParts, work: (progress: Progress) => Promise<Done>): Promise<void> {
+export async function told(
+  call: RestCall,
+  parts: ImageParts,
+  work: (progress: Progress) => Promise<Done>,
+): Promise<void> {
   let worked = false
   const whole = async (progress: Progress) => {
     const done = await work(progress)

@@ -1,7 +1,8 @@
 // Layers that are made on the node: packed from a writable layer, taken in, and made an image of.
+import { spawnSync } from 'node:child_process'
 import { chmodSync, chownSync, lstatSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { Readable } from 'node:stream'
+import { PassThrough, Readable } from 'node:stream'
 import type { ImageLayer } from '@berth/contracts'
 import { afterAll, afterEach, beforeEach, expect, test } from '@jest/globals'
 import { pack as tarPack } from 'tar-stream'
@@ -115,9 +116,13 @@ test('nothing is left of a layer that is too large, refused, cut or given up', a
   outside.finalize()
   const add = (tar: Readable, signal = forever) => addLayer(store.images, tar, { signal })
   await expect(add(Readable.from(outside))).rejects.toMatchObject({ code: 'image_invalid' })
+  const tarOfMany = () => {
+    const { stdout } = spawnSync('tar', ['-c', '-C', upper, '.'])
+    return stdout
+  }
   const cut = Readable.from(
     (async function* () {
-      yield Buffer.alloc(512)
+      yield tarOfMany().subarray(0, 700)
       throw new Error('the source broke')
     })(),
   )
@@ -137,6 +142,13 @@ test('nothing is left of a layer that is too large, refused, cut or given up', a
   await expect(add(tar)).rejects.toMatchObject({ code: 'image_invalid', message: expect.stringMatching(/not of the/) })
   await expect(ended).rejects.toMatchObject({ code: 'image_invalid' })
   expect(store.inventory()).toEqual({ blobs: [], layers: [], partial: [], images: [], incoming: [] })
+})
+
+test('a tar that breaks off before it is read is that, and nothing else', async () => {
+  const broken = new PassThrough()
+  const adding = addLayer(store.images, broken, { signal: forever })
+  broken.destroy(new Error('early'))
+  await expect(adding).rejects.toThrow('early')
 })
 
 test('a packing that nobody reads ends', async () => {

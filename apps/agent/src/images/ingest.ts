@@ -2,7 +2,7 @@
 import { createHash, type Hash } from 'node:crypto'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
-import { type Readable, Transform, type Writable } from 'node:stream'
+import { Readable, Transform, type Writable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { createGzip, type Gzip } from 'node:zlib'
 import type { ImageLayer } from '@berth/contracts'
@@ -27,18 +27,47 @@ export async function addLayer(
   { maxBytes = layerLimits.maxBytes, signal }: { readonly maxBytes?: number; readonly signal: AbortSignal },
 ): Promise<ImageLayer> {
   const limits = { ...layerLimits, maxBytes: Math.min(maxBytes, layerLimits.maxBytes) }
+  const source = new Source(tar)
+  const make = async (directory: string, bounded: LayerLimits) => {
+    const feed = (into: Writable) =>
+      parted(source.readable(), into, join(directory, PACKED), images.content.room, tarAtMost(bounded), signal)
+    const { fed, bytes } = await unpackTar(images.program, join(directory, 'fs'), bounded, signal, false, feed)
+    return { ...fed, unpackedBytes: bytes }
+  }
   try {
-    const make = async (directory: string, bounded: LayerLimits) => {
-      const feed = (into: Writable) =>
-        parted(tar, into, join(directory, PACKED), images.content.room, tarAtMost(bounded), signal)
-      const { fed, bytes } = await unpackTar(images.program, join(directory, 'fs'), bounded, signal, false, feed)
-      return { ...fed, unpackedBytes: bytes }
-    }
     return await images.layers.add(limits, make, (diffId) => images.touch(diffId))
-  } catch (error) {
+  } catch (caught) {
+    signal.throwIfAborted()
+    // A tar that breaks off is no tar, which berth-layer would say of it.
+    const error = source.error ?? caught
     throw error instanceof LayerTooLarge && maxBytes < layerLimits.maxBytes ? tooMuch() : error
   } finally {
     tar.destroy()
+  }
+}
+
+/** A tar, and why it broke off. */
+class Source {
+  error: unknown
+
+  constructor(private readonly tar: Readable) {
+    // It may break off before it is read.
+    tar.once('error', (error) => {
+      this.error ??= error
+    })
+  }
+
+  readable(): Readable {
+    return Readable.from(this.chunks(), { objectMode: false })
+  }
+
+  private async *chunks(): AsyncGenerator<Buffer> {
+    try {
+      yield* this.tar
+    } catch (error) {
+      this.error = error
+      throw error
+    }
   }
 }
 

@@ -39,7 +39,7 @@ export interface Packing {
 /** The same directory is the same tar. Nobody may change it meanwhile unless it is packed with `lowers`. */
 export function packUpper(options: PackOptions): Packing {
   const tar = new PassThrough({ highWaterMark: 1024 * 1024 })
-  // It may fail before anybody reads it: who does so then is told.
+  // It may break off before anybody reads it, who is told then.
   tar.on('error', () => undefined)
   // Whoever reads it no more ends the work, and is told by `ended`.
   const unread = new AbortController()

@@ -26,6 +26,7 @@ import { OutputFile, readHead } from '../logs/store.js'
 import type { StreamName } from '../runtime/init-wire.js'
 import type { OutputSink, OutputSinks } from '../runtime/processes.js'
 import type { NodeClock } from './clocks.plan.js'
+import { HeldSnapshots } from './held-snapshots.js'
 import type { Companion, Lease, LiveSandbox } from './live.js'
 import { processRequest, sandboxConfinement } from './process.plan.js'
 import { clean, recover } from './recovery.js'
@@ -72,6 +73,7 @@ export class TestNode {
 
   supervisor!: Supervisor
   residents!: Residents
+  held!: HeldSnapshots
 
   static async open(options: NodeOptions): Promise<TestNode> {
     const log = options.log ?? createLogger({ name: 'agent', level: 'silent' })
@@ -95,13 +97,16 @@ export class TestNode {
       reports: { started: (report) => void node.started.push(report), finished: (id) => node.#finished(id) },
     })
     const records = new ResidentRecords(dataDirectory)
+    const held = await HeldSnapshots.open(dataDirectory, shop.pool)
+    node.held = held
     node.residents = new Residents({
       ...around,
       records,
+      held,
       companions: options.companions ?? [new Tape()],
       reports: { sandbox: (id) => setImmediate(() => node.#told(id)) },
     })
-    const kept = await cacheMountNames(dataDirectory)
+    const kept = [...(await cacheMountNames(dataDirectory)), ...held.layers()]
     await recover({ shop, journal, supervisor: node.supervisor, records, residents: node.residents, kept, log })
     return node
   }

@@ -31,7 +31,7 @@ const AcceptedSandbox = z.object({ command: ApplySandbox, acceptedAt: z.iso.date
 export type AcceptedSandbox = z.infer<typeof AcceptedSandbox>
 
 /** The image that its files are on: it stays the same for as long as the sandbox exists. */
-const PinnedImage = z.object({
+export const PinnedImage = z.object({
   reference: z.string(),
   digest: z.string(),
   layers: z.array(z.string()),

@@ -12,6 +12,7 @@ import { conclude } from './conclusion.plan.js'
 import { ContainerRun } from './container-run.js'
 import type { Ending } from './ending.plan.js'
 import { makeFiles, whyNoFiles } from './files-step.js'
+import type { HeldSnapshots } from './held-snapshots.js'
 import { Leases } from './leases.js'
 import { type LayerFill, LimitKeeper } from './limit-keeper.js'
 import type { Companion } from './live.js'
@@ -30,6 +31,8 @@ export interface ResidentContext {
   readonly around: Surroundings
   readonly records: ResidentRecords
   readonly companions: readonly Companion[]
+  /** Files that sandboxes begin with. */
+  readonly held: HeldSnapshots
   /** For containers that are only there for leases. */
   readonly hiddenPlaces: Turns
   /** There is something new to tell. @param urgent somebody may be waiting for it */
@@ -60,6 +63,8 @@ export class Resident {
   #ending: Ending | undefined
   #killed = false
   #activityToldAt = 0
+  /** Resolves when nobody holds it still. */
+  #stillness: Promise<unknown> = Promise.resolve()
   #unwanted = false
   #closed = false
 
@@ -136,6 +141,31 @@ export class Resident {
     else processes.signalAll(signal)
   }
 
+  /**
+   * Does `work` while nothing in it runs, unless `freeze` is false. The loop waits meanwhile, so it must be short. What is
+   * frozen by a request stays so. An agent that is killed in between is followed by one that thaws what is not written
+   * down as frozen (`recover`).
+   */
+  still<T>(freeze: boolean, work: () => Promise<T>): Promise<T> {
+    const turn = this.#stillness.then(() => this.#still(freeze, work))
+    this.#stillness = turn.catch(() => undefined)
+    return turn
+  }
+
+  async #still<T>(freeze: boolean, work: () => Promise<T>): Promise<T> {
+    const { cgroups } = this.#context.around.shop
+    const { phase, hidden } = this.#state
+    if (!freeze || phase !== 'up' || hidden) return work()
+    const { group } = this.live
+    try {
+      this.#log.debug({}, 'sandbox.still')
+      await cgroups.freeze(group)
+      return await work()
+    } finally {
+      cgroups.thaw(group)
+    }
+  }
+
   report() {
     return this.memory.report(this.#deadline())
   }
@@ -175,6 +205,7 @@ export class Resident {
   /** Lives until it is removed, or this agent process ends. */
   async run(): Promise<'removed' | 'left'> {
     while (!this.#closed) {
+      await this.#stillness
       const seen = this.#changes.version
       this.#take()
       const now = Date.now()
@@ -290,8 +321,9 @@ export class Resident {
     const preparing = new AbortController()
     this.#preparing = preparing
     const { command } = this.memory
+    const { around, held } = this.#context
     this.#operations.begin(() =>
-      makeFiles(this.#context.around, this.live, command, this.#named, this.#log, preparing.signal),
+      makeFiles({ ...around, held }, this.live, command, this.#named, this.#log, preparing.signal),
     )
   }
 

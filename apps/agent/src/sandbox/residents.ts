@@ -4,6 +4,7 @@
 
 import type { ApplySandbox, SandboxId, SandboxReport } from '@berth/contracts'
 import { Failure } from '@berth/contracts'
+import type { HeldSnapshots } from './held-snapshots.js'
 import type { Companion, Lease, LiveSandbox } from './live.js'
 import { Resident, type ResidentContext } from './resident.js'
 import { freshState, type ResidentRecord, type ResidentRecords } from './resident-record.js'
@@ -18,6 +19,8 @@ export interface SandboxReporting {
 
 export interface ResidentsOptions extends Surroundings {
   readonly records: ResidentRecords
+  /** Files that sandboxes begin with. */
+  readonly held: HeldSnapshots
   /** Attached in this order, detached in the reverse. */
   readonly companions: readonly Companion[]
   readonly reports: SandboxReporting
@@ -46,6 +49,7 @@ export class Residents {
     this.#context = {
       around: options,
       records: options.records,
+      held: options.held,
       companions: options.companions,
       hiddenPlaces: new Turns(MAX_HIDDEN),
       onChange: (resident, urgent) => {
@@ -110,6 +114,14 @@ export class Residents {
   /** Sends a signal to the main process of a sandbox. @throws Failure `sandbox_not_found`, `wrong_state` */
   signal(id: SandboxId, signal: number): void {
     this.#find(id).signal(signal)
+  }
+
+  /**
+   * Does `work` on the files of a sandbox while nothing in it runs, unless `freeze` is false; it goes on right after.
+   * @throws Failure `sandbox_not_found`; Fault where it cannot be frozen; what `work` throws
+   */
+  still<T>(id: SandboxId, freeze: boolean, work: () => Promise<T>): Promise<T> {
+    return this.#find(id).still(freeze, work)
   }
 
   /** Ends and deletes a sandbox that nobody wants any more, without a report. */

@@ -33,7 +33,7 @@ export interface SandboxImage {
 
 /** What the steps work with; one of each per agent. */
 export interface Workshop {
-  readonly pool: Pick<Pool, 'create' | 'remove' | 'path' | 'list' | 'resize' | 'usage' | 'fill'>
+  readonly pool: Pick<Pool, 'create' | 'clone' | 'remove' | 'path' | 'list' | 'resize' | 'usage' | 'fill'>
   readonly cgroups: Cgroups
   readonly cgroupVersion: 'v1' | 'v2'
   /** Group above all tenants, e.g. `berth`. */
@@ -201,15 +201,22 @@ function placeHostFiles(upper: string, layers: readonly string[], base: number, 
   // An upper directory hides the attributes of the one below it, so it gets the same.
   chownSync(etc, base + (found?.uid ?? 0), base + (found?.gid ?? 0))
   chmodSync(etc, (found?.mode ?? 0o755) & 0o7777)
-  const hosts = `127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t${hostname}\n`
-  for (const [name, text] of Object.entries({ hosts, hostname: `${hostname}\n`, 'resolv.conf': '' })) {
+  for (const [name, text] of Object.entries(hostFiles(hostname))) {
     const path = join(etc, name)
     writeFileSync(path, text, { flag: 'wx', mode: 0o644 })
     chownSync(path, base, base)
   }
 }
 
-function findEtc(layers: readonly string[]): Stats | undefined {
+/** What the node writes into /etc of a sandbox, by name. */
+export const hostFiles = (hostname: string): Readonly<Record<string, string>> => ({
+  hosts: `127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t${hostname}\n`,
+  hostname: `${hostname}\n`,
+  'resolv.conf': '',
+})
+
+/** /etc of an image. @param layers topmost first */
+export function findEtc(layers: readonly string[]): Stats | undefined {
   for (const directory of layers) {
     const found = lstatSync(join(directory, 'etc'), { throwIfNoEntry: false })
     if (found) return found

@@ -16,8 +16,7 @@ export class ImageNodes {
 
   /** What happens, step by step; the last one is `done` or `failed`. Leaving the loop ends it. @throws as `call` */
   steps(call: CallFor, nodeId: NodeId, request: NodeRequest): AsyncGenerator<ImageStep> {
-    const last = ({ step }: ImageStep) => step === 'done' || step === 'failed'
-    return this.nodes.values(call, nodeId, 'images', request, ImageStep, last)
+    return this.nodes.values(call, nodeId, 'images', request, ImageStep, isLastStep)
   }
 
   /** An image as the node holds it. @throws image_not_found and as `call` */
@@ -30,3 +29,5 @@ export class ImageNodes {
     return this.nodes.json(call, nodeId, 'images', { method: 'GET', rest: [digest, 'packages'] }, ImageContents)
   }
 }
+
+export const isLastStep = ({ step }: ImageStep): boolean => step === 'done' || step === 'failed'

@@ -1,5 +1,6 @@
-import type { Image } from '@berth/contracts'
+import type { Image, ImageProgress } from '@berth/contracts'
 import type { ImageRecord } from '@berth/persistence'
+import type { Telling } from '../http/progress.js'
 import { shortName } from './names.plan.js'
 
 /** An image as callers see it. */
@@ -9,3 +10,9 @@ export const imageView = ({ references, labels, addedAt, ...record }: ImageRecor
   labels: { ...labels },
   addedAt: addedAt?.toISOString() ?? null,
 })
+
+/** What streams of images are told by. */
+export const telling: Telling<ImageProgress, { images: Image[] }> = {
+  failed: ({ code, message }) => ({ step: 'failed', code, message }),
+  done: (step) => (step.step === 'done' ? { images: step.images } : undefined),
+}

@@ -4,8 +4,6 @@ import {
   getImageArchive,
   getImageHistory,
   getRegistry,
-  type Image,
-  type ImageProgress,
   importImage,
   listImages,
   listRegistries,
@@ -22,22 +20,18 @@ import {
 import { Controller } from '@nestjs/common'
 import { z } from 'zod'
 import { pageAnswer, pageRequest } from '../http/paging.js'
-import { progressOf, type Telling } from '../http/progress.js'
+import { progressOf } from '../http/progress.js'
 import { type Call, Route } from '../http/route.decorator.js'
 import { savedAs } from '../sandboxes/files.service.js'
 import { passOn } from '../streams/sandbox-calls.js'
 import { ownerSeen } from './image-names.js'
+import { telling } from './image-views.js'
 import { ImagesService } from './images.service.js'
 import { RegistriesService } from './registries.service.js'
 import { TransfersService } from './transfers.service.js'
 
 /** When an image was added, in milliseconds, and which one it is: see persistence. */
 const Position = z.string().regex(/^\d{1,15}\.sha256:[0-9a-f]{64}$/)
-
-const telling: Telling<ImageProgress, { images: Image[] }> = {
-  failed: ({ code, message }) => ({ step: 'failed', code, message }),
-  done: (step) => (step.step === 'done' ? { images: step.images } : undefined),
-}
 
 @Controller()
 export class ImagesController {

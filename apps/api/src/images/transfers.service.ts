@@ -22,7 +22,7 @@ import { ImageNodes } from './image-nodes.js'
 import { ImageSources } from './image-sources.service.js'
 import { imageView } from './image-views.js'
 import type { ImagesCall } from './images.service.js'
-import { inFull, nameOf, namesOf, shortName } from './names.plan.js'
+import { inFull, nameOf, namesOf, nameToGive, shortName } from './names.plan.js'
 import { RegistriesService } from './registries.service.js'
 import { Turns } from './turns.js'
 
@@ -32,18 +32,25 @@ export type Step = Exclude<ImageProgress, { readonly step: 'failed' }> | Failure
 /** Most bytes that a node is asked to take in where no quota says less. */
 const NO_LIMIT = 2 ** 50
 
-/** An operation that takes images in. */
-interface Taking {
-  /** The name that it is for, which may lead to something already. */
-  readonly reference: string | null
-  readonly request: (maxBytes: number) => Promise<NodeRequest> | NodeRequest
+/** What becomes of images that came. */
+interface Naming {
   /** Names in full of an image that came, by what the archive says of it. */
   readonly names: (told: readonly string[]) => readonly string[]
-  /** The node that is to take them; undefined: any. */
-  readonly on?: NodeId | undefined
   /** Registry and repository, where it comes from one. */
   readonly from?: string
 }
+
+/** An operation that takes images in. */
+interface Taking extends Naming {
+  /** The name that it is for, which may lead to something already. */
+  readonly reference: string | null
+  readonly request: (maxBytes: number) => Promise<NodeRequest> | NodeRequest
+  /** The node that is to take them; undefined: any. */
+  readonly on?: NodeId | undefined
+}
+
+/** Has a node begin. @param maxBytes what is left of the quota */
+type Beginning = (maxBytes: number) => Promise<{ readonly nodeId: NodeId; readonly steps: AsyncGenerator<ImageStep> }>
 
 @Injectable()
 export class TransfersService {
@@ -129,17 +136,35 @@ export class TransfersService {
     return this.nodes.call(call, nodeId, { method: 'GET', rest: ['archive'], query })
   }
 
-  private async *take(call: ImagesCall, taking: Taking): AsyncGenerator<Step> {
+  /**
+   * Has a node make an image of what it has, which then is the caller's.
+   * @param text its name; undefined: none
+   * @throws InvalidRequest for what is no name
+   */
+  make(call: ImagesCall, text: string | undefined, begin: Beginning): AsyncGenerator<Step> {
+    const names = text === undefined ? [] : [nameToGive(text, 'reference')]
+    return this.taken(call, begin, { names: () => names })
+  }
+
+  private take(call: ImagesCall, taking: Taking): AsyncGenerator<Step> {
+    const begin = async (maxBytes: number) => {
+      const request = await taking.request(maxBytes)
+      const nodeId = taking.on ?? (await this.taker(ownerOf(call.principal), taking.reference))
+      return { nodeId, steps: this.nodes.steps(call, nodeId, request) }
+    }
+    return this.taken(call, begin, taking)
+  }
+
+  private async *taken(call: ImagesCall, begin: Beginning, naming: Naming): AsyncGenerator<Step> {
     const { principal, signal } = call
     const owner = ownerOf(principal)
     const give = await this.turns.take(owner, signal)
     try {
       const { limit, used } = await this.database.images.use(owner)
-      const request = await taking.request(Math.max(0, Math.min(limit - used, NO_LIMIT)))
-      const nodeId = taking.on ?? (await this.taker(owner, taking.reference))
-      for await (const step of this.nodes.steps(call, nodeId, request)) {
+      const { nodeId, steps } = await begin(Math.max(0, Math.min(limit - used, NO_LIMIT)))
+      for await (const step of steps) {
         if (step.step !== 'done') yield told(step)
-        else yield { step: 'done', images: await this.keep(call, nodeId, step, taking) }
+        else yield { step: 'done', images: await this.keep(call, nodeId, step, naming) }
       }
     } finally {
       give()
@@ -150,7 +175,7 @@ export class TransfersService {
     { principal }: ImagesCall,
     nodeId: NodeId,
     done: ImageStep & { readonly step: 'done' },
-    { names, from }: Taking,
+    { names, from }: Naming,
   ): Promise<Image[]> {
     const images = done.images.map(({ image, references }) => ({
       ...{ image, references: names(references) },

@@ -11,7 +11,7 @@ import {
   type TenantId,
 } from '@berth/contracts'
 import { type SandboxRequest, type SandboxUpdate, updatedSpec } from '@berth/domain'
-import type { PageOf, PageRequest, SandboxFilter } from '@berth/persistence'
+import type { PageOf, PageRequest, SandboxFilter, SandboxFork } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import { z } from 'zod'
 import type { Config } from '../config.js'
@@ -95,6 +95,18 @@ export class SandboxesService {
       requireAllowed(this.policy, updatedSpec(spec, change))
     }
     return this.ask(principal, ref, { kind: 'update', ...change }, ifVersion)
+  }
+
+  /** @throws policy_forbidden */
+  check(spec: SandboxSpec): void {
+    requireAllowed(this.policy, spec)
+  }
+
+  /** @throws as `Sandboxes.fork` of persistence */
+  async fork(asked: SandboxFork): Promise<readonly Sandbox[]> {
+    const made = await this.database.sandboxes.fork(asked)
+    this.changes.follow(made)
+    return made.map(({ sandbox }) => sandbox)
   }
 
   async prune(

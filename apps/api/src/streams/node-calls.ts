@@ -81,7 +81,11 @@ export class NodeCalls {
     const { body } = await this.call(caller, nodeId, action, request)
     let text = ''
     for await (const line of linesOf(body)) text += line
-    return parsedAs(schema, text, `${request.method} ${action}/${request.rest.join('/')} of node ${nodeId}`)
+    return parsedAs(
+      schema,
+      text,
+      `the answer to ${request.method} ${action}/${request.rest.join('/')} of node ${nodeId}`,
+    )
   }
 
   /**
@@ -97,19 +101,32 @@ export class NodeCalls {
     last: (value: z.output<S>) => boolean,
   ): AsyncGenerator<z.output<S>> {
     const { body } = await this.call(caller, nodeId, action, request)
-    for await (const line of linesOf(body)) {
-      const value = parsedAs(schema, line, `${request.method} ${action}/${request.rest.join('/')} of node ${nodeId}`)
-      yield value
-      if (last(value)) return
-    }
-    throw new Failure('node_unreachable', `node ${nodeId} went away in the middle`)
+    yield* valuesIn(body, nodeId, schema, last)
   }
+}
+
+/**
+ * A node's answer, line by line, to the first of which `last` says that it is the last.
+ * @throws Failure node_unreachable where it ends before; Fault for a line of another shape
+ */
+export async function* valuesIn<S extends z.ZodType>(
+  body: Readable,
+  nodeId: NodeId,
+  schema: S,
+  last: (value: z.output<S>) => boolean,
+): AsyncGenerator<z.output<S>> {
+  for await (const line of linesOf(body)) {
+    const value = parsedAs(schema, line, `what node ${nodeId} does`)
+    yield value
+    if (last(value)) return
+  }
+  throw new Failure('node_unreachable', `node ${nodeId} went away in the middle`)
 }
 
 function parsedAs<S extends z.ZodType>(schema: S, text: string, asked: string): z.output<S> {
   const parsed = schema.safeParse(JSON.parse(text))
   if (parsed.success) return parsed.data
-  throw new Fault(`read the answer to ${asked}`, { cause: parsed.error })
+  throw new Fault(`read ${asked}`, { cause: parsed.error })
 }
 
 async function* linesOf(body: Readable): AsyncGenerator<string> {

@@ -1,0 +1,44 @@
+// snapshot-handler.ts: what the API may ask about copies of a sandbox's files; see snapshot.ts of libs/contracts. As with
+// images the request is the operation: when its caller goes it stops.
+import { Failure, HoldSnapshot, NodeCommit, SnapshotId } from '@berth/contracts'
+import type { SandboxHandler } from '@berth/node-rpc'
+import { type ImageParts, told } from '../images/images-handler.js'
+import type { HeldSnapshots } from './held-snapshots.js'
+import type { Residents } from './residents.js'
+import { imageOf, type SnapshotImages } from './snapshot-images.js'
+
+export interface SnapshotHandlerParts {
+  readonly residents: Pick<Residents, 'find' | 'still'>
+  readonly held: HeldSnapshots
+  readonly images: SnapshotImages
+  readonly taking: ImageParts
+}
+
+export const snapshotHandler = ({ residents, held, images, taking }: SnapshotHandlerParts): SandboxHandler => ({
+  async request(call) {
+    const asked = `${call.method} ${call.rest.slice(1).join('/')}`
+    if (asked === 'POST commit') {
+      const request = await call.json(NodeCommit)
+      return told(call, taking, async () => [
+        { image: await images.commit(call.sandboxId, request, call.signal), references: [] },
+      ])
+    }
+    if (asked === 'GET export')
+      return call.bytes(images.export(call.sandboxId, call.signal), {
+        headers: { 'content-type': 'application/x-tar' },
+      })
+    if (asked === 'POST hold') {
+      const wanted = await call.json(HoldSnapshot)
+      const live = residents.find(call.sandboxId)
+      await held.hold(live, imageOf(live), wanted, (work) => residents.still(live.id, wanted.pause, work))
+      return call.answer(204)
+    }
+    const [, word, id] = call.rest
+    const snapshot = SnapshotId.safeParse(id)
+    if (call.method === 'DELETE' && word === 'hold' && snapshot.success && call.rest.length === 3) {
+      await held.release(snapshot.data, call.sandboxId)
+      return call.answer(204)
+    }
+    throw new Failure('route_not_found', 'no such request about copies of files')
+  },
+})

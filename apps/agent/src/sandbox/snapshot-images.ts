@@ -1,0 +1,129 @@
+// snapshot-images.ts: what comes of a sandbox's files: an image (commit), a tar (export). A commit copies the writable layer,
+// which costs the same whatever is in it, while nothing in the sandbox runs, and packs the copy at its leisure: the sandbox
+// stands still for milliseconds, and what it costs besides is by what the sandbox has changed. A copy carries a name of its
+// own in the pool; one that a killed agent left is removed by the next as any other layer that nobody knows.
+import { lstatSync } from 'node:fs'
+import { join } from 'node:path'
+import type { Readable } from 'node:stream'
+import { Failure, type HeldImage, type ImageLayer, type NodeCommit, type TenantId } from '@berth/contracts'
+import { committedConfig, EMPTY_DIFF_ID, MAX_CONFIG_BYTES } from '@berth/oci'
+import type { Images } from '../images/images.js'
+import { addLayer } from '../images/ingest.js'
+import { packUpper } from '../images/pack.js'
+import type { LiveSandbox } from './live.js'
+import type { Residents } from './residents.js'
+import type { RunnableImage } from './sandbox.js'
+import { findEtc, hostFiles, type Workshop } from './steps.js'
+import { Turns } from './turns.js'
+
+export interface SnapshotParts {
+  readonly residents: Pick<Residents, 'find' | 'still'>
+  readonly images: Images
+  readonly shop: { readonly pool: Pick<Workshop['pool'], 'clone' | 'remove' | 'path'> }
+}
+
+/** What the node writes into every sandbox. */
+const placed = Object.keys(hostFiles('')).map((name) => `etc/${name}`)
+/** Where the runtime mounts something in every sandbox; it makes the directories that are missing. */
+const mountPoints = ['dev', 'proc', 'sys'] as const
+/** Layers that are packed at once: each takes what it gets of disk and CPU. */
+const COMMITS_AT_ONCE = 2
+/** Exports of one tenant: each has a process on the node, for as long as its reader takes. */
+const EXPORTS_OF_TENANT = 4
+
+export class SnapshotImages {
+  readonly #parts: SnapshotParts
+  readonly #commits = new Turns(COMMITS_AT_ONCE)
+  readonly #exports = new Map<TenantId, number>()
+  #serial = 0
+
+  constructor(parts: SnapshotParts) {
+    this.#parts = parts
+  }
+
+  /**
+   * Makes an image of a sandbox that runs, is paused or is stopped.
+   * @throws Failure wrong_state, image_not_found where the image that it is on is no more, image_invalid,
+   * quota_exceeded, no_capacity
+   */
+  async commit(id: LiveSandbox['id'], asked: NodeCommit, signal: AbortSignal): Promise<HeldImage> {
+    const live = this.#parts.residents.find(id)
+    const { ids, spec } = live
+    const image = imageOf(live)
+    const { images, shop } = this.#parts
+    const base = await images.get(image.digest)
+    await this.#commits.take(signal)
+    try {
+      const digests = base.image.layers.flatMap(({ digest, diffId }) => [digest, diffId])
+      return await images.needing([base.image.digest, base.manifest.digest, ...digests], async () => {
+        const copy = await this.#copy(id, spec.limits.diskBytes, asked.pause)
+        try {
+          const upper = join(copy.path, 'upper')
+          const { tar } = packUpper({
+            ...{ program: images.program, upper, ids, signal, without: placed, maxBytes: asked.maxBytes },
+            stubs: [...mountPoints, ...spec.tmpfs.map(({ path }) => path), ...untouchedEtc(upper, image, ids.base)],
+          })
+          const layer = await addLayer(images, tar, { maxBytes: asked.maxBytes, signal })
+          return await this.#assemble(base.image, layer, asked, signal)
+        } finally {
+          await shop.pool.remove(copy.id)
+        }
+      })
+    } finally {
+      this.#commits.release()
+    }
+  }
+
+  /** The whole root of a sandbox as it is, while it is read. @throws Failure wrong_state, rate_limited */
+  export(id: LiveSandbox['id'], signal: AbortSignal): Readable {
+    const live = this.#parts.residents.find(id)
+    const { tenantId, ids, upper } = live
+    const image = imageOf(live)
+    const open = this.#exports.get(tenantId) ?? 0
+    if (open >= EXPORTS_OF_TENANT)
+      throw new Failure('rate_limited', `${open} exports of the tenant are under way on this node, which is the most`)
+    this.#exports.set(tenantId, open + 1)
+    const { tar, ended } = packUpper({ program: this.#parts.images.program, upper, ids, lowers: image.layers, signal })
+    const over = () => {
+      const left = (this.#exports.get(tenantId) ?? 1) - 1
+      if (left > 0) this.#exports.set(tenantId, left)
+      else this.#exports.delete(tenantId)
+    }
+    // Whoever reads the tar is told by it.
+    ended.then(over, over)
+    return tar
+  }
+
+  async #copy(id: LiveSandbox['id'], limitBytes: number, pause: boolean) {
+    const copy = `copy_${process.pid}_${this.#serial++}`
+    const { residents, shop } = this.#parts
+    const path = await residents.still(id, pause, () => shop.pool.clone(id, copy, limitBytes))
+    return { id: copy, path }
+  }
+
+  async #assemble(base: HeldImage, layer: ImageLayer, asked: NodeCommit, signal: AbortSignal): Promise<HeldImage> {
+    const { content } = this.#parts.images
+    const found = await content.find(base.digest)
+    if (!found) throw new Failure('image_not_found', `the node has no image ${base.digest} any more`)
+    const below = await content.read({ digest: base.digest, size: found.bytes }, MAX_CONFIG_BYTES)
+    const { comment, author, changes } = asked
+    const createdAt = new Date().toISOString()
+    const config = committedConfig(below, { diffId: layer.diffId, createdAt, comment, author, changes })
+    const layers = layer.diffId === EMPTY_DIFF_ID ? base.layers : [...base.layers, layer]
+    return this.#parts.images.assemble(config, layers, signal)
+  }
+}
+
+/** What the files of a sandbox are on that can be copied. @throws Failure wrong_state where they cannot */
+export function imageOf({ id, state, image }: LiveSandbox): RunnableImage {
+  if (image && ['running', 'paused', 'stopped', 'failed'].includes(state)) return image
+  throw new Failure('wrong_state', `sandbox ${id} is ${state}: its files cannot be copied`, { state })
+}
+
+/** The node makes /etc above the image's for its files: as long as nobody changed it, it is nothing of the sandbox's. */
+function untouchedEtc(upper: string, { layers }: RunnableImage, base: number): readonly string[] {
+  const [above, below] = [lstatSync(join(upper, 'etc'), { throwIfNoEntry: false }), findEtc(layers)]
+  if (!above || !below) return []
+  const same = above.mode === below.mode && above.uid === base + below.uid && above.gid === base + below.gid
+  return same ? ['etc'] : []
+}

@@ -1,0 +1,238 @@
+// Copies of sandboxes' files on a real node: for images and for other sandboxes. What they cost is by what was changed, the
+// sandbox stands still for the copy only, and a killed agent leaves neither a copy nor a sandbox that stands still.
+import { randomBytes } from 'node:crypto'
+import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { type ApplySandbox, mintId, type NodeCommit, type SandboxId, SnapshotId } from '@berth/contracts'
+import { takeInventory } from '@berth/host'
+import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
+import { Images, nodePlatform } from '../images/images.js'
+import { addLayer } from '../images/ingest.js'
+import { packUpper } from '../images/pack.js'
+import { applySandbox, newNodeDirectory, newTenant, type SandboxInput, TestNode } from './node.fixture.js'
+import { loop, sh } from './residents.fixture.js'
+import { SnapshotImages } from './snapshot-images.js'
+
+const place = newNodeDirectory()
+const forever = new AbortController().signal
+const program = join(import.meta.dirname, '../../../../libs/init/build/berth-layer')
+let node: TestNode
+let images: Images
+let base: Awaited<ReturnType<Images['assemble']>>
+
+beforeAll(async () => {
+  node = await TestNode.open(place)
+  images = await Images.open(join(place.directory, 'images'), '/nowhere', program)
+  const ids = { base: 0, count: 65_536 }
+  const { tar } = packUpper({ program, upper: join(place.directory, 'image'), ids, signal: forever })
+  const layer = await addLayer(images, tar, { signal: forever })
+  const config = { Env: ['PATH=/bin'], Healthcheck: { Test: ['CMD', 'true'] } }
+  const rootfs = { type: 'layers', diff_ids: [layer.diffId] }
+  const architecture = nodePlatform.split('/')[1]
+  base = await images.assemble(
+    Buffer.from(JSON.stringify({ architecture, os: 'linux', config, rootfs })),
+    [layer],
+    forever,
+  )
+})
+afterEach(async () => {
+  for (const { id } of node.residents.standing()) node.residents.discard(id)
+  await until(
+    'all is gone',
+    async () => node.residents.standing().length === 0 && (await node.shop.pool.list()).length === 0,
+  )
+})
+afterAll(async () => {
+  await node.destroy()
+  const { directory: dataDir, cgroupParent } = place
+  const { processes, mounts, cgroups, loops } = await takeInventory({ dataDir, cgroupParent })
+  expect({ processes, mounts, cgroups, loops }).toEqual({ processes: [], mounts: [], cgroups: [], loops: [] })
+})
+
+async function until(what: string, condition: () => Promise<boolean>): Promise<void> {
+  for (let i = 0; i < 6000; i++) {
+    if (await condition()) return
+    await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+  throw new Error(`never: ${what}`)
+}
+
+/** The agent ends, without having had the time for anything, and another one is there. */
+async function restart(): Promise<void> {
+  await Promise.all([node.supervisor.close(), node.residents.close()])
+  node.shop.tenants.close()
+  node = await TestNode.open(place)
+}
+
+const newSnapshot = () => SnapshotId.parse(mintId('snapshot', Date.now(), randomBytes(10)))
+const groupOf = (id: SandboxId) => node.residents.find(id).group
+const isFrozen = (id: SandboxId) => node.shop.cgroups.frozen(groupOf(id))
+
+describe('a sandbox that is held still', () => {
+  test('stands still for as long as the work on its files takes, and goes on whatever becomes of that', async () => {
+    const { sandboxId: id } = await node.up(sh(loop))
+    expect(await node.residents.still(id, true, async () => isFrozen(id))).toBe(true)
+    expect(isFrozen(id)).toBe(false)
+    expect(await node.residents.still(id, false, async () => isFrozen(id))).toBe(false)
+    const failed = node.residents.still(id, true, async () => Promise.reject(new Error('no')))
+    await expect(failed).rejects.toThrow('no')
+    expect(isFrozen(id)).toBe(false)
+  })
+
+  test('is paused when that is asked for meanwhile, and one that is paused stays so', async () => {
+    const command = await node.up(sh(loop))
+    const id = command.sandboxId
+    let paused: Promise<ApplySandbox> | undefined
+    await node.residents.still(id, true, async () => {
+      paused = node.become(command, 'paused')
+    })
+    const frozen = await paused
+    expect(isFrozen(id)).toBe(true)
+    await node.residents.still(id, true, async () => undefined)
+    expect(isFrozen(id)).toBe(true)
+    await node.become(frozen ?? command, 'running')
+    expect(isFrozen(id)).toBe(false)
+  })
+
+  test('goes on with the next agent, which removes the copy that was being made', async () => {
+    const { sandboxId: id } = await node.up(sh(loop))
+    // Where a kill -9 leaves it.
+    await node.shop.cgroups.freeze(groupOf(id))
+    await node.shop.pool.clone(id, 'copy_1_1', 1e8)
+    await restart()
+    expect(isFrozen(id)).toBe(false)
+    expect(await node.shop.pool.list()).toEqual([id])
+    expect((await node.inside(id, 'echo on')).out).toBe('on\n')
+  })
+})
+
+describe('a commit', () => {
+  /** A sandbox on the image of the store, which the test's node knows nothing of. */
+  const snapshots = () =>
+    new SnapshotImages({
+      residents: {
+        find: (id) => {
+          const { image, ids, spec, tenantId, upper, state } = node.residents.find(id)
+          const of = image && { ...image, digest: base.digest }
+          return { ...Object.create(node.residents.find(id)), id, image: of, ids, spec, tenantId, upper, state }
+        },
+        still: (id, freeze, work) => node.residents.still(id, freeze, work),
+      },
+      images,
+      shop: node.shop,
+    })
+  const asked = (more: Partial<NodeCommit> = {}): NodeCommit => ({
+    ...{ pause: true, comment: '', author: '', changes: {}, maxBytes: 1e9, ...more },
+  })
+  const commit = (id: SandboxId, more: Partial<NodeCommit> = {}) => snapshots().commit(id, asked(more), forever)
+
+  test('is the image below and a layer of what was changed, without what the node puts there', async () => {
+    const { sandboxId: id } = await node.up({ tmpfs: [{ path: '/scratch' }] })
+    const unchanged = await commit(id)
+    expect(unchanged.layers).toEqual(base.layers)
+    await node.inside(id, 'echo one > /etc/one; echo more >> /etc/hosts; rm /bin/true; echo x > /scratch/x; mkdir /d')
+    const image = await commit(id, { comment: 'why' })
+    expect(image.layers.slice(0, -1)).toEqual(base.layers)
+    expect(image.layers.at(-1)?.unpackedBytes).toBe('one\n'.length)
+    expect(image.history.at(-1)).toMatchObject({ comment: 'why', emptyLayer: false })
+    const top = images.layers.path(image.layers.at(-1)?.diffId ?? '')
+    expect(existsSync(join(top, 'etc/one'))).toBe(true)
+    for (const path of ['etc/hosts', 'etc/hostname', 'etc/resolv.conf', 'scratch', 'proc', 'dev'])
+      expect(existsSync(join(top, path))).toBe(false)
+    expect(await node.shop.pool.list()).toEqual([id])
+    // A second one is on the same image, and of the same files it is the same layer.
+    expect((await commit(id, { pause: false })).layers).toEqual(image.layers)
+  })
+
+  test('of a sandbox that never had files, or is larger than the quota, leaves nothing', async () => {
+    const none = applySandbox({ image: 'nothing' })
+    await node.residents.apply(none)
+    await node.reported(none.sandboxId, ({ state }) => state === 'failed')
+    await expect(commit(none.sandboxId)).rejects.toMatchObject({ code: 'wrong_state' })
+    const { sandboxId: id } = await node.up()
+    await node.inside(id, 'head -c 100000 /dev/zero > /big')
+    await expect(commit(id, { maxBytes: 99_999 })).rejects.toMatchObject({ code: 'quota_exceeded' })
+    expect(await node.shop.pool.list()).toEqual([id])
+  })
+})
+
+describe('a fork', () => {
+  const tenantId = newTenant()
+  const hold = async (id: SandboxId, clones: number) => {
+    const snapshot = newSnapshot()
+    const live = node.residents.find(id)
+    if (!live.image) throw new Error('it has no image')
+    await node.held.hold(live, live.image, { id: snapshot, pause: true, clones }, (work) =>
+      node.residents.still(id, true, work),
+    )
+    return snapshot
+  }
+  const begin = (snapshot: SnapshotId, spec: SandboxInput = {}, more: Partial<ApplySandbox> = {}) =>
+    node.up(spec, { tenantId, snapshot, ...more })
+  afterEach(() => node.held.expire(Number.POSITIVE_INFINITY))
+
+  test('begins with the files as they were, has a name of its own, and changes nobody else’s', async () => {
+    const { sandboxId: id } = await node.up({}, { tenantId })
+    await node.inside(id, 'echo one > /file; rm /bin/false')
+    const snapshot = await hold(id, 2)
+    await node.inside(id, 'echo two > /file')
+    const [a, b] = await Promise.all([begin(snapshot, { hostname: 'a' }), begin(snapshot, { hostname: 'b' })])
+    expect((await node.inside(a.sandboxId, 'echo a >> /file; cat /file /etc/hostname')).out).toBe('one\na\na\n')
+    expect((await node.inside(b.sandboxId, 'cat /file /etc/hosts; test -e /bin/false || echo gone')).out).toMatch(
+      /^one\n.*127\.0\.1\.1\tb\ngone\n$/s,
+    )
+    expect((await node.inside(id, 'cat /file')).out).toBe('two\n')
+    // It goes once the last has begun, for whom it stays a little while.
+    await node.held.expire(Date.now())
+    expect(node.held.layers()).toEqual([snapshot])
+    await node.held.expire(Date.now() + 61_000)
+    expect(await node.shop.pool.list()).toEqual([id, a.sandboxId, b.sandboxId].sort())
+  })
+
+  test('follows no link out of the files', async () => {
+    const { sandboxId: id } = await node.up({}, { tenantId })
+    const outside = join(place.directory, 'outside')
+    mkdirSync(outside)
+    writeFileSync(join(outside, 'hostname'), `${node.residents.find(id).hostname}\n`)
+    await node.inside(id, 'rm -r /etc')
+    symlinkSync(outside, join(node.residents.find(id).upper, 'etc2'))
+    await node.inside(id, 'mv /etc2 /etc')
+    const { sandboxId: copy } = await begin(await hold(id, 1), { hostname: 'other' })
+    expect(node.residents.find(copy).hostname).toBe('other')
+    expect(readFileSync(join(outside, 'hostname'), 'utf8')).not.toContain('other')
+    await rm(outside, { recursive: true })
+  })
+
+  test('can begin after a restart of the agent; not with what another tenant, or nobody, keeps', async () => {
+    const { sandboxId: id } = await node.up({}, { tenantId })
+    await node.inside(id, 'echo one > /file')
+    const snapshot = await hold(id, 2)
+    await restart()
+    const { sandboxId: copy } = await begin(snapshot)
+    expect((await node.inside(copy, 'cat /file')).out).toBe('one\n')
+    for (const more of [{ snapshot }, { tenantId, snapshot: newSnapshot() }]) {
+      const command = applySandbox({}, more)
+      await node.residents.apply(command)
+      const { reason } = await node.reported(command.sandboxId, ({ state }) => state === 'failed')
+      expect(reason).toMatchObject({ code: 'start_failed', message: expect.stringMatching(/fork again/) })
+    }
+    await node.held.release(snapshot, id)
+    expect(await node.shop.pool.list()).toEqual([id, copy].sort())
+  })
+
+  test('is bounded: a tenant has so many copies at a time, and none that could not be made', async () => {
+    const { sandboxId: id } = await node.up({}, { tenantId })
+    for (let i = 0; i < 4; i++) await hold(id, 1)
+    await expect(hold(id, 1)).rejects.toMatchObject({ code: 'rate_limited' })
+    await node.held.expire(Number.POSITIVE_INFINITY)
+    const live = node.residents.find(id)
+    const image = live.image
+    if (!image) throw new Error('it has no image')
+    const failing = node.held.hold(live, image, { id: newSnapshot(), pause: true, clones: 1 }, async () =>
+      Promise.reject(new Error('no')),
+    )
+    await expect(failing).rejects.toThrow('no')
+    expect([node.held.layers(), await node.shop.pool.list()]).toEqual([[], [id]])
+  })
+})
