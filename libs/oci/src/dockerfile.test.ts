@@ -204,7 +204,7 @@ test('what is not JSON after all is of the shell form, as with Docker', () => {
 describe('whatever is written', () => {
   test('there is a Dockerfile or a failure', () => {
     const text = fc.oneof(
-      fc.string({ maxLength: 200, unit: 'binary' }),
+      fc.string({ maxLength: 60, unit: 'binary' }),
       fc
         .array(
           fc.constantFrom(

@@ -145,7 +145,7 @@ describe('a file', () => {
           expect(error).toBeInstanceOf(Failure)
         }
       }),
-      { numRuns: 2000 },
+      { numRuns: 1000 },
     )
   })
 })
