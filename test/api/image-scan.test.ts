@@ -38,6 +38,15 @@ async function given(api: Api, name: string, version: string): Promise<void> {
   if (answer.status !== 201) throw new Error(`import: ${await answer.text()}`)
 }
 
+async function build(dockerfile: string) {
+  const context = join(directory, 'context')
+  mkdirSync(context, { recursive: true })
+  writeFileSync(join(context, 'Dockerfile'), dockerfile)
+  const body = new Uint8Array(execFileSync('tar', ['-C', context, '-c', '.']))
+  const answer = await owner.raw('POST', '/v1/builds?wait=done', { body })
+  return { status: answer.status, body: await answer.json() }
+}
+
 const job = (image: string) => ({ image, command: ['/bin/true'] })
 const digestOf = async (image: string) => (await owner.get(`/v1/images/${image}`)).body.digest
 
@@ -134,6 +143,8 @@ describe('a tenant whose policy refuses', () => {
     expect(await owner.post('/v1/jobs', job(digest))).toMatchObject(refused)
     expect(await owner.post('/v1/batches', { jobs: [job('mended'), job('vulnerable')] })).toMatchObject(refused)
     expect(await owner.post('/v1/sandboxes', { image: 'vulnerable' })).toMatchObject(refused)
+    expect(await build('FROM mended\nCOPY --from=vulnerable /etc/os-release /')).toMatchObject(refused)
+    expect((await build('FROM mended\nLABEL built=yes')).status).toBe(201)
     expect((await run(owner, job('mended'))).state).toBe('succeeded')
     expect((await run(owner, job('debian'))).state).toBe('succeeded')
     expect((await owner.post('/v1/jobs', job('nothing'))).body.code).toBe('image_not_found')

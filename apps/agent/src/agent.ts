@@ -47,7 +47,7 @@ import { SnapshotImages } from './sandbox/snapshot-images.js'
 import { Supervisor } from './sandbox/supervisor.js'
 import { Turns } from './sandbox/turns.js'
 import { type OpenWorkshop, openWorkshop } from './sandbox/workshop.js'
-import { scan } from './scan/scan.js'
+import { scanAside } from './scan/scan-aside.js'
 import { streamHandlers } from './streams.js'
 import { Terminals } from './terminals/terminals.js'
 
@@ -118,7 +118,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   let membership: Membership | undefined
   const observation = { logs, shop, diff: join(config.BERTH_INIT_DIR, 'berth-diff') }
   const inUse = () => new Set([...supervisor.layersInUse(), ...residents.layersInUse(), ...held.layersInUse()])
-  const imageParts = { images, bringing, inUse, scan, log }
+  const imageParts = { images, bringing, inUse, scan: scanAside, log }
   const snapshots = { held, images: new SnapshotImages({ residents, images, shop }) }
   const handled = { journal, supervisor, residents, execs, terminals, observation, snapshots, builds, log }
   const parts = { ...handled, images: imageParts }

@@ -83,6 +83,16 @@ Version: 1
   })
 })
 
+test.each([
+  ['packages without end', 'Package: p\nVersion: 1\n\n', 20_001, 0],
+  ['entries that are none', 'Package: p\n\n', 0, 20_001],
+  ['lines without a colon', `${'a'.repeat(100)}\n`, 0, 1],
+  ['empty lines', '\n', 0, 0],
+])('of megabytes of %s no more is looked at than is of use', (_, entry, packages, malformed) => {
+  const told = parseDpkgStatus(entry.repeat((4 * 1024 * 1024) / entry.length))
+  expect([told.packages.length, told.malformed]).toEqual([packages, malformed])
+})
+
 test('apk: with origin and licence', () => {
   const text = 'C:Q1=\nP:libcrypto3\nV:3.5.1-r0\nA:x86_64\nL:Apache-2.0\no:openssl\nF:lib\nR:x\n\nP:only\n\n'
   expect(parseApkInstalled(text)).toEqual({

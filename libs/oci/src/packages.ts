@@ -14,8 +14,9 @@ import { z } from 'zod'
 export type ToldPackage = Omit<FoundPackage, 'path' | 'layer'>
 
 export interface Told {
+  /** The first ones, as many as are told of an image and one more. */
   readonly packages: readonly ToldPackage[]
-  /** How many entries are none. */
+  /** How many entries are none, of those that were looked at. */
   readonly malformed: number
 }
 
@@ -54,10 +55,24 @@ function named(type: ToldPackage['type'], name: string | undefined, version: str
   return { type, name, version, architecture: null, source: null, license: null } satisfies ToldPackage
 }
 
-const toldOf = (found: readonly (ToldPackage | null | undefined)[]): Told => ({
-  packages: found.filter((one) => one !== null && one !== undefined),
-  malformed: found.filter((one) => one === null).length,
-})
+/** @param found null for an entry that is none, undefined for one that does not count */
+function toldOf(found: Iterable<ToldPackage | null | undefined>): Told {
+  const packages: ToldPackage[] = []
+  let malformed = 0
+  for (const one of found) {
+    if (one) packages.push(one)
+    if (one === null) malformed++
+    if (Math.max(packages.length, malformed) > contentLimits.packages) break
+  }
+  return { packages, malformed }
+}
+
+function* each<T, R>(items: Iterable<T>, to: (item: T) => R): Generator<R> {
+  for (const item of items) yield to(item)
+}
+
+/** Of a field; those that are wanted have less. */
+const MAX_NAME = 32
 
 /** Fields of paragraphs between empty lines, `Name: value`; lines that go on are left out, names are as `wanted` has them. */
 function* paragraphs(text: string, wanted: ReadonlySet<string>): Generator<ReadonlyMap<string, string>> {
@@ -66,15 +81,16 @@ function* paragraphs(text: string, wanted: ReadonlySet<string>): Generator<Reado
   for (let at = 0; at <= text.length; ) {
     const end = text.indexOf('\n', at)
     const next = end < 0 ? text.length : end
-    const colon = text.indexOf(':', at)
     if (next === at || (text[at] === '\r' && next === at + 1)) {
       if (!isEmpty) yield fields
       fields = new Map()
       isEmpty = true
     } else {
       isEmpty = false
-      const name = colon >= 0 && colon < next && colon - at < 64 ? text.slice(at, colon) : ''
-      if (wanted.has(name) && !fields.has(name)) fields.set(name, text.slice(colon + 1, next).trim())
+      // Not in all of the text: lines of those who made it have no colon.
+      const colon = text.slice(at, Math.min(next, at + MAX_NAME)).indexOf(':')
+      const name = colon < 0 ? '' : text.slice(at, at + colon)
+      if (wanted.has(name) && !fields.has(name)) fields.set(name, text.slice(at + colon + 1, next).trim())
     }
     at = next + 1
   }
@@ -88,7 +104,7 @@ const dpkgSource = /^(\S{1,256})(?: \((\S{1,256})\))?$/
 /** Of dpkg: packages whose files are there, even if half-installed. */
 export function parseDpkgStatus(text: string): Told {
   return toldOf(
-    [...paragraphs(text, dpkgFields)].map((fields) => {
+    each(paragraphs(text, dpkgFields), (fields) => {
       const status = fields.get('Status')
       if (status !== undefined && /(?:^| )(?:not-installed|config-files)$/.test(status)) return undefined
       const found = named('deb', fields.get('Package'), fields.get('Version'))
@@ -109,7 +125,7 @@ const apkFields = new Set(['P', 'V', 'A', 'L', 'o'])
 /** Of apk: all that it has installed. */
 export function parseApkInstalled(text: string): Told {
   return toldOf(
-    [...paragraphs(text, apkFields)].map((fields) => {
+    each(paragraphs(text, apkFields), (fields) => {
       const found = named('apk', fields.get('P'), fields.get('V'))
       if (!found) return null
       const [architecture, origin] = [fields.get('A'), fields.get('o')]
