@@ -22,7 +22,7 @@ import type { Logger } from '@berth/telemetry'
 import { ApiClient, Refused } from './api-client.js'
 import { Builds } from './build/builds.js'
 import { cacheMountNames } from './build/cache.js'
-import { capacityOf } from './capacity.js'
+import { capacityOf, poolOf } from './capacity.js'
 import { carryOut } from './commands.js'
 import type { Config } from './config.js'
 import { type ExecDriver, InitDriver } from './exec/exec-driver.js'
@@ -111,9 +111,10 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const kept = [...(await cacheMountNames(config.BERTH_AGENT_DATA)), ...held.layers()]
   await recover({ shop, journal, supervisor, records, residents, kept, log })
   const { starts } = around
-  const builds = await Builds.open({ dataDirectory: config.BERTH_AGENT_DATA, shop, starts, images, log })
-
   const capacity = capacityOf(config)
+  const mountBytes = poolOf(capacity).cacheBytes
+  const builds = await Builds.open({ dataDirectory: config.BERTH_AGENT_DATA, shop, starts, images, mountBytes, log })
+
   const certificate = await nodeCertificate(config.BERTH_AGENT_DATA)
   let membership: Membership | undefined
   const observation = { logs, shop, diff: join(config.BERTH_INIT_DIR, 'berth-diff') }
@@ -148,7 +149,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   await membership.start()
   const upkeep = everyNow(log, [
     { everyMs: 2_000, work: importImages },
-    { everyMs: COLLECT_MS, work: async () => void (await images.collect(inUse())) },
+    { everyMs: COLLECT_MS, work: () => collect(images, builds, inUse()) },
     { everyMs: COLLECT_MS, work: () => held.expire(Date.now()) },
     { everyMs: EXPIRY_MS, work: async () => void (await journal.expire(new Date())) },
     { everyMs: EXPIRY_MS, work: () => builds.cache.expire() },
@@ -186,6 +187,16 @@ export async function checkImages(config: Config): Promise<Findings> {
   return fsck(images, busy, new AbortController().signal)
 }
 
+/** Removes what no image has any more; where the disk is short, what builds have left as well, oldest first. */
+async function collect(images: Images, builds: Builds, inUse: ReadonlySet<string>): Promise<void> {
+  const isShort = await images.content.room.left().then(
+    () => false,
+    () => true,
+  )
+  if (isShort) await builds.cache.shrink()
+  await images.collect(inUse)
+}
+
 /** Starts commands in a run of a sandbox that is up. */
 function execDriver(
   wanted: Config['BERTH_EXEC_DRIVER'],
@@ -215,7 +226,7 @@ const openShop = (config: Config, ready: number, log: Logger): Promise<OpenWorks
     cgroupParent: config.BERTH_CGROUP_PARENT,
     runtime: config.BERTH_RUNTIME,
     initDirectory: config.BERTH_INIT_DIR,
-    poolBytes: capacityOf(config).diskBytes,
+    poolBytes: poolOf(capacityOf(config)).bytes,
     ready: { ...READY_LAYERS, count: ready },
     log,
   })

@@ -9,16 +9,32 @@ const CPU_OVERCOMMIT = 4
 /** The rest is for the machine, the agent and the page cache. */
 const MEMORY_SHARE = 0.8
 const DISK_SHARE = 0.8
+/** Of what is offered the pool has so much more, for what builds keep in cache mounts: sandboxes always find theirs. */
+const CACHE_SHARE = 0.1
+/** Sectors of a loop device, and blocks of the disk below it. */
+const BLOCK = 4096
 
 /** What the node offers: what is configured, else what the machine has. */
 export function capacityOf(config: Config): Capacity {
   return {
     cpus: config.BERTH_CAPACITY_CPUS ?? availableParallelism() * CPU_OVERCOMMIT,
     memoryBytes: config.BERTH_CAPACITY_MEMORY ?? Math.floor(totalmem() * MEMORY_SHARE),
-    diskBytes: config.BERTH_CAPACITY_DISK ?? poolBytes(config.BERTH_AGENT_DATA),
+    diskBytes: config.BERTH_CAPACITY_DISK ?? offered(poolBytes(config.BERTH_AGENT_DATA)),
     sandboxes: config.BERTH_MAX_SANDBOXES,
   }
 }
+
+/** How large the pool is made that offers so much, and what of it builds may have in cache mounts. */
+export function poolOf({ diskBytes }: Pick<Capacity, 'diskBytes'>): {
+  readonly bytes: number
+  readonly cacheBytes: number
+} {
+  const cacheBytes = wholeBlocks(diskBytes * CACHE_SHARE)
+  return { bytes: wholeBlocks(diskBytes) + cacheBytes, cacheBytes }
+}
+
+const offered = (bytes: number) => wholeBlocks(bytes / (1 + CACHE_SHARE))
+const wholeBlocks = (bytes: number) => Math.floor(bytes / BLOCK) * BLOCK
 
 /** The size of the pool's file if it has been made, else a share of what is free. */
 function poolBytes(dataDirectory: string): number {
@@ -26,5 +42,5 @@ function poolBytes(dataDirectory: string): number {
   if (existsSync(image)) return statSync(image).size
   mkdirSync(dataDirectory, { recursive: true, mode: 0o711 })
   const { bavail, bsize } = statfsSync(dataDirectory)
-  return Math.floor((bavail * bsize * DISK_SHARE) / bsize) * bsize
+  return bavail * bsize * DISK_SHARE
 }

@@ -88,7 +88,10 @@ const Environment = z.object({
   BERTH_CAPACITY_MEMORY: bytes.optional().describe("Memory to offer. Default: 80 % of the machine's"),
   BERTH_CAPACITY_DISK: bytes
     .optional()
-    .describe('Space for writable layers; the size of the pool when it is made. Default: 80 % of what is free then'),
+    .describe(
+      'Space for writable layers. The pool is made a tenth larger, for what builds keep in cache mounts. Default: so that ' +
+        'all of it is 80 % of what is free then',
+    ),
   LOG_LEVEL: z.enum(logLevels).default('info').describe('Least severe level that is logged'),
 })
 

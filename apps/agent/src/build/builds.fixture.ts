@@ -82,7 +82,7 @@ export class TestBuilder {
     const node = await TestNode.open({ ...place, log })
     const dataDirectory = join(place.directory, 'agent')
     const images = await Images.open(dataDirectory, join(place.directory, 'layout'), berthLayer)
-    const parts = { dataDirectory, shop: node.shop, starts: new Turns(4), images, log }
+    const parts = { dataDirectory, shop: node.shop, starts: new Turns(4), images, mountBytes: GiB, log }
     const builds = await Builds.open({ ...parts, ...more })
     const root = execFileSync('tar', ['--sort=name', '--mtime=@1', '-C', join(place.directory, 'image'), '-c', '.'], {
       maxBuffer: 64 * MiB,

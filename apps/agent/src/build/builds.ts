@@ -30,6 +30,8 @@ import { clamped, readSmall, type Tree } from './tree.js'
 export interface BuildsParts extends CommandParts {
   /** The agent's data directory. */
   readonly dataDirectory: string
+  /** Most bytes that all tenants may keep in cache mounts, of the pool. */
+  readonly mountBytes: number
   /** How long a build waits for its next request, in milliseconds. Default: a minute. */
   readonly idleMs?: number
 }
@@ -76,9 +78,9 @@ export class Builds {
     const builds = new Builds(parts)
     await removeTree(builds.#root)
     mkdirSync(builds.#root, { mode: 0o700 })
-    const { dataDirectory, images, shop } = parts
+    const { dataDirectory, images, shop, mountBytes } = parts
     const inUse = () => new Set([...builds.#builds.values()].flatMap(({ held }) => [...held.keys()]))
-    builds.#cache = await BuildCache.open({ dataDirectory, images, pool: shop.pool, inUse })
+    builds.#cache = await BuildCache.open({ dataDirectory, images, pool: shop.pool, mountBytes, inUse })
     images.keepers.add(builds.#digests)
     return builds
   }

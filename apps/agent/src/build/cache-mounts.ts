@@ -5,7 +5,7 @@
 import { createHash } from 'node:crypto'
 import { chmodSync, chownSync, mkdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { MiB, type TenantId } from '@berth/contracts'
+import { Failure, MiB, type TenantId } from '@berth/contracts'
 import { z } from 'zod'
 import { Exclusive } from '../images/exclusive.js'
 import { Turns } from '../sandbox/turns.js'
@@ -17,7 +17,7 @@ type MountRecord = z.infer<typeof MountRecord>
 
 /** Of a tenant on this node; a build that wants more is refused. */
 const MAX_MOUNTS = 256
-/** What a mount may hold at least, however full the cache is. */
+/** What a mount may hold at least. */
 const MIN_BYTES = 64 * MiB
 
 export type MountPool = Pick<Pool, 'create' | 'remove' | 'path' | 'resize' | 'fill' | 'list'>
@@ -58,17 +58,26 @@ export class CacheMounts {
   /** Of mounts that somebody has, or waits for. */
   readonly #locks = new Map<string, Turns>()
 
-  private constructor(files: RecordFiles<MountRecord>, pool: MountPool) {
+  /** Most bytes of all tenants. */
+  readonly #mostBytes: number
+  /** What those that are in use may come to. */
+  readonly #limits = new Map<string, number>()
+
+  private constructor(files: RecordFiles<MountRecord>, pool: MountPool, mostBytes: number) {
     this.#files = files
     this.#pool = pool
+    this.#mostBytes = mostBytes
   }
 
-  /** @param directory of all tenants' cache */
-  static async open(directory: string, pool: MountPool): Promise<CacheMounts> {
+  /**
+   * @param directory of all tenants' cache
+   * @param mostBytes of all mounts
+   */
+  static async open(directory: string, pool: MountPool, mostBytes: number): Promise<CacheMounts> {
     const files = await CacheMounts.#read(directory)
     const there = new Set(await pool.list())
     for (const { tenantId, key } of files.all()) if (!there.has(key)) await files.remove(tenantId, key)
-    return new CacheMounts(files, pool)
+    return new CacheMounts(files, pool, mostBytes)
   }
 
   /** Names of the pool's layers that are cache of builds, and not to be removed as leftovers. */
@@ -96,6 +105,7 @@ export class CacheMounts {
       if (left > 0) return
       this.#users.delete(name)
       this.#locks.delete(name)
+      this.#limits.delete(name)
     }
     try {
       await lock?.take(wanted.signal)
@@ -145,14 +155,13 @@ export class CacheMounts {
   }
 
   async #ready(name: string, wanted: WantedMount): Promise<void> {
-    const { tenantId, id, mode, uid, gid, cacheBytes, seed } = wanted
-    const others = (await this.list(tenantId)).filter(({ key }) => key !== name)
-    const limit = Math.max(MIN_BYTES, cacheBytes - others.reduce((sum, { bytes }) => sum + bytes, 0))
+    const { tenantId, id, mode, uid, gid, seed } = wanted
+    // One at a time: what this may come to is what others may not.
+    const limit = await this.#making.run('limits', wanted.signal, () => this.#limitFor(name, wanted))
     if (this.#files.get(tenantId, name)) {
       await this.#files.touch(tenantId, name)
       return this.#pool.resize(name, limit)
     }
-    if (others.length >= MAX_MOUNTS) await this.#removeOldest(tenantId, others)
     // Of an attempt at this that failed.
     await this.#pool.remove(name)
     const directory = filesOf(await this.#pool.create(name, limit))
@@ -168,9 +177,33 @@ export class CacheMounts {
     }
   }
 
-  async #removeOldest(tenantId: TenantId, mounts: readonly KeptMount[]): Promise<void> {
-    const [oldest] = mounts.filter(({ inUse }) => !inUse).sort((a, b) => a.lastUsedAt - b.lastUsedAt)
-    if (oldest) await this.remove(tenantId, oldest.key)
+  /**
+   * What a mount may come to: half of what is left to all, and no more than is left to its tenant. Where that is too
+   * little, those that nobody has just now go, oldest first.
+   * @throws Failure no_capacity
+   */
+  async #limitFor(name: string, { tenantId, cacheBytes }: WantedMount): Promise<number> {
+    const known = this.#limits.get(name)
+    if (known !== undefined) return known
+    const fill = await this.#pool.fill()
+    const bytesOf = (key: string) => Math.max(fill.get(key)?.usedBytes ?? 0, this.#limits.get(key) ?? 0)
+    const sum = (keys: Iterable<string>) => [...new Set(keys)].reduce((bytes, key) => bytes + bytesOf(key), 0)
+    const others = this.#files.all().filter(({ key }) => key !== name)
+    const own = bytesOf(name)
+    // Those that are being made have no record yet.
+    let left = this.#mostBytes - sum([...others.map(({ key }) => key), ...this.#limits.keys()])
+    let mounts = others.filter((one) => one.tenantId === tenantId).length
+    for (const { tenantId: owner, key } of [...others].sort((a, b) => a.lastUsedAt - b.lastUsedAt)) {
+      const isWanted = left < Math.max(own, 2 * MIN_BYTES) || (mounts >= MAX_MOUNTS && owner === tenantId)
+      if (!isWanted || this.#users.has(key) || !(await this.remove(owner, key))) continue
+      left += bytesOf(key)
+      if (owner === tenantId) mounts -= 1
+    }
+    if (left < Math.max(own, MIN_BYTES)) throw new Failure('no_capacity', 'the node has no room for cache mounts')
+    const ofTenant = cacheBytes - sum(this.#files.of(tenantId).flatMap(({ key }) => (key === name ? [] : [key])))
+    const limit = Math.max(own, MIN_BYTES, Math.min(ofTenant, own + Math.floor((left - own) / 2)))
+    this.#limits.set(name, limit)
+    return limit
   }
 
   #lockOf(name: string): Turns {

@@ -35,6 +35,8 @@ export interface CacheParts {
   readonly dataDirectory: string
   readonly images: Pick<Images, 'layers' | 'touch'>
   readonly pool: MountPool
+  /** Most bytes of cache mounts of all tenants. */
+  readonly mountBytes: number
   /** DiffIDs of layers that builds need which are going on. */
   readonly inUse: () => ReadonlySet<string>
 }
@@ -71,7 +73,7 @@ export class BuildCache {
   static async open(parts: CacheParts): Promise<BuildCache> {
     const directory = directoryOf(parts.dataDirectory)
     const steps = await RecordFiles.open(directory, 'steps', /^[0-9a-f]{64}$/, StepRecord)
-    return new BuildCache(parts, steps, await CacheMounts.open(directory, parts.pool))
+    return new BuildCache(parts, steps, await CacheMounts.open(directory, parts.pool, parts.mountBytes))
   }
 
   /** Digests and diffIDs that are to be kept. */
@@ -145,6 +147,14 @@ export class BuildCache {
   async expire(): Promise<void> {
     for (const tenantId of new Set([...this.#steps.tenants(), ...this.#mounts.tenants()]))
       await this.prune(tenantId, { unusedForMs: UNUSED_MS })
+  }
+
+  /** Removes the older half of everybody's steps, for a disk that is short. What they made goes with the next collection. */
+  async shrink(): Promise<void> {
+    const inUse = this.#parts.inUse()
+    const idle = this.#steps.all().filter(({ value }) => !inUse.has(value.layer.diffId))
+    for (const { tenantId, key } of byAge(idle).slice(0, Math.ceil(idle.length / 2)))
+      await this.#steps.remove(tenantId, key)
   }
 
   async #remove(tenantId: TenantId, { kind, key }: Entry): Promise<boolean> {
