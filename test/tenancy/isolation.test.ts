@@ -30,6 +30,7 @@ const valid: Readonly<Record<string, { readonly query?: string; readonly body?: 
   uploadTree: { query: '?path=/tmp' },
   resizeTerminal: { body: { rows: 24, columns: 80 } },
   signalTerminal: { body: { signal: 'TERM' } },
+  createTemplateVersion: { body: { spec: { image: 'debian' } } },
   pushImage: { body: { reference: 'ghcr.io/team/app:1' } },
 }
 
@@ -46,6 +47,7 @@ beforeAll(async () => {
   const key = await made('/v1/keys', { name: 'mine' })
   const sandbox = await made('/v1/sandboxes', { name: 'mine' })
   ids.build = await givenBuild(mine)
+  ids.template = (await made('/v1/templates', { name: 'mine', spec: { image: 'debian' } })).body.name
   Object.assign(ids, { jobId: job.id, batchId: batch.body.id, keyId: key.body.id, sandbox: sandbox.body.id })
   Object.assign(ids, { image: await givenImage(mine), reference: 'mine', registry: 'registry.example' })
   await mine.raw('PUT', '/v1/registries/registry.example', {
@@ -130,6 +132,7 @@ test('lists show nothing of another tenant', async () => {
   expect((await other.get('/v1/usage')).body.period.jobs).toBe(0)
   expect((await other.get('/v1/sandboxes')).body.items).toEqual([])
   expect((await other.get('/v1/registries')).body.items).toEqual([])
+  expect((await other.get('/v1/templates')).body.items).toEqual([])
   const images = (await other.get('/v1/images?limit=200')).body.items
   expect(images.map((image: { digest: string }) => image.digest)).not.toContain(ids.image)
   expect((await other.get('/v1/sandboxes/mine')).body.code).toBe('sandbox_not_found')

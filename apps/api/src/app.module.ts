@@ -30,6 +30,8 @@ import { ImagesController } from './images/images.controller.js'
 import { ImagesService } from './images/images.service.js'
 import { NodeImagesController } from './images/node-images.controller.js'
 import { RegistriesService } from './images/registries.service.js'
+import { TemplatesController } from './images/templates.controller.js'
+import { TemplatesService } from './images/templates.service.js'
 import { TransfersService } from './images/transfers.service.js'
 import { BatchesService } from './jobs/batches.service.js'
 import { JobsController } from './jobs/jobs.controller.js'
@@ -134,6 +136,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       BuildsController,
       NodeImagesController,
       ScansController,
+      TemplatesController,
       UsageController,
       SessionsController,
       OpenApiController,
@@ -164,7 +167,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
         EventsService,
       ],
       ...[TerminalsService, TerminalDoors],
-      ...[ImageNames, ImageNodes, ImageSources, ImagesService, TransfersService, RegistriesService],
+      ...[ImageNames, ImageNodes, ImageSources, ImagesService, TemplatesService, TransfersService, RegistriesService],
       ...[BaseImages, BuildNodes, BuildRuns, BuildingService, BuildsService],
       ...[ImageScans, ImageVerdicts, ImageGate, PlainThread, ScansService],
       ...[TenantsService, NodesService, NodeUsers, ProtocolService],

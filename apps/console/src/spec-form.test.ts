@@ -1,4 +1,4 @@
-import { createBatch, createJob, createSandbox, SandboxLimits, updateSandbox } from '@berth/contracts'
+import { createBatch, createJob, createSandbox, SandboxLimits, SandboxSpec, updateSandbox } from '@berth/contracts'
 import { expect, test } from '@jest/globals'
 import fc from 'fast-check'
 import { commandLine } from './format.js'
@@ -52,7 +52,7 @@ test('a full form asks for all that was typed', () => {
     ...{ memory: '256m', cpus: '0.5', disk: '2g', pids: '64', env: 'A=b c', labels: 'team=x' },
     ...{ maxLifetime: '1h', idleTimeout: '10m', pausedFor: '', deleteAfter: '1d', restart: 'on-failure' },
   })
-  expect(createSandbox.body.parse(body)).toMatchObject({
+  expect(SandboxSpec.parse(createSandbox.body.parse(body))).toMatchObject({
     name: 'web',
     command: ['python3', '-m', 'http.server'],
     limits: { memoryBytes: 268_435_456, cpus: 0.5, diskBytes: 2_147_483_648, pids: 64 },

@@ -92,7 +92,7 @@ const limitsOf = ({ memory, cpus, disk, pids }: Fields) =>
   })
 
 export type SandboxBody = NonNullable<Arguments<typeof createSandbox>['body']>
-export type JobBody = Arguments<typeof createJob>['body']
+export type JobBody = NonNullable<Arguments<typeof createJob>['body']>
 
 const policies = ['no', 'on-failure', 'always', 'unless-stopped'] as const
 

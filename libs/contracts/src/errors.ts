@@ -26,6 +26,7 @@ export const problems = {
   job_not_found: { status: 404, title: 'No such job' },
   batch_not_found: { status: 404, title: 'No such batch' },
   image_not_found: { status: 404, title: 'No such image' },
+  template_not_found: { status: 404, title: 'No such template, or no such version of it' },
   registry_not_found: { status: 404, title: 'No login for such a registry' },
   build_not_found: { status: 404, title: 'No such build' },
   sandbox_not_found: { status: 404, title: 'No such sandbox' },

@@ -11,6 +11,7 @@ import type { Route } from './route.js'
 import * as sandbox from './sandbox.js'
 import * as session from './session.js'
 import * as snapshot from './snapshot.js'
+import * as template from './template.js'
 import * as tenant from './tenant.js'
 import * as terminal from './terminal.js'
 
@@ -37,6 +38,7 @@ export * from './route.js'
 export * from './sandbox.js'
 export * from './session.js'
 export * from './snapshot.js'
+export * from './template.js'
 export * from './tenant.js'
 export * from './terminal.js'
 export * from './units.js'
@@ -55,6 +57,7 @@ export const routes: readonly Route[] = [
   observation,
   event,
   image,
+  template,
   build,
   imageScan,
   tenant,

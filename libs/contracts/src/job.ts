@@ -1,7 +1,8 @@
 import { z } from 'zod'
+import { given, wholeUnlessTemplated } from './given.js'
 import { AttemptId, BatchId, JobId, NodeId } from './ids.js'
 import { AbsolutePath, Argument, argumentsProblem, Environment, Hostname, User } from './process.js'
-import { Flag, Labels, Name, Page, pageOf, route, Time } from './route.js'
+import { Flag, Labels, Name, Page, pageOf, route, TemplateRef, Time } from './route.js'
 import { bodyLimits } from './tenant.js'
 import { Bytes, DAY, DurationMs, GiB, HOUR, MINUTE, MiB, SECOND } from './units.js'
 
@@ -49,6 +50,10 @@ export type RetryPolicy = z.infer<typeof RetryPolicy>
 
 const jobFields = z.strictObject({
   name: Name.optional(),
+  template: TemplateRef.optional().describe(
+    'Gives image, command, environment, user, directory, host name, labels and limits that are not given here. Answered ' +
+      'with the version that was used',
+  ),
   labels: Labels.default({}),
   image: ImageReference.default('debian'),
   command: z.array(Argument).min(1).max(4096).describe('Program and arguments; nothing is passed through a shell'),
@@ -79,6 +84,10 @@ export const JobSpec = jobFields.superRefine((spec, context) => {
     context.addIssue({ code: 'custom', path: ['stdin'], message: `must be at most ${MAX_STDIN_BYTES} bytes decoded` })
 })
 export type JobSpec = z.infer<typeof JobSpec>
+
+/** What a caller gives of a job: `command` may be left out where the template has one. */
+export const GivenJob = given(jobFields.shape).superRefine(wholeUnlessTemplated(JobSpec))
+export type GivenJob = z.infer<typeof GivenJob>
 
 export const jobStates = ['queued', 'placed', 'running', 'succeeded', 'failed', 'timed_out', 'canceled'] as const
 export const JobState = z.enum(jobStates)
@@ -221,11 +230,12 @@ export const createJob = route({
   summary: 'Run a command in a sandbox of its own',
   description: 'With `wait=finished&output=true` one call runs the command and answers with its output.',
   query: z.strictObject(waiting),
-  body: JobSpec,
+  body: GivenJob,
   bodyLimit: bodyLimits.job,
   reply: { 201: Job },
   errors: [
-    ...(['invalid_json', 'body_too_large', 'quota_exceeded', 'image_not_found', 'tenant_suspended'] as const),
+    ...(['invalid_json', 'body_too_large', 'quota_exceeded', 'tenant_suspended'] as const),
+    ...(['image_not_found', 'template_not_found'] as const),
     ...(['policy_forbidden', 'scan_unavailable', 'no_capacity'] as const),
   ],
 })
@@ -350,12 +360,13 @@ export const createBatch = route({
   description: 'All of them or none; `invalid_request` names the job by its index.',
   body: z.strictObject({
     name: Name.optional(),
-    jobs: z.array(JobSpec).min(1).max(1000),
+    jobs: z.array(GivenJob).min(1).max(1000),
   }),
   bodyLimit: bodyLimits.job,
   reply: { 201: Batch.extend({ jobIds: z.array(JobId) }) },
   errors: [
-    ...(['invalid_json', 'body_too_large', 'quota_exceeded', 'image_not_found', 'tenant_suspended'] as const),
+    ...(['invalid_json', 'body_too_large', 'quota_exceeded', 'tenant_suspended'] as const),
+    ...(['image_not_found', 'template_not_found'] as const),
     ...(['policy_forbidden', 'scan_unavailable', 'no_capacity'] as const),
   ],
 })

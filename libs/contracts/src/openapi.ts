@@ -16,7 +16,15 @@ export const Problem = z.object({
 })
 
 const schemaOf = (schema: z.ZodType, io: 'input' | 'output'): Json => {
-  const { $schema: _, ...json } = z.toJSONSchema(schema, { io, unrepresentable: 'any', target: 'draft-2020-12' })
+  const { $schema: _, ...json } = z.toJSONSchema(schema, {
+    ...{ io, unrepresentable: 'any', target: 'draft-2020-12' },
+    override({ zodSchema, jsonSchema }) {
+      // What is filled in later (given.ts). zod takes it away from what is also transformed.
+      const later = z.globalRegistry.get(zodSchema)?.default
+      if (later !== undefined && io === 'input') jsonSchema.default = later as typeof jsonSchema.default
+      if (later !== undefined && io === 'output') delete jsonSchema.default
+    },
+  })
   return json
 }
 

@@ -129,6 +129,11 @@ export const Name = z
   .string()
   .regex(/^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$/, 'must be 1 to 63 letters, digits, ".", "_" or "-"')
 
+/** A template by its name, in its newest version or, as `name@3`, in that one. */
+export const TemplateRef = z
+  .string()
+  .regex(/^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}(@[1-9]\d{0,8})?$/, 'must be the name of a template, or name@version')
+
 /** Free labels: up to 32, keys as names (with `/` allowed), values up to 256 characters without control characters. */
 export const Labels = z
   .record(

@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { given, wholeUnlessTemplated } from './given.js'
 import { NodeId, SandboxId } from './ids.js'
 import { ImageReference, Limits } from './job.js'
 import {
@@ -12,7 +13,7 @@ import {
   TerminalSize,
   User,
 } from './process.js'
-import { Flag, Labels, Name, Page, pageOf, route, Time } from './route.js'
+import { Flag, Labels, Name, Page, pageOf, route, TemplateRef, Time } from './route.js'
 import { Bytes, DAY, DurationMs, GiB, HOUR, KiB, MiB, SECOND } from './units.js'
 
 /** Limits per process that a sandbox may set, as docker's `--ulimit` names them. */
@@ -147,6 +148,7 @@ const SandboxName = Name.refine((name) => !SandboxId.safeParse(name).success, 'm
 
 const sandboxFields = z.strictObject({
   name: SandboxName.optional().describe('Unique in the tenant among sandboxes that exist'),
+  template: TemplateRef.optional().describe('Gives what is not given here. Answered with the version that was used'),
   labels: Labels.default({}),
   image: ImageReference.default('debian'),
   entrypoint: z.array(Argument).max(4096).optional(),
@@ -210,6 +212,11 @@ export const SandboxSpec = sandboxFields.superRefine((spec, context) => {
   if (!spec.init) context.addIssue({ code: 'custom', path: ['init'], message: 'must be true: a sandbox has an init' })
 })
 export type SandboxSpec = z.infer<typeof SandboxSpec>
+
+export const givenSandboxFields = given(sandboxFields.shape)
+/** What a caller gives of a sandbox. */
+export const GivenSandbox = givenSandboxFields.superRefine(wholeUnlessTemplated(SandboxSpec))
+export type GivenSandbox = z.infer<typeof GivenSandbox>
 
 /**
  * What a sandbox is, as seen by its tenant. `failed`: it could not be started, or its restarts were given up. `lost`:
@@ -371,7 +378,7 @@ export const createSandbox = route({
     start: Flag.default(true),
     ifExists: z.enum(['fail', 'get']).default('fail'),
   }),
-  body: SandboxSpec,
+  body: GivenSandbox,
   bodyLimit: 4 * MiB,
   reply: { 201: Sandbox, 200: Sandbox },
   errors: [
@@ -381,6 +388,7 @@ export const createSandbox = route({
     'quota_exceeded',
     'policy_forbidden',
     'image_not_found',
+    'template_not_found',
     'no_capacity',
     'scan_unavailable',
     'tenant_suspended',

@@ -13,6 +13,7 @@ import type { Database } from './repositories.js'
 import { openSandboxes } from './sandboxes.js'
 import { openSessions } from './sessions.js'
 import { openStore, type Statement, type StoreOptions } from './store.js'
+import { openTemplates } from './templates.js'
 import { openTenants, openUsage } from './tenants.js'
 
 const ping: Statement = { name: 'ping', text: 'SELECT 1' }
@@ -33,6 +34,7 @@ export function openDatabase(options: StoreOptions): Database {
     admission: openAdmission(store),
     images: openImages(store),
     builds: openBuilds(store),
+    templates: openTemplates(store),
     usage: openUsage(store),
     idempotency: openIdempotency(store),
     exclusively: (name, work) => store.exclusively(name, work),

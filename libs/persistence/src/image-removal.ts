@@ -39,31 +39,39 @@ const users = (table: 'sandboxes' | 'jobs', alive: string) => `
   SELECT x.id FROM ${table} x WHERE x.image_digest = $2 AND ${alive} AND ($1::text IS NULL OR x.tenant_id = $1)
   ORDER BY x.id LIMIT ${NAMED_USERS}`
 
+// Of a public image every tenant's templates count, and those that are public.
+const templateUsers = (digest: string) => `
+  SELECT v.name || '@' || v.version FROM template_versions v
+  WHERE v.image_digest = ${digest} AND ($1::text IS NULL OR v.owner = $1)`
+
 const readUsers: Statement = {
   name: 'image_users',
   text: `SELECT ARRAY(${users('sandboxes', 'x.deleted_at IS NULL')}) AS sandboxes,
-           ARRAY(${users('jobs', 'x.finished_at IS NULL')}) AS jobs`,
+           ARRAY(${users('jobs', 'x.finished_at IS NULL')}) AS jobs,
+           ARRAY(${templateUsers('$2')} ORDER BY 1 LIMIT ${NAMED_USERS}) AS templates`,
 }
 
 interface Users {
   readonly sandboxes: readonly string[]
   readonly jobs: readonly string[]
+  /** Versions, as `name@3`. */
+  readonly templates: readonly string[]
 }
 
 const tenantOf = (owner: ImageOwner) => (owner === PUBLIC_OWNER ? null : owner)
 
 async function usersOf(session: Session, owner: ImageOwner, digest: string): Promise<Users | undefined> {
   const [found] = await session.rows<Users>(readUsers, [tenantOf(owner), digest])
-  return found && found.sandboxes.length + found.jobs.length > 0 ? found : undefined
+  return found && allOf(found).length > 0 ? found : undefined
 }
 
-const inUse = (text: string, { sandboxes, jobs }: Users): Failure => {
-  const all = [...sandboxes, ...jobs]
+const allOf = ({ sandboxes, jobs, templates }: Users): readonly string[] => [...sandboxes, ...jobs, ...templates]
+
+const inUse = (text: string, users: Users): Failure => {
+  const all = allOf(users)
   const more = all.length > 3 ? ` and ${all.length - 3} more` : ''
-  return new Failure('image_in_use', `image ${text} is used by ${all.slice(0, 3).join(', ')}${more}`, {
-    sandboxes,
-    jobs,
-  })
+  const message = `image ${text} is used by ${all.slice(0, 3).join(', ')}${more}`
+  return new Failure('image_in_use', message, { ...users })
 }
 
 const deleteNames: Statement = {
@@ -129,7 +137,8 @@ const readAll: Statement = {
   text: `SELECT i.digest, i.labels, i.added_at AS "addedAt",
            ARRAY(SELECT n.reference FROM image_names n WHERE n.owner = i.owner AND n.digest = i.digest) AS references,
            EXISTS (${users('sandboxes', 'x.deleted_at IS NULL').replaceAll('$2', 'i.digest')})
-             OR EXISTS (${users('jobs', 'x.finished_at IS NULL').replaceAll('$2', 'i.digest')}) AS used,
+             OR EXISTS (${users('jobs', 'x.finished_at IS NULL').replaceAll('$2', 'i.digest')})
+             OR EXISTS (${templateUsers('i.digest')}) AS used,
            coalesce((SELECT json_agg(json_build_object('diffId', l.diff_id, 'bytes', l.bytes)) FROM image_layers l
              WHERE l.owner = i.owner AND l.digest = i.digest), '[]') AS layers
          FROM images i WHERE i.owner = $2 ORDER BY i.added_at, i.digest`,

@@ -56,10 +56,12 @@ import type { ImageWanted, SandboxOrigin, SandboxRequest } from '@berth/domain'
 import type { Builds } from './build-repository.js'
 import type { Images } from './image-repository.js'
 import type { PageOf, PageRequest } from './page.js'
+import type { Templates } from './template-repository.js'
 
 export type * from './build-repository.js'
 export type * from './image-repository.js'
 export type { PageOf, PageRequest } from './page.js'
+export type * from './template-repository.js'
 
 export interface Clock {
   now(): Date
@@ -522,6 +524,7 @@ export interface Database {
   readonly events: Events
   readonly admission: Admission
   readonly images: Images
+  readonly templates: Templates
   readonly builds: Builds
   readonly usage: UsageTotals
   readonly idempotency: Idempotency

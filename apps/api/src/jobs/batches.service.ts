@@ -1,6 +1,7 @@
 import type { Batch, BatchId, JobId, JobSpec, TenantId } from '@berth/contracts'
 import { Inject, Injectable } from '@nestjs/common'
 import type { TenantPrincipal } from '../http/auth.js'
+import type { Specified } from '../images/templates.service.js'
 import { ImageGate } from '../scan/image-gate.js'
 import { Changes } from '../scheduling/changes.js'
 import { Dispatcher } from '../scheduling/dispatcher.js'
@@ -23,9 +24,9 @@ export class BatchesService {
   async create(
     { tenantId, keyId }: TenantPrincipal,
     name: string | undefined,
-    jobs: readonly JobSpec[],
+    specified: readonly Specified<JobSpec>[],
   ): Promise<Batch & { jobIds: JobId[] }> {
-    const texts = jobs.map(({ image }) => image)
+    const [jobs, texts] = [specified.map(({ spec }) => spec), specified.map(({ image }) => image)]
     const { batch, jobIds, placed } = await this.images.admitted(tenantId, texts, (images) =>
       this.database.admission.admitBatch(tenantId, name, jobs, keyId, images),
     )

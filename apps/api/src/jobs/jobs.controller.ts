@@ -14,6 +14,7 @@ import {
 import { Controller, StreamableFile } from '@nestjs/common'
 import { pageAnswer, pageRequest } from '../http/paging.js'
 import { type Call, Route } from '../http/route.decorator.js'
+import { TemplatesService } from '../images/templates.service.js'
 import { Follow } from '../streams/follow.js'
 import { BatchesService } from './batches.service.js'
 import { JobsService } from './jobs.service.js'
@@ -26,11 +27,13 @@ export class JobsController {
     private readonly jobs: JobsService,
     private readonly batches: BatchesService,
     private readonly follow: Follow,
+    private readonly templates: TemplatesService,
   ) {}
 
   @Route(createJob, { once: 'handler' })
   create({ principal, body, query, once, signal }: Call<typeof createJob>) {
-    return this.jobs.create(principal, body, query, once, signal)
+    const specified = () => this.templates.job(principal.tenantId, body)
+    return this.jobs.create(principal, specified, query, once, signal)
   }
 
   @Route(listJobs)
@@ -64,8 +67,9 @@ export class JobsController {
   }
 
   @Route(createBatch)
-  createBatch({ principal, body }: Call<typeof createBatch>) {
-    return this.batches.create(principal, body.name, body.jobs)
+  async createBatch({ principal, body }: Call<typeof createBatch>) {
+    const jobs = await this.templates.jobs(principal.tenantId, body.jobs)
+    return this.batches.create(principal, body.name, jobs)
   }
 
   @Route(getBatch)

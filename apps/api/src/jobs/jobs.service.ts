@@ -7,6 +7,7 @@ import { Inject, Injectable } from '@nestjs/common'
 import { z } from 'zod'
 import type { TenantPrincipal } from '../http/auth.js'
 import type { Once } from '../http/route.decorator.js'
+import type { Specified } from '../images/templates.service.js'
 import { ImageGate } from '../scan/image-gate.js'
 import { Changes } from '../scheduling/changes.js'
 import { Dispatcher } from '../scheduling/dispatcher.js'
@@ -42,17 +43,18 @@ export class JobsService {
   /**
    * Admits a job and waits as asked. An idempotency key covers the admission only, so that a caller who lost the
    * connection while waiting goes on waiting for the same job by repeating the request.
+   * @param specified not asked for again when a repeat has its answer
    */
   async create(
     { tenantId, keyId }: TenantPrincipal,
-    spec: JobSpec,
+    specified: () => Promise<Specified<JobSpec>>,
     waiting: Waiting,
     once: Once,
     signal: AbortSignal,
   ): Promise<Job> {
     let made: Job | undefined
     const { id } = await once(Created, async () => {
-      made = await this.admit(tenantId, spec, keyId)
+      made = await this.admit(tenantId, await specified(), keyId)
       return { id: made.id }
     })
     if (made && waiting.wait === undefined) return made
@@ -89,8 +91,8 @@ export class JobsService {
     this.dispatcher.dispatch(await this.database.jobs.delete({ tenantId }, id))
   }
 
-  private async admit(tenantId: TenantId, spec: JobSpec, by: string): Promise<Job> {
-    const { job, placed } = await this.images.admitted(tenantId, [spec.image], ([image]) =>
+  private async admit(tenantId: TenantId, { spec, image: text }: Specified<JobSpec>, by: string): Promise<Job> {
+    const { job, placed } = await this.images.admitted(tenantId, [text], ([image]) =>
       this.database.admission.admitJob(tenantId, spec, by, image),
     )
     if (placed) this.dispatcher.dispatch([placed])

@@ -21,6 +21,7 @@ import type { TenantPrincipal } from '../http/auth.js'
 import { etagOf, ifMatch } from '../http/etag.js'
 import { pageAnswer, pageRequest } from '../http/paging.js'
 import { type Call, type Once, Route } from '../http/route.decorator.js'
+import { TemplatesService } from '../images/templates.service.js'
 import { SandboxSignals } from './sandbox-signals.js'
 import { SandboxWaits, type Waiting } from './sandbox-waits.js'
 import { SandboxesService } from './sandboxes.service.js'
@@ -41,11 +42,13 @@ export class SandboxesController {
     private readonly sandboxes: SandboxesService,
     private readonly waits: SandboxWaits,
     private readonly signals: SandboxSignals,
+    private readonly templates: TemplatesService,
   ) {}
 
   @Route(createSandbox, { once: 'handler' })
   async create({ principal, body, query, once, signal, header, status }: Call<typeof createSandbox>) {
-    const { sandbox, made } = await this.sandboxes.create(principal, body, query, once)
+    const specified = () => this.templates.sandbox(principal.tenantId, body)
+    const { sandbox, made } = await this.sandboxes.create(principal, specified, query, once)
     status(made ? 201 : 200)
     return tagged(await this.waits.until(principal, sandbox, query, signal), header)
   }

@@ -17,6 +17,7 @@ import { z } from 'zod'
 import type { Config } from '../config.js'
 import type { TenantPrincipal } from '../http/auth.js'
 import type { Once } from '../http/route.decorator.js'
+import type { Specified } from '../images/templates.service.js'
 import { ImageGate } from '../scan/image-gate.js'
 import { Changes } from '../scheduling/changes.js'
 import { CLOCK, type Clock, CONFIG, DATABASE, type Database } from '../tokens.js'
@@ -48,18 +49,19 @@ export class SandboxesService {
   }
 
   /**
+   * @param specified not asked for again when a repeat has its answer
    * @returns the sandbox, and whether it was made by this request (or by the first with its idempotency key)
    * @throws policy_forbidden, image_not_found, name_taken, quota_exceeded, no_capacity
    */
   async create(
     { tenantId, keyId }: TenantPrincipal,
-    spec: SandboxSpec,
+    specified: () => Promise<Specified<SandboxSpec>>,
     { start, ifExists }: Creating,
     once: Once,
   ): Promise<{ readonly sandbox: Sandbox; readonly made: boolean }> {
     let now: Sandbox | undefined
     const { id, made } = await once(Created, async () => {
-      const found = await this.findOrMake(tenantId, keyId, spec, start, ifExists)
+      const found = await this.findOrMake(tenantId, keyId, await specified(), start, ifExists)
       now = found.sandbox
       return { id: found.sandbox.id, made: found.made }
     })
@@ -135,14 +137,14 @@ export class SandboxesService {
   private async findOrMake(
     tenantId: TenantId,
     by: string,
-    spec: SandboxSpec,
+    { spec, image: text }: Specified<SandboxSpec>,
     start: boolean,
     ifExists: 'fail' | 'get',
   ) {
     requireAllowed(this.policy, spec)
     for (let look = 1; ; look++) {
       try {
-        const created = await this.images.admitted(tenantId, [spec.image], ([image]) =>
+        const created = await this.images.admitted(tenantId, [text], ([image]) =>
           this.database.sandboxes.create({ tenantId, spec, start, by, ...(image && { image }) }),
         )
         this.changes.follow([created])
