@@ -34,6 +34,7 @@ import {
 import { readBatch } from './batches.js'
 import { imageDigest, resolvedOr404, wantedBy } from './image-resolving.js'
 import {
+  isLocal,
   type NodeJson,
   nodeOf,
   nodesJson,
@@ -232,8 +233,9 @@ const freshPlaced = (job: Job, attemptId: AttemptId, nodeId: NodeId): Job => ({
 function nodeFor(row: SituationRow, tenantId: TenantId, spec: JobSpec, image: ResolvedImage, now: Date): NodeId | null {
   const cost = costOf(spec)
   if (row.queued_ahead || row.others_wait || fits(quotaOf(row), useOf(row), cost)) return null
-  const pinned = image.digest !== null && !row.obtainable
-  return choose(row.nodes.map(nodeOf), { tenantId, image: image.key, pinned, cost }, now)?.id ?? null
+  const nodes = row.nodes.map(nodeOf)
+  const pinned = image.digest === null ? isLocal(image.digest, image.key, nodes) : !row.obtainable
+  return choose(nodes, { tenantId, image: image.key, pinned, cost }, now)?.id ?? null
 }
 
 /** How often a name is resolved again because images went in between: each time somebody has removed some. */

@@ -3,11 +3,13 @@ import type { AttemptId, HeldImage, NodeId, SandboxId, TenantId } from '@berth/c
 import type { ImageOwner, ImageWanted, PruneFilter } from '@berth/domain'
 import type { PageOf, PageRequest } from './page.js'
 
-/** A base image as ready nodes tell of it. */
+/** A base image as nodes tell of it. */
 export interface BaseImage {
   readonly reference: string
   readonly digest: string
   readonly sizeBytes: number
+  /** Whether a node that has it takes work; one that is drained gives it to others still. */
+  readonly ready: boolean
 }
 
 /** Whose images a call may see besides public ones, and the base images that there are, with their names in full. */
@@ -100,7 +102,7 @@ export interface Images {
   list(scope: ImageScope, filter: ImageFilter, page: PageRequest): Promise<PageOf<ImageRecord>>
   /** `held` is null for a base image: its nodes know. @throws image_not_found */
   get(scope: ImageScope, wanted: ImageWanted): Promise<{ readonly image: ImageRecord; readonly held: HeldImage | null }>
-  /** Base images on ready nodes, by reference. */
+  /** Base images on ready and draining nodes, by reference. */
   base(): Promise<readonly BaseImage[]>
   /**
    * Makes images the owner's, and names lead to them, all or none. What is there already stays.

@@ -453,7 +453,26 @@ describe('nodes', () => {
     const { tenant } = await given()
     const { placed } = await db.admission.admitJob(tenant, spec(), 'key', baseImage('debian:latest'))
     expect(placed?.command).not.toHaveProperty('image')
-    expect(await db.images.base()).toEqual([debian])
+    expect(await db.images.base()).toEqual([{ ...debian, ready: true }])
+  })
+
+  test('a base image by its name runs where it is; by its digest it is brought, from a draining node too', async () => {
+    const tenant = await givenTenant(db)
+    const [full, without] = [await givenNode(db, { sandboxes: 1 }), await givenNode(db)]
+    await db.nodes.heartbeat(without, { ...standing(), images: [] })
+    const admit = async (image: ImageWanted) => (await db.admission.admitJob(tenant, spec(), 'key', image)).placed
+    const byName = baseImage(debian.reference)
+    const byDigest = { ...byName, digest: debian.digest, base: { key: debian.reference, digest: debian.digest } }
+    const first = await admit(byName)
+    expect(first?.nodeId).toBe(full)
+    expect(await admit(byDigest)).toMatchObject({ nodeId: without, command: { image: debian.digest } })
+    expect(await admit(byName)).toBeUndefined()
+    expect(await db.admission.placeQueued(10)).toEqual([])
+    if (first) await db.jobs.recordFinished(full, finished(first.command, clock.now()))
+    expect(await db.admission.placeQueued(10)).toMatchObject([{ nodeId: full }])
+    await db.nodes.update(full, { state: 'draining' })
+    expect(await db.images.base()).toEqual([{ ...debian, ready: false }])
+    expect((await admit(byDigest))?.nodeId).toBe(without)
   })
 })
 

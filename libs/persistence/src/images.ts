@@ -298,9 +298,9 @@ const readOrigin: Statement = {
 
 const readBase: Statement = {
   name: 'base_images',
-  text: `SELECT i.reference, i.digest, max(i."sizeBytes") AS "sizeBytes"
+  text: `SELECT i.reference, i.digest, max(i."sizeBytes") AS "sizeBytes", bool_or(n.state = 'ready') AS ready
          FROM nodes n, jsonb_to_recordset(n.images) AS i(reference text, digest text, "sizeBytes" bigint)
-         WHERE n.state = 'ready' AND i.reference IS NOT NULL GROUP BY i.reference, i.digest
+         WHERE n.state IN ('ready', 'draining') AND i.reference IS NOT NULL GROUP BY i.reference, i.digest
          ORDER BY i.reference, i.digest`,
 }
 

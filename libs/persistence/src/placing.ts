@@ -114,7 +114,7 @@ export const waitingHeads = (now: string, silent: string, heads: string, also = 
     FROM nodes n WHERE n.state = 'ready' AND n.last_seen_at >= ${silent}
   ), waiting AS MATERIALIZED (
     SELECT u.tenant_id, t.weight, u.last_placed_at, ${quotaColumns}, ${useColumns},
-      h.id, h.image, h.cpu_millis, h.memory_bytes, h.disk_bytes, h.stdin_bytes, h.waiting_since, h.priority
+      h.id, h.image, h.image_digest, h.cpu_millis, h.memory_bytes, h.disk_bytes, h.stdin_bytes, h.waiting_since, h.priority
     FROM tenant_usage u JOIN tenants t ON t.id = u.tenant_id CROSS JOIN largest l CROSS JOIN LATERAL (
       SELECT q.* FROM (
         SELECT j.id, j.image, j.image_digest, j.cpu_millis, j.memory_bytes, j.disk_bytes, j.stdin_bytes, j.waiting_since, j.priority,
@@ -143,6 +143,7 @@ interface WaitingRow extends UseRow, QuotaRow {
   readonly last_placed_at: Date | null
   readonly id: JobId
   readonly image: string
+  readonly image_digest: string | null
   readonly cpu_millis: number
   readonly memory_bytes: number
   readonly disk_bytes: number
@@ -163,16 +164,24 @@ const readNodes: Statement = {
 /** A queued job with what bounds a pass. */
 type Head = QueuedJob & { readonly stdinBytes: number }
 
-const headOf = (row: WaitingRow): Head => ({
+/**
+ * Whether only nodes that have it run a base image by its name: it is the nodes' own, and not brought. Where none has it
+ * any node will do, which then tells so.
+ */
+export const isLocal = (digest: string | null, key: string, nodes: readonly NodeSnapshot[]): boolean =>
+  digest === null && nodes.some(({ images }) => images.has(key))
+
+const headOf = (row: WaitingRow, nodes: readonly NodeSnapshot[]): Head => ({
   id: row.id,
   tenantId: row.tenant_id,
   image: row.image,
+  pinned: isLocal(row.image_digest, row.image, nodes),
   cost: { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, diskBytes: row.disk_bytes },
   waitingSince: row.waiting_since,
   stdinBytes: row.stdin_bytes,
 })
 
-function tenantsOf(rows: readonly WaitingRow[]): readonly Waiting[] {
+function tenantsOf(rows: readonly WaitingRow[], nodes: readonly NodeSnapshot[]): readonly Waiting[] {
   const byTenant = new Map<TenantId, WaitingRow[]>()
   for (const row of rows) {
     const known = byTenant.get(row.tenant_id)
@@ -189,7 +198,7 @@ function tenantsOf(rows: readonly WaitingRow[]): readonly Waiting[] {
             quota: quotaOf(first),
             use: useOf(first),
             lastPlacedAt: first.last_placed_at,
-            queue: [first, ...rest].map(headOf),
+            queue: [first, ...rest].map((row) => headOf(row, nodes)),
           },
         ],
   )
@@ -211,11 +220,11 @@ async function decide(store: Store, limit: number, now: Date): Promise<readonly 
   const silent = new Date(now.getTime() - NODE_SILENT_MS)
   const rows = await store.rows<WaitingRow>(readWaiting, [now, silent, Math.min(limit, HEADS_PER_TENANT)])
   if (rows.length === 0) return []
-  const tenants = tenantsOf(rows)
   const images = [...new Set(rows.map((row) => row.image))]
-  const ids = tenants.map((tenant) => tenant.tenantId)
+  const ids = [...new Set(rows.map((row) => row.tenant_id))]
   const [read] = await store.rows<{ nodes: readonly NodeJson[] }>(readNodes, [images, ids])
-  return bounded(schedule(tenants, (read?.nodes ?? []).map(nodeOf), limit, now), rows)
+  const nodes = (read?.nodes ?? []).map(nodeOf)
+  return bounded(schedule(tenantsOf(rows, nodes), nodes, limit, now), rows)
 }
 
 const lockUsage: Statement = {
@@ -257,7 +266,8 @@ async function confirm(session: Session, picks: readonly Pick[], now: Date): Pro
     const [use, quota] = [uses.get(pick.job.tenantId), quotas.get(pick.job.tenantId)]
     const [node, job] = [nodes.get(pick.node.id), jobs.get(pick.job.id)]
     if (!use || !quota || !node || !job) return []
-    if (fits(quota, use, pick.job.cost) || !feasible(node, pick.job, now)) return []
+    // Which images the node has was looked at before; it is not read again.
+    if (fits(quota, use, pick.job.cost) || !feasible(node, { ...pick.job, pinned: false }, now)) return []
     uses.set(pick.job.tenantId, withRunning(use, pick.job.cost))
     nodes.set(node.id, withJob(node, pick.job))
     return [{ ...pick, ...job }]

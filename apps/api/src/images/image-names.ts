@@ -92,6 +92,7 @@ function wantedEach(texts: readonly string[], base: readonly BaseImage[]): reado
 }
 
 const sameBase = (a: readonly BaseImage[], b: readonly BaseImage[]): boolean => {
-  const key = (all: readonly BaseImage[]) => all.map(({ reference, digest }) => `${reference} ${digest}`).join('\n')
+  const key = (all: readonly BaseImage[]) =>
+    all.map(({ reference, digest, ready }) => `${reference} ${digest} ${ready}`).join('\n')
   return key(a) === key(b)
 }

@@ -4,8 +4,8 @@ import { baseScope, nameFilter, nameOf, namesOf, shortName, wantedOf } from './n
 
 const [a, b] = [`sha256:${'a'.repeat(64)}`, `sha256:${'b'.repeat(64)}`]
 const base = [
-  { reference: 'python:latest', digest: a, sizeBytes: 3 },
-  { reference: 'registry.local:5000/team/app:1', digest: a, sizeBytes: 4 },
+  { reference: 'python:latest', digest: a, sizeBytes: 3, ready: true },
+  { reference: 'registry.local:5000/team/app:1', digest: a, sizeBytes: 4, ready: true },
 ]
 
 describe('names in full, as Docker has them', () => {
@@ -49,6 +49,12 @@ describe('what is looked for', () => {
     expect(wantedOf(a, base)).toEqual({ text: a, ...found })
     expect(wantedOf(`python:2@${a}`, base)).toEqual({ text: `python:2@${a}`, ...found })
     expect(wantedOf(b, base)).toEqual({ text: b, reference: null, digest: b, base: null })
+  })
+
+  test('what only a drained node has is there by its digest, and not by its name', () => {
+    const drained = [{ reference: 'debian:latest', digest: b, sizeBytes: 1, ready: false }, ...base]
+    expect(wantedOf('debian', drained).base).toBeNull()
+    expect(wantedOf(b, drained).base).toEqual({ key: 'debian:latest', digest: b })
   })
 
   test('while no node is known a name may be a base image, a digest is not', () => {

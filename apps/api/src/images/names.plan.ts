@@ -57,7 +57,7 @@ export function baseScope(base: readonly BaseImage[]): ImageScope['base'] {
 
 /**
  * What a name or a digest means, before Postgres is asked. A digest decides, whatever name is with it.
- * @param base what ready nodes have of their own; empty: no node is known. A name may then be one of theirs, and what
+ * @param base what nodes have of their own; none of a ready one: no such node is known. A name may then be one of theirs, and what
  * asks for it waits for a node; a digest may be anybody's, and is none
  * @throws InvalidRequest for what is no reference
  */
@@ -69,8 +69,9 @@ export function wantedOf(text: string, base: readonly BaseImage[]): ImageWanted 
     return { text, reference: null, digest, base: found ? { key: found.reference, digest } : null }
   }
   const full = nameOf(text)
-  const key = base.find((one) => namesOf([one.reference]).includes(full))?.reference
-  const unknown = base.length === 0 ? shortName(full) : undefined
+  const ready = base.filter((one) => one.ready)
+  const key = ready.find((one) => namesOf([one.reference]).includes(full))?.reference
+  const unknown = ready.length === 0 ? shortName(full) : undefined
   const name = key ?? unknown
   return { text, reference: full, digest: null, base: name === undefined ? null : { key: name, digest: null } }
 }
