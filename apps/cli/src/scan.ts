@@ -1,7 +1,9 @@
 // scan.ts: `./berth images scan` and `./berth images sbom`: what is in an image, over the API.
+import { pipeline } from 'node:stream/promises'
 import {
   getImageSbom,
   type ImageVulnerability,
+  ignore,
   listImageVulnerabilities,
   type Severity,
   severities,
@@ -46,7 +48,7 @@ export const summaryOf = (counted: Readonly<Record<Severity, number>>): string =
 export function printSbom(places: Places, image: string, format: 'spdx' | 'cyclonedx'): Promise<void> {
   return withClient(places, async (client) => {
     const document = await client.open(getImageSbom, { params: { image }, query: { format } })
-    for await (const piece of document) process.stdout.write(piece)
-    process.stdout.write('\n')
+    // Who reads only the beginning has seen what they wanted.
+    await pipeline(document, process.stdout, { end: false }).catch((error: unknown) => ignore(error, 'EPIPE'))
   })
 }

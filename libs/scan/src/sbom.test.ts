@@ -3,6 +3,7 @@ import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import type { FoundPackage, ImageContents } from '@berth/contracts'
 import { expect, test } from '@jest/globals'
+import { z } from 'zod'
 import { purlOf } from './package-url.js'
 import { cycloneDxOf, type SbomSubject, spdxOf } from './sbom.js'
 
@@ -49,6 +50,50 @@ test.each<[FoundPackage, string]>([
   [packages[2] as FoundPackage, 'pkg:npm/%40a/b@1.0.0'],
   [packages[3] as FoundPackage, 'pkg:pypi/foo-bar@1.0'],
 ])('purl of $name', (one, purl) => expect(purlOf(one, contents.distribution)).toBe(purl))
+
+// What SPDX 2.3's schema (spdx-spec, schemas/spdx-schema.json) has for the fields that are written, and no others.
+const none = z.literal('NOASSERTION')
+const spdxId = z.string().regex(/^SPDXRef-[a-zA-Z0-9.-]+$/)
+const SpdxPackage = z.strictObject({
+  ...{ SPDXID: spdxId, name: z.string().min(1), versionInfo: z.string(), downloadLocation: none },
+  ...{ filesAnalyzed: z.literal(false), licenseConcluded: none, licenseDeclared: none, copyrightText: none },
+  ...{ licenseComments: z.string().optional(), sourceInfo: z.string().optional() },
+  primaryPackagePurpose: z.enum(['CONTAINER']).optional(),
+  checksums: z
+    .array(z.strictObject({ algorithm: z.enum(['SHA256']), checksumValue: z.string().regex(/^[0-9a-f]{64}$/) }))
+    .optional(),
+  externalRefs: z
+    .array(
+      z.strictObject({
+        ...{ referenceCategory: z.enum(['PACKAGE-MANAGER']), referenceType: z.literal('purl') },
+        referenceLocator: z.string().regex(/^pkg:\S+$/),
+      }),
+    )
+    .optional(),
+})
+const Spdx = z.strictObject({
+  ...{ spdxVersion: z.literal('SPDX-2.3'), dataLicense: z.literal('CC0-1.0'), SPDXID: z.literal('SPDXRef-DOCUMENT') },
+  ...{ name: z.string().min(1), documentNamespace: z.url(), comment: z.string().optional() },
+  creationInfo: z.strictObject({
+    created: z.string().regex(/^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\dZ$/),
+    creators: z.array(z.string().regex(/^Tool: \S+$/)).min(1),
+  }),
+  packages: z.array(SpdxPackage),
+  relationships: z.array(
+    z.strictObject({
+      ...{ spdxElementId: spdxId, relatedSpdxElement: spdxId, relationshipType: z.enum(['DESCRIBES', 'CONTAINS']) },
+    }),
+  ),
+})
+
+test.each<[string, Partial<SbomSubject>]>([
+  ['an image', {}],
+  ['one with nothing in it', { contents: { distribution: null, packages: [], complete: true, warnings: [] } }],
+  ['one that says no time', { createdAt: 'yesterday' }],
+])('SPDX of %s is what its schema says', (_, more) => {
+  const parsed = Spdx.safeParse(JSON.parse(JSON.stringify(spdxOf({ ...subject, ...more }))))
+  expect(parsed.error?.issues ?? []).toEqual([])
+})
 
 test('SPDX: what is required of a document, and each id once', () => {
   const document = JSON.parse(JSON.stringify(spdxOf(subject)))

@@ -78,6 +78,11 @@ test('a base image is refused where one of the images that nodes have under its 
   await expect(admitted('debian')).rejects.toMatchObject({ data: { image: 'sha256:base-bad' } })
 })
 
+test('a base image that no node has now does not wait for a node that has it, whatever that is', async () => {
+  await expect(gate(refuse, []).admitted('debian')).rejects.toMatchObject({ code: 'no_capacity' })
+  expect(await gate({ ...refuse, mode: 'warn' }, []).admitted('debian')).toHaveLength(1)
+})
+
 test('where nothing holds nothing is asked, and a warning lets all in', async () => {
   const off = gate(null)
   expect(await off.admitted('bad')).toEqual([wanted('bad')])

@@ -80,6 +80,9 @@ export class ImageGate {
     for (const one of new Set(wanted)) {
       const digest = await this.database.admission.imageOf(tenantId, one)
       const digests = digest === null ? await this.names.baseDigests(one) : [digest]
+      // It could wait for a node, and run what that has.
+      if (digests.length === 0 && one.base && policy.mode === 'refuse')
+        throw new Failure('no_capacity', `no node that is ready holds image ${one.text}, which has to be read first`)
       for (const each of digests) await this.let(tenantId, policy, one.text, each)
       // Where it is a base image, or none, it stays that: nothing else of this name is looked for.
       passed.set(

@@ -1,0 +1,100 @@
+import { gunzipSync, gzipSync } from 'node:zlib'
+import type { ImageContents, ImagePolicy, PolicyVerdict } from '@berth/contracts'
+import { expect, test } from '@jest/globals'
+import { readConfig } from '../config.js'
+import type { ImageNodes } from '../images/image-nodes.js'
+import type { Database, Logger } from '../tokens.js'
+import { ImageScans } from './image-scans.js'
+import { ImageVerdicts } from './image-verdicts.js'
+import type { KnownVulnerabilities } from './known-vulnerabilities.js'
+
+const contents: ImageContents = { distribution: null, packages: [], complete: true, warnings: [] }
+const env = { DATABASE_URL: 'postgresql://h/d', REDIS_URL: 'redis://h' }
+
+/** Scans where one node holds every image but `sha256:lost`; `read` are the images that it was asked for. */
+function scans(more: Partial<ImageContents> = {}, given: Record<string, string> = {}) {
+  const [read, kept] = [[] as string[], new Map<string, Uint8Array>()]
+  const database = {
+    images: {
+      holder: async ([digest]: readonly string[]) => (digest === 'sha256:lost' ? undefined : 'nod_1'),
+      contents: {
+        get: async (digest: string) => kept.get(digest),
+        put: async (digest: string, _: number, packed: Uint8Array) => void kept.set(digest, packed),
+      },
+    },
+  }
+  const nodes = {
+    contents: async (_: unknown, __: unknown, digest: string) => {
+      read.push(digest)
+      return { ...contents, ...more }
+    },
+  }
+  const log = { warn: () => undefined } as unknown as Logger
+  const config = readConfig({ ...env, ...given })
+  const made = new ImageScans(database as unknown as Database, config, nodes as unknown as ImageNodes, log)
+  return { made, read, kept }
+}
+const unpacked = (packed: Uint8Array): ImageContents => JSON.parse(gunzipSync(packed).toString())
+
+test('an image is read once, by all who ask at once and afterwards', async () => {
+  const { made, read } = scans()
+  const [one, other] = await Promise.all([made.packed('sha256:a'), made.packed('sha256:a')])
+  expect(unpacked(one)).toEqual(contents)
+  expect(await made.packed('sha256:a')).toEqual(other)
+  expect(read).toEqual(['sha256:a'])
+})
+
+test('one that no node has is said to be that, and looked for again', async () => {
+  const { made } = scans()
+  for (const _ of [1, 2]) await expect(made.packed('sha256:lost')).rejects.toMatchObject({ code: 'no_capacity' })
+})
+
+test('of one of which there is too much to tell nothing is told but that', async () => {
+  // Hexadecimal digits by chance pack to half of themselves at best.
+  const name = () => Array.from({ length: 64 }, () => Math.floor(Math.random() * 16).toString(16)).join('')
+  const one = { type: 'npm', version: '1', architecture: null, source: null, license: null, path: 'p' } as const
+  const packages = Array.from({ length: 20_000 }, () => ({ ...one, name: name(), layer: `sha256:${name()}` }))
+  const { made, kept } = scans({ packages })
+  const told = unpacked(await made.packed('sha256:a'))
+  expect(told).toMatchObject({ packages: [], complete: false, warnings: [expect.stringMatching(/^left out: all/)] })
+  expect(kept.size).toBe(1)
+})
+
+test('what came is read ahead only where there is something to judge it by', async () => {
+  const idle = scans()
+  idle.made.soon(['sha256:a'])
+  const busy = scans({}, { BERTH_VULNERABILITIES: '/srv/osv' })
+  busy.made.soon(['sha256:a', 'sha256:lost', 'sha256:b'])
+  await busy.made.packed('sha256:b')
+  await expect(busy.made.packed('sha256:lost')).rejects.toThrow()
+  await new Promise(setImmediate)
+  expect([idle.read, busy.read.sort()]).toEqual([[], ['sha256:a', 'sha256:b']])
+})
+
+test('a verdict is kept for image, policy and database, and a failure is not', async () => {
+  const asked: string[] = []
+  let version = '1'
+  let isBroken = false
+  const known = {
+    database: async () => ({ version }),
+    ask: async (_: string, { digest }: { digest: string }) => {
+      asked.push(`${digest} ${version}`)
+      if (isBroken) throw new Error('broken')
+      const answer: PolicyVerdict = { mode: 'refuse', allowed: true, against: [] }
+      return { database: { version }, answer }
+    },
+  }
+  const packed = async () => gzipSync('{}')
+  const verdicts = new ImageVerdicts({ packed } as unknown as ImageScans, known as unknown as KnownVulnerabilities)
+  const policy: ImagePolicy = { mode: 'refuse', severity: 'high', fixableOnly: false, exempt: [] }
+  const [first, second] = await Promise.all([verdicts.of('a', policy), verdicts.of('a', { ...policy })])
+  expect([first.isNew, second.isNew, asked]).toEqual([true, false, ['a 1']])
+  await verdicts.of('a', { ...policy, severity: 'low' })
+  version = '2'
+  await verdicts.of('a', policy)
+  expect(asked).toEqual(['a 1', 'a 1', 'a 2'])
+  isBroken = true
+  await expect(verdicts.of('b', policy)).rejects.toThrow('broken')
+  isBroken = false
+  expect(await verdicts.of('b', policy)).toMatchObject({ allowed: true, isNew: true })
+})
