@@ -1,11 +1,12 @@
 // What the API does of a build, whatever its node does: a node that is told what to say. Builds of real nodes are in
 // builds.test.ts.
 import { createHash, randomBytes } from 'node:crypto'
+import { request } from 'node:http'
 import { buffer } from 'node:stream/consumers'
 import { BuildProgress, type BuildStep, Failure, GiB, type HeldImage, NodeBuild, SolveBuild } from '@berth/contracts'
 import type { RestCall } from '@berth/node-rpc'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
-import { type Api, tenant, until } from '../support/berth.js'
+import { type Api, stack, tenant, until } from '../support/berth.js'
 import { FakeNode } from '../support/fake-node.js'
 
 let node: FakeNode
@@ -271,6 +272,18 @@ describe('a build ends at once, gives back what it holds, and its node is told',
     const leaving = new AbortController()
     const { id } = await begun(mine, { signal: leaving.signal })
     leaving.abort()
+    await ended(mine, id, 'canceled', 'build_canceled')
+  })
+
+  test('when its client goes before all of the context is sent', async () => {
+    const mine = await tenant(QUOTA)
+    scripted({})
+    const headers = { authorization: `Bearer ${mine.key}`, 'transfer-encoding': 'chunked' }
+    const sending = request(`${stack().url}/v1/builds?${LARGE}`, { method: 'POST', headers })
+    sending.on('error', () => undefined)
+    sending.write('the beginning')
+    const id = await until('the build is there', async () => (await mine.get('/v1/builds')).body.items[0]?.id)
+    sending.destroy()
     await ended(mine, id, 'canceled', 'build_canceled')
   })
 

@@ -15,8 +15,9 @@ import { Inject, Injectable } from '@nestjs/common'
 import { type CallFor, NodeCalls } from '../streams/node-calls.js'
 import { LOG, type Logger } from '../tokens.js'
 
-/** How long a node may take for what it does at once, in milliseconds. */
+/** How long a node may take for what it does at once, and for an end that somebody waits for, in milliseconds. */
 const AT_ONCE_MS = 10_000
+const END_MS = 3_000
 
 @Injectable()
 export class BuildNodes {
@@ -52,8 +53,8 @@ export class BuildNodes {
 
   /** Ends a build on its node, as far as the node can be reached: it also ends what nobody asks for any more. */
   async end(nodeId: NodeId, id: BuildId): Promise<void> {
-    const request = { method: 'DELETE', rest: [id], answerWithinMs: AT_ONCE_MS } as const
-    const call = { principal: undefined, signal: AbortSignal.timeout(AT_ONCE_MS) }
+    const request = { method: 'DELETE', rest: [id], answerWithinMs: END_MS } as const
+    const call = { principal: undefined, signal: AbortSignal.timeout(END_MS) }
     try {
       const { body } = await this.nodes.call(call, nodeId, 'builds', request)
       body.resume()

@@ -66,7 +66,8 @@ export class BuildingService {
       yield told
     } catch (error) {
       const failure = run.failure(error)
-      end = call.signal.aborted ? left(call.principal) : endOf(failure)
+      const gone = call.signal.aborted || context.errored !== null
+      end = gone ? left(call.principal) : endOf(failure)
       run.told(failedStep(failure))
       // Log and quota are there when its caller hears of it.
       await run.close()

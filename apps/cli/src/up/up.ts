@@ -127,7 +127,7 @@ async function startApi(
       ...thrift.env,
       ...passed(['LOG_LEVEL', 'BERTH_DB_POOL', 'BERTH_RETENTION', 'BERTH_PUBLIC_URL', 'BERTH_TRUSTED_PROXIES']),
       ...passed(['BERTH_REGISTRY_', 'BERTH_INSECURE_REGISTRIES', 'BERTH_PRIVATE_REGISTRIES']),
-      ...passed(['BERTH_VULNERABILITIES', 'BERTH_IMAGE_POLICY']),
+      ...passed(['BERTH_VULNERABILITIES', 'BERTH_IMAGE_POLICY', 'BERTH_BUILD_CACHE']),
       BERTH_API_HOST: hostname,
       BERTH_API_PORT: port,
       DATABASE_URL: databaseUrl,
