@@ -224,8 +224,11 @@ describe('mounts', () => {
   })
 
   test('nothing is mounted where the node mounts, nor from where nothing is', async () => {
-    for (const mount of ['type=tmpfs,target=/proc/x', 'type=cache,target=/dev', 'from=busybox,source=/no,target=/x'])
-      expect((await build(['FROM busybox', `RUN --mount=${mount} true`])).failed.code).toBe('build_failed')
+    const links = 'RUN ln -s / /root-of-all && ln -s proc /p'
+    const mounts = ['type=tmpfs,target=/proc/x', 'type=cache,target=/dev', 'from=busybox,source=/no,target=/x']
+    const linked = ['type=cache,target=/root-of-all', 'type=tmpfs,target=/p/sys', 'source=../../etc,target=/x']
+    for (const mount of [...mounts, ...linked])
+      expect((await build(['FROM busybox', links, `RUN --mount=${mount} true`])).failed.code).toBe('build_failed')
   })
 
   const secret = 'correct-horse-battery-staple'

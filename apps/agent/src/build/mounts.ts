@@ -120,8 +120,10 @@ export async function mountAll(parts: MountParts, op: RunOp, onto: Root): Promis
   }
 }
 
+/** @throws Failure build_failed where links lead to where nothing may be mounted */
 async function waysTo(onto: Tree, target: string): Promise<readonly Way[]> {
   const path = await follow(onto, target)
+  placeOf(path)
   const parts = path.split('/').map((_, i, all) => all.slice(0, i + 1).join('/'))
   return Promise.all(parts.map(async (part) => ({ path: part, was: await onto.lstat(part) })))
 }
