@@ -116,20 +116,23 @@ class NodeConsumer implements QueueConsumer {
   private async end(): Promise<void> {
     this.closing.abort()
     const worker = await this.started
-    const timer = setTimeout(() => void this.cut(), CLOSE_PATIENCE_MS)
+    const over = new AbortController()
     try {
-      await worker?.close()
+      await Promise.race([worker?.close(), this.cut(over.signal)])
     } finally {
-      clearTimeout(timer)
+      over.abort()
       this.redis.disconnectAll()
     }
   }
 
   // BullMQ's close waits for its connections to be ready, which those with refused credentials never are, and for a
-  // dead Redis to hear that a command is done. Once the connections are cut it ends; the command may come again.
-  private async cut(): Promise<void> {
+  // dead Redis to hear that a command is done. Once the connections are cut it ends, but for one that it was about to
+  // make: then it is not waited for. The command may come again.
+  private async cut(signal: AbortSignal): Promise<void> {
+    await delay(CLOSE_PATIENCE_MS, undefined, { signal })
     await Promise.allSettled(this.inHand)
     this.redis.disconnectAll()
+    await delay(CLOSE_PATIENCE_MS, undefined, { signal })
   }
 
   private async start(): Promise<Worker<unknown, void> | undefined> {
