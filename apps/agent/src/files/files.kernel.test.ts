@@ -206,7 +206,7 @@ function* blocks(total: number): Generator<Buffer> {
 describe('large ones', () => {
   test('what does not fit in memory goes up and down, by the same bytes', async () => {
     const dir = await fresh()
-    const total = 384 * MiB
+    const total = 256 * MiB
     const before = process.memoryUsage.rss()
     const sent = createHash('sha256')
     let peak = 0

@@ -100,12 +100,12 @@ describe('killed at any point, an attempt ends with its true result and leaves n
   })
 
   test('at moments that nobody chose', async () => {
-    for (let i = 0; i < 25; i++) {
+    for (let i = 0; i < 12; i++) {
       const command = runCommand({ command: ['sh', '-c', 'echo begin; echo end; exit 7'] })
       const child = startVictim(command, 'never')
       const exited = once(child, 'exit')
       await once(child.stdout ?? child, 'data')
-      await delay(i * 3) // the moment; some come after the end
+      await delay(i * 6) // the moment; some come after the end
       child.kill('SIGKILL')
       await exited
       node = await TestNode.open(place)

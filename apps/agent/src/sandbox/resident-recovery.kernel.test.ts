@@ -122,12 +122,12 @@ describe('killed at any point of a run, its end is told once, with its true exit
   })
 
   test('at moments that nobody chose', async () => {
-    for (let i = 0; i < 12; i++) {
+    for (let i = 0; i < 8; i++) {
       const command = applySandbox(once7)
       const child = startVictim([{ command }], 'never')
       const exited = once(child, 'exit')
       await once(child.stdout ?? child, 'data')
-      await delay(i * 9)
+      await delay(i * 14)
       child.kill('SIGKILL')
       await exited
       node = await TestNode.open(place)
