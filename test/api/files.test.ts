@@ -6,7 +6,7 @@ import { request } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
-import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
+import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
 import { type Answer, stack, type TestTenant, tenant, until } from '../support/berth.js'
 import { memoryOf } from '../support/crash.js'
 
@@ -311,8 +311,14 @@ describe('trees', () => {
 })
 
 describe('watch', () => {
+  const callers: AbortController[] = []
+  afterEach(() => {
+    for (const caller of callers.splice(0)) caller.abort()
+  })
+
   async function watching(path: string, query: Record<string, string> = {}) {
     const caller = new AbortController()
+    callers.push(caller)
     const response = await t.raw('GET', at('watch', { path, ...query }), { signal: caller.signal })
     const events: { type: string; path: string }[] = []
     const done = (async () => {
@@ -335,8 +341,9 @@ describe('watch', () => {
     const dir = await fresh()
     const { seen, done } = await watching(dir, { recursive: 'true' })
     await seen('ready', dir)
-    await sh(`mkdir -p ${dir}/a/b && echo x > ${dir}/a/b/f && mv ${dir}/a/b/f ${dir}/g`)
+    await sh(`mkdir -p ${dir}/a/b && echo x > ${dir}/a/b/f`)
     await seen('created', `${dir}/a/b/f`)
+    await sh(`mv ${dir}/a/b/f ${dir}/g`)
     await seen('renamed', `${dir}/g`)
     await remove(dir, { recursive: 'true' })
     await seen('gone', dir)
