@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import type { Job, Quota } from '@berth/contracts'
 import { afterAll } from '@jest/globals'
 
-/** What test/support/setup.ts wrote about the product that all system tests share. */
+/** What test/support/setup.ts wrote about the product that all system tests of a worker share. */
 export interface Stack {
   readonly url: string
   readonly operatorKey: string
@@ -13,7 +13,8 @@ export interface Stack {
 }
 
 export function stack(): Stack {
-  const file = process.env.BERTH_TEST_STACK
+  const files = process.env.BERTH_TEST_STACK?.split(':') ?? []
+  const file = files[Number(process.env.JEST_WORKER_ID ?? 1) - 1]
   if (!file) throw new Error('system tests run through `./berth test`, which starts the product')
   return JSON.parse(readFileSync(file, 'utf8'))
 }

@@ -1,6 +1,6 @@
 // browser.ts: Debian's Chromium, driven by playwright-core, before a console whose network can be cut.
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { mkdirSync, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { createServer, connect as dial, type Socket } from 'node:net'
 import { join } from 'node:path'
@@ -16,12 +16,15 @@ import { stack } from './berth.js'
 
 const CHROMIUM = '/usr/bin/chromium'
 
+/** Run by one worker at a time: half an installation has the file already. */
+const install = `
+test -x ${CHROMIUM} && exit
+apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core`
+
 /** Installs the package where it is missing: no browser is downloaded from anywhere else. */
 function ensureChromium(): void {
-  if (existsSync(CHROMIUM)) return
-  const options = { stdio: 'ignore', env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' } } as const
-  execFileSync('apt-get', ['update', '-q'], options)
-  execFileSync('apt-get', ['install', '-y', '-q', '--no-install-recommends', 'chromium', 'fonts-dejavu-core'], options)
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
+  execFileSync('flock', ['/var/cache/apt', 'sh', '-c', install], { stdio: 'ignore', env })
 }
 
 export async function openBrowser(): Promise<Browser> {

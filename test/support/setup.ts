@@ -1,35 +1,59 @@
 import { execFileSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { takeInventory } from '@berth/host'
 
-/** Starts a whole Berth of its own for all system tests, by the command that users start theirs with. */
-export default async function setup(): Promise<void> {
+/** What `./berth up` and `down` are told of an installation, by environment. */
+interface Place {
+  readonly BERTH_DATA: string
+  readonly BERTH_CGROUP_PARENT: string
+}
+
+/**
+ * Starts a whole Berth for each worker of jest, by the command that users start theirs with: tests that kill parts of it
+ * are alone with it.
+ */
+export default async function setup({ maxWorkers }: { readonly maxWorkers: number }): Promise<void> {
   if (process.env.BERTH_TEST_STACK) return // one that runs already, for work on a single test
-  // Sockets below it must stay under 108 bytes, and Postgres' user must get through every directory above.
-  const dataDir = mkdtempSync('/var/tmp/berth-test-')
-  execFileSync('chmod', ['711', dataDir])
-  const cgroupParent = `berth-test-${process.pid}`
+  const places: Place[] = []
+  const files: string[] = []
+  for (let worker = 1; worker <= maxWorkers; worker++) {
+    // Sockets below it must stay under 108 bytes, and Postgres' user must get through every directory above.
+    const dataDir = mkdtempSync('/var/tmp/berth-test-')
+    chmodSync(dataDir, 0o711)
+    const place = { BERTH_DATA: dataDir, BERTH_CGROUP_PARENT: `berth-test-${process.pid}-${worker}` }
+    places.push(place)
+    process.env.BERTH_TEST_OWNS = JSON.stringify(places)
+    files.push(await start(place))
+  }
+  process.env.BERTH_TEST_STACK = files.join(':')
+}
+
+/** @returns path of the file that tells tests of it */
+async function start(place: Place): Promise<string> {
+  const { BERTH_DATA: dataDir, BERTH_CGROUP_PARENT: cgroupParent } = place
   const port = await freePort()
   // The operator lists registries before the API is started; tests start them there.
   const registries = { open: await freePort(), locked: await freePort() }
-  process.env.BERTH_INSECURE_REGISTRIES = Object.values(registries)
+  const insecure = Object.values(registries)
     .map((one) => `127.0.0.1:${one}`)
     .join(',')
   // The operator knows vulnerabilities, of packages that only images of the tests have.
-  process.env.BERTH_VULNERABILITIES = join(dataDir, 'vulnerabilities.json')
-  writeFileSync(process.env.BERTH_VULNERABILITIES, JSON.stringify(vulnerabilities))
-  process.env.BERTH_DATA = dataDir
-  process.env.BERTH_CGROUP_PARENT = cgroupParent
-  process.env.BERTH_RETENTION_SWEEP_MS = '1000'
-  process.env.BERTH_TEST_STACK = join(dataDir, 'stack.json')
-  execFileSync('./berth', ['up', '--port', String(port)], { stdio: ['ignore', 'inherit', 'inherit'] })
+  const known = join(dataDir, 'vulnerabilities.json')
+  writeFileSync(known, JSON.stringify(vulnerabilities))
+  const settings = {
+    BERTH_INSECURE_REGISTRIES: insecure,
+    BERTH_VULNERABILITIES: known,
+    BERTH_RETENTION_SWEEP_MS: '1000',
+  }
+  berth(['up', '--port', String(port)], { ...place, ...settings })
   const { operatorKey } = JSON.parse(readFileSync(join(dataDir, 'credentials.json'), 'utf8'))
   mkdirSync(join(dataDir, 'test'), { recursive: true })
   const stack = { url: `http://127.0.0.1:${port}`, operatorKey, dataDir, cgroupParent, registries }
-  writeFileSync(process.env.BERTH_TEST_STACK, JSON.stringify(stack))
-  process.env.BERTH_TEST_OWNS = dataDir
+  const file = join(dataDir, 'stack.json')
+  writeFileSync(file, JSON.stringify(stack))
+  return file
 }
 
 const vulnerabilities = [
@@ -52,17 +76,22 @@ const vulnerabilities = [
   },
 ]
 
-/** Ends it, and fails the run when anything of it is left on the machine. */
+/** Ends them, and fails the run when anything of one is left on the machine. */
 export async function teardown(): Promise<void> {
-  const dataDir = process.env.BERTH_TEST_OWNS
-  const cgroupParent = process.env.BERTH_CGROUP_PARENT
-  if (!dataDir || !cgroupParent) return
-  execFileSync('./berth', ['down'], { stdio: ['ignore', 'inherit', 'inherit'] })
-  const left = await takeInventory({ cgroupParent, dataDir })
-  const found = Object.entries(left).filter(([, entries]) => entries.length > 0)
-  if (found.length > 0) throw new Error(`left behind after ./berth down: ${JSON.stringify(Object.fromEntries(found))}`)
-  execFileSync('./berth', ['down', '--data'], { stdio: ['ignore', 'inherit', 'inherit'] })
+  const places: readonly Place[] = JSON.parse(process.env.BERTH_TEST_OWNS ?? '[]')
+  const left: unknown[] = []
+  for (const place of places) {
+    const { BERTH_DATA: dataDir, BERTH_CGROUP_PARENT: cgroupParent } = place
+    berth(['down'], { ...place })
+    const found = Object.entries(await takeInventory({ cgroupParent, dataDir })).filter(([, all]) => all.length > 0)
+    if (found.length > 0) left.push({ dataDir, ...Object.fromEntries(found) })
+    else berth(['down', '--data'], { ...place })
+  }
+  if (left.length > 0) throw new Error(`left behind after ./berth down: ${JSON.stringify(left)}`)
 }
+
+const berth = (args: readonly string[], env: Readonly<Record<string, string>>) =>
+  execFileSync('./berth', args, { env: { ...process.env, ...env }, stdio: ['ignore', 'inherit', 'inherit'] })
 
 function freePort(): Promise<number> {
   return new Promise((resolve, reject) => {

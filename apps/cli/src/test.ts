@@ -11,10 +11,14 @@ const root = resolve(import.meta.dirname, '../../..')
 /** A step that takes longer hangs; it is killed and counts as failed. */
 const STEP_LIMIT_MS = 30 * 60_000
 
-type Project = 'unit' | 'kernel' | 'system'
+const projects = ['unit', 'kernel', 'system'] as const
+type Project = (typeof projects)[number]
 
-/** Tests of kernel and system share one machine's mounts, cgroups and clock: one file at a time. */
-const workers: Readonly<Record<Project, number>> = { unit: availableParallelism(), kernel: 1, system: 1 }
+/**
+ * Files of tests at a time. Those of kernel and system wait more than they compute, and share nothing: the first have
+ * directories, control groups and databases of their own, the others an installation for each worker.
+ */
+const workers: Readonly<Record<Project, number>> = { unit: availableParallelism(), kernel: 2, system: 2 }
 
 /**
  * @param args for jest: with any, only the tests that they select, and nothing else
@@ -34,7 +38,8 @@ export async function runTests(args: readonly string[]): Promise<number> {
 
 async function selected(scratch: string, args: readonly string[]): Promise<Tally> {
   const tallies: Tally[] = []
-  for (const project of ['unit', 'kernel', 'system'] as const) tallies.push(await jest(scratch, project, args))
+  for (const project of projects)
+    tallies.push(await jest(scratch, project, project === 'unit' ? workers.unit : 1, args))
   return sum(tallies)
 }
 
@@ -42,15 +47,15 @@ async function everything(scratch: string): Promise<Tally> {
   // Fuzzing is bound by the processor and by nothing else: it takes what the others leave, and no time of its own.
   const fuzzed = fuzz(scratch)
   const tallies = [await step('check', ['npm', 'run', '--silent', 'check'])]
-  for (const project of ['unit', 'kernel', 'system'] as const) tallies.push(await jest(scratch, project, []))
+  for (const project of projects) tallies.push(await jest(scratch, project, workers[project]))
   return sum([...tallies, await fuzzed])
 }
 
-async function jest(scratch: string, project: Project, args: readonly string[]): Promise<Tally> {
+/** @param count of workers */
+async function jest(scratch: string, project: Project, count: number, args: readonly string[] = []): Promise<Tally> {
   const output = join(scratch, `${project}.json`)
   const program = [process.execPath, join(root, 'node_modules/jest/bin/jest.js'), '--selectProjects', project]
   const options = ['--json', `--outputFile=${output}`, '--passWithNoTests']
-  const count = workers[project]
   // A handle that a failed test left open must not keep the run from ending.
   const pace = count === 1 ? ['--runInBand', '--forceExit'] : [`--maxWorkers=${count}`]
   const exitCode = await timed(project, () => call([...program, ...options, ...pace, ...args]))
