@@ -18,10 +18,22 @@ import { installation } from './installation.js'
 import { jobs } from './jobs.js'
 import { sandboxes } from './sandboxes.js'
 import { type Section, say } from './section.js'
+import { snapshots } from './snapshots.js'
 import { terminals } from './terminals.js'
 import { transfers } from './transfers.js'
 
-const sections: readonly Section[] = [jobs, batch, sandboxes, execs, terminals, files, transfers, builds, idle]
+const sections: readonly Section[] = [
+  jobs,
+  batch,
+  sandboxes,
+  execs,
+  terminals,
+  files,
+  transfers,
+  builds,
+  snapshots,
+  idle,
+]
 
 const file = resolve(import.meta.dirname, '../../docs/benchmarks.md')
 const names = sections.map(({ name }) => name)

@@ -15,8 +15,11 @@ export async function openTenant(at: Installation): Promise<Client> {
   return new Client({ url: at.url, apiKey, retries: 0, connections: 64 })
 }
 
-export const create = (client: Client, spec: FloorLimits & { readonly diskBytes?: number }): Promise<Sandbox> =>
-  client.call(createSandbox, { body: { image: 'debian', limits: spec } })
+export const create = (
+  client: Client,
+  spec: FloorLimits & { readonly diskBytes?: number },
+  image = 'debian',
+): Promise<Sandbox> => client.call(createSandbox, { body: { image, limits: spec } })
 
 /** Runs `true` by one call, and looks at what came of it. */
 export async function runTrue(client: Client, { id }: Pick<Sandbox, 'id'>): Promise<void> {
