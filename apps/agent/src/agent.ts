@@ -30,7 +30,7 @@ import { Execs } from './exec/execs.js'
 import { OciDriver } from './exec/oci-driver.js'
 import { Bringing } from './images/bring.js'
 import { type Findings, fsck } from './images/fsck.js'
-import { Images } from './images/images.js'
+import { Images, nodePlatform } from './images/images.js'
 import { Journal } from './journal.js'
 import { SandboxLogs } from './logs/sandbox-logs.js'
 import { readHead } from './logs/store.js'
@@ -137,6 +137,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
     }),
     introduction: {
       runtime: shop.runtime.version,
+      platform: nodePlatform,
       streams: { url: streams.url, certificate: certificate.certificate },
     },
     handle: (command) => carryOut(supervisor, residents, command),

@@ -12,7 +12,7 @@ export interface MembershipOptions {
   readonly api: ApiClient
   /** What the node offers and has, now. */
   readonly standing: () => HeartbeatBody
-  readonly introduction: Pick<JoinBody, 'runtime' | 'streams'>
+  readonly introduction: Pick<JoinBody, 'runtime' | 'platform' | 'streams'>
   readonly handle: (command: NodeCommand) => Promise<void>
   /** The API wants to know nothing more of this attempt. */
   readonly discard: (id: AttemptId) => Promise<void>

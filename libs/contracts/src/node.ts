@@ -2,7 +2,7 @@ import { z } from 'zod'
 import { TenantLimits } from './command.js'
 import { AttemptId, NodeId, SandboxId, TenantId } from './ids.js'
 import { NodeImage } from './image.js'
-import { ImageDigest, PullImage } from './image-node.js'
+import { ImageDigest, Platform, PullImage } from './image-node.js'
 import { NodeReport } from './report.js'
 import { Name, Page, pageOf, route, Time } from './route.js'
 import { MiB } from './units.js'
@@ -28,6 +28,7 @@ export const Node = z.object({
   used: Capacity,
   images: z.array(NodeImage),
   runtime: z.string().nullable().describe('OCI runtime and version'),
+  platform: z.string().nullable().describe('Of the images that it runs, as OCI names it: `linux/amd64`'),
   createdAt: Time,
   lastSeenAt: Time.nullable(),
 })
@@ -153,7 +154,12 @@ export const joinNode = route({
   rate: 'none',
   tag: 'node protocol',
   summary: 'An agent starts: says what it is, learns where its queue is',
-  body: z.object({ ...standing, runtime: z.string().max(200), streams: StreamServer }),
+  body: z.object({
+    ...standing,
+    runtime: z.string().max(200),
+    platform: Platform.optional(),
+    streams: StreamServer,
+  }),
   bodyLimit: 16 * MiB,
   reply: {
     200: z.object({

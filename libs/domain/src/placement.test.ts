@@ -29,6 +29,18 @@ test('a job whose image cannot be brought goes only where it is', () => {
   expect(choose([without], job, now)?.id).toBe(nodeId(1))
 })
 
+test.each<[string | null, string | null, boolean]>([
+  ['linux/amd64', 'linux/amd64', true],
+  ['linux/arm64', 'linux/amd64', false],
+  ['linux/arm/v7', 'linux/arm/v6', true], // which its node judges
+  [null, 'linux/amd64', true],
+  ['linux/amd64', null, true],
+])('an image is brought to a node that runs it: a node of %s, an image for %s', (own, platform, can) => {
+  const there = node(1, { images: new Set(), platform: own })
+  expect(feasible(there, { ...job, platform }, now)).toBe(can)
+  expect(feasible({ ...there, images: new Set([job.image]) }, { ...job, platform }, now)).toBe(true)
+})
+
 test('a full node could still hold the job when empty; a small one could not', () => {
   const full = node(1, { used: node(1).capacity })
   expect(feasible(full, job, now)).toBe(false)

@@ -22,6 +22,8 @@ export interface NodeSnapshot {
   readonly images: ReadonlySet<string>
   /** Current attempts and existing sandboxes by tenant; tenants without any may be absent. */
   readonly tenants: ReadonlyMap<TenantId, number>
+  /** Of the images that it runs; null: it does not say. */
+  readonly platform?: string | null
   readonly lastSeenAt: Date | null
 }
 
@@ -31,6 +33,8 @@ export interface Placeable {
   readonly image: string
   /** Whether only nodes that have the image can take it: it cannot be brought to others. */
   readonly pinned?: boolean
+  /** What the image is for; null: not known. */
+  readonly platform?: string | null
   readonly cost: Cost
 }
 
@@ -45,7 +49,14 @@ const empty: NodeRoom = { cpuMillis: 0, memoryBytes: 0, diskBytes: 0, sandboxes:
 const takesWork = (node: NodeSnapshot, now: Date): boolean =>
   node.state === 'ready' && node.lastSeenAt !== null && now.getTime() - node.lastSeenAt.getTime() <= NODE_SILENT_MS
 
-const startable = (node: NodeSnapshot, job: Placeable): boolean => job.pinned !== true || node.images.has(job.image)
+/** Operating system and processor; a variant of that is for the node to judge. */
+const machineOf = (platform: string): string => platform.split('/', 2).join('/')
+
+const runs = ({ platform: own = null }: NodeSnapshot, { platform = null }: Placeable): boolean =>
+  own === null || platform === null || machineOf(own) === machineOf(platform)
+
+const startable = (node: NodeSnapshot, job: Placeable): boolean =>
+  node.images.has(job.image) || (job.pinned !== true && runs(node, job))
 
 /** Whether the node can take the job now. */
 export const feasible = (node: NodeSnapshot, job: Placeable, now: Date): boolean =>

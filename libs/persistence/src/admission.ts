@@ -34,6 +34,7 @@ import {
 import { readBatch } from './batches.js'
 import { imageDigest, resolvedOr404, wantedBy } from './image-resolving.js'
 import {
+  imagePlatform,
   isLocal,
   type NodeJson,
   nodeOf,
@@ -54,6 +55,7 @@ interface SituationRow extends UseRow, QuotaRow {
   readonly image_epoch: number
   /** Whether nodes that lack the image can come to have it. */
   readonly obtainable: boolean
+  readonly image_platform: string | null
   readonly state: Tenant['state']
   readonly uid_slot: number
   readonly queued_ahead: boolean
@@ -75,6 +77,7 @@ const readSituation: Statement = {
           AND w.running_memory_bytes + w.memory_bytes <= w.quota_memory_bytes
           AND w.running_disk_bytes + w.disk_bytes <= w.quota_disk_bytes) AS others_wait,
       ${obtainable('coalesce((SELECT i.digest FROM image i), $2::text)', '$1', '$4')} AS obtainable,
+      ${imagePlatform('(SELECT i.digest FROM image i)', '$1')} AS image_platform,
       ${nodesJson('ARRAY[coalesce((SELECT i.digest FROM image i), $2::text)]', 'ARRAY[$1::text]')} AS nodes
     FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id WHERE t.id = $1`,
 }
@@ -235,7 +238,8 @@ function nodeFor(row: SituationRow, tenantId: TenantId, spec: JobSpec, image: Re
   if (row.queued_ahead || row.others_wait || fits(quotaOf(row), useOf(row), cost)) return null
   const nodes = row.nodes.map(nodeOf)
   const pinned = image.digest === null ? isLocal(image.digest, image.key, nodes) : !row.obtainable
-  return choose(nodes, { tenantId, image: image.key, pinned, cost }, now)?.id ?? null
+  const job = { tenantId, image: image.key, pinned, platform: row.image_platform, cost }
+  return choose(nodes, job, now)?.id ?? null
 }
 
 /** How often a name is resolved again because images went in between: each time somebody has removed some. */

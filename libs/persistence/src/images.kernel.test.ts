@@ -351,6 +351,21 @@ describe('nodes', () => {
     expect((await job()).placed?.nodeId).toBe(other)
   })
 
+  test('an image is brought to no node of another platform', async () => {
+    const tenant = await givenTenant(db)
+    const full = await givenNode(db, { sandboxes: 1 })
+    await givenNode(db, {}, 'linux/arm64')
+    await add(tenant, full, image([layer(1)]), app)
+    const job = () => db.admission.admitJob(tenant, spec(), 'key', named(app))
+    expect((await job()).placed?.nodeId).toBe(full)
+    expect((await job()).job.state).toBe('queued')
+    expect(await db.admission.placeQueued(10)).toEqual([])
+    const asked = { tenantId: tenant, spec: sandboxSpec(), start: true, by: 'key', image: named(app) }
+    expect(await code(db.sandboxes.create(asked))).toBe('no_capacity')
+    const alike = await givenNode(db, {}, 'linux/amd64')
+    expect(await db.admission.placeQueued(10)).toMatchObject([{ nodeId: alike }])
+  })
+
   test('an image that no living node has comes from where it was pulled, if it was', async () => {
     const { tenant, other, node } = await given()
     const [pulled, loaded] = [image([layer(1)]), image([layer(1)])]

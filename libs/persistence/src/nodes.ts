@@ -36,6 +36,7 @@ interface NodeRecord {
   readonly usedSandboxes: number
   readonly images: unknown
   readonly runtime: string | null
+  readonly platform: string | null
   readonly createdAt: Date
   readonly lastSeenAt: Date | null
 }
@@ -58,6 +59,7 @@ const nodeOf = (row: NodeRecord): Node => ({
   },
   images: NodeImage.array().parse(row.images),
   runtime: row.runtime,
+  platform: row.platform,
   createdAt: row.createdAt.toISOString(),
   lastSeenAt: row.lastSeenAt?.toISOString() ?? null,
 })
@@ -171,7 +173,7 @@ const noteStanding: Statement = {
 
 const noteJoined: Statement = {
   name: 'note_joined',
-  text: 'UPDATE nodes SET runtime = $2, streams_url = $3, certificate = $4 WHERE id = $1',
+  text: 'UPDATE nodes SET runtime = $2, streams_url = $3, certificate = $4, platform = $5 WHERE id = $1',
 }
 
 interface WantedRow {
@@ -264,9 +266,9 @@ async function heartbeat(store: Store, id: NodeId, body: HeartbeatBody): Promise
 
 async function join(store: Store, id: NodeId, body: JoinBody): Promise<Standing> {
   const now = store.clock.now()
-  const { runtime, streams } = body
+  const { runtime, streams, platform = null } = body
   // Streams first: a node that takes work can be asked for its output.
-  await store.rows(noteJoined, [id, runtime, streams.url, streams.certificate])
+  await store.rows(noteJoined, [id, runtime, streams.url, streams.certificate, platform])
   const [row] = await store.rows<{ id: NodeId }>(
     noteStanding,
     standingValues(id, now, body.capacity, body.images, true),

@@ -53,6 +53,7 @@ export interface NodeJson {
   readonly seen: number | null
   readonly capacity: NodeSnapshot['capacity']
   readonly used: NodeSnapshot['used']
+  readonly platform: string | null
   readonly images: readonly string[]
   readonly tenants: readonly (readonly [TenantId, number])[]
 }
@@ -62,13 +63,14 @@ export const nodeOf = (node: NodeJson): NodeSnapshot => ({
   state: node.state,
   capacity: node.capacity,
   used: node.used,
+  platform: node.platform,
   images: new Set(node.images),
   tenants: new Map(node.tenants),
   lastSeenAt: node.seen === null ? null : new Date(node.seen),
 })
 
 const nodeJson = (images: string, tenants: string) => `json_build_object(
-    'id', n.id, 'state', n.state, 'seen', extract(epoch FROM n.last_seen_at) * 1000,
+    'id', n.id, 'state', n.state, 'platform', n.platform, 'seen', extract(epoch FROM n.last_seen_at) * 1000,
     'capacity', json_build_object('cpuMillis', n.capacity_cpu_millis, 'memoryBytes', n.capacity_memory_bytes,
       'diskBytes', n.capacity_disk_bytes, 'sandboxes', n.capacity_sandboxes),
     'used', json_build_object('cpuMillis', n.used_cpu_millis, 'memoryBytes', n.used_memory_bytes,
@@ -101,6 +103,10 @@ export const obtainable = (digest: string, tenant: string, silent: string): stri
   OR EXISTS (SELECT 1 FROM images i
     WHERE i.digest = ${digest} AND i.owner IN (${tenant}, '${PUBLIC_OWNER}') AND i.origin IS NOT NULL))`
 
+/** SQL for what an image is for; null: a base image. @param digest, tenant as of `obtainable` */
+export const imagePlatform = (digest: string, tenant: string): string =>
+  `(SELECT i.platform FROM images i WHERE i.digest = ${digest} AND i.owner IN (${tenant}, '${PUBLIC_OWNER}') LIMIT 1)`
+
 /**
  * SQL for the common table `waiting`: tenants that may run one more job, with their first queued ones. Jobs larger than
  * any node that lives, or whose image is not to be had, are passed over, among the first 1,000 only: a tenant cannot make this slow with a queue of them.
@@ -114,7 +120,7 @@ export const waitingHeads = (now: string, silent: string, heads: string, also = 
     FROM nodes n WHERE n.state = 'ready' AND n.last_seen_at >= ${silent}
   ), waiting AS MATERIALIZED (
     SELECT u.tenant_id, t.weight, u.last_placed_at, ${quotaColumns}, ${useColumns},
-      h.id, h.image, h.image_digest, h.cpu_millis, h.memory_bytes, h.disk_bytes, h.stdin_bytes, h.waiting_since, h.priority
+      h.id, h.image, h.image_digest, ${imagePlatform('h.image_digest', 'u.tenant_id')} AS image_platform, h.cpu_millis, h.memory_bytes, h.disk_bytes, h.stdin_bytes, h.waiting_since, h.priority
     FROM tenant_usage u JOIN tenants t ON t.id = u.tenant_id CROSS JOIN largest l CROSS JOIN LATERAL (
       SELECT q.* FROM (
         SELECT j.id, j.image, j.image_digest, j.cpu_millis, j.memory_bytes, j.disk_bytes, j.stdin_bytes, j.waiting_since, j.priority,
@@ -144,6 +150,7 @@ interface WaitingRow extends UseRow, QuotaRow {
   readonly id: JobId
   readonly image: string
   readonly image_digest: string | null
+  readonly image_platform: string | null
   readonly cpu_millis: number
   readonly memory_bytes: number
   readonly disk_bytes: number
@@ -176,6 +183,7 @@ const headOf = (row: WaitingRow, nodes: readonly NodeSnapshot[]): Head => ({
   tenantId: row.tenant_id,
   image: row.image,
   pinned: isLocal(row.image_digest, row.image, nodes),
+  platform: row.image_platform,
   cost: { cpuMillis: row.cpu_millis, memoryBytes: row.memory_bytes, diskBytes: row.disk_bytes },
   waitingSince: row.waiting_since,
   stdinBytes: row.stdin_bytes,
@@ -267,7 +275,8 @@ async function confirm(session: Session, picks: readonly Pick[], now: Date): Pro
     const [node, job] = [nodes.get(pick.node.id), jobs.get(pick.job.id)]
     if (!use || !quota || !node || !job) return []
     // Which images the node has was looked at before; it is not read again.
-    if (fits(quota, use, pick.job.cost) || !feasible(node, { ...pick.job, pinned: false }, now)) return []
+    if (fits(quota, use, pick.job.cost) || !feasible(node, { ...pick.job, pinned: false, platform: null }, now))
+      return []
     uses.set(pick.job.tenantId, withRunning(use, pick.job.cost))
     nodes.set(node.id, withJob(node, pick.job))
     return [{ ...pick, ...job }]

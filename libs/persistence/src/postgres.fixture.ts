@@ -140,11 +140,12 @@ export const unique = (prefix: string) => `${prefix}-${names++}`
 export const givenTenant = async (db: Database, quota: Partial<Quota> = {}): Promise<TenantId> =>
   (await db.tenants.create({ name: unique('tenant'), quota })).id
 
-export async function givenNode(db: Database, capacity: Partial<Capacity> = {}): Promise<NodeId> {
+export async function givenNode(db: Database, capacity: Partial<Capacity> = {}, platform?: string): Promise<NodeId> {
   const { id } = await db.nodes.create({ name: unique('node'), tokenHash: randomBytes(32) })
   await db.nodes.join(id, {
     ...standing(capacity),
     runtime: 'crun 1',
+    platform,
     streams: { url: 'https://127.0.0.1:1', certificate: 'pem' },
   })
   return id

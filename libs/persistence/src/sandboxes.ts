@@ -26,7 +26,16 @@ import {
   stepTo,
 } from '@berth/domain'
 import { imageDigest, resolvedOr404, wantedBy } from './image-resolving.js'
-import { type NodeJson, nodeOf, nodesJson, obtainable, type UseRow, useColumns, useOf } from './placing.js'
+import {
+  imagePlatform,
+  type NodeJson,
+  nodeOf,
+  nodesJson,
+  obtainable,
+  type UseRow,
+  useColumns,
+  useOf,
+} from './placing.js'
 import type {
   Access,
   ChangedSandbox,
@@ -109,6 +118,7 @@ interface SituationRow extends UseRow, TenantRow {
   readonly image_epoch: number
   /** Whether nodes that lack the image can come to have it. */
   readonly obtainable: boolean
+  readonly image_platform: string | null
   readonly nodes: readonly NodeJson[]
 }
 
@@ -120,6 +130,7 @@ const readSituation: Statement = {
            EXISTS (SELECT 1 FROM sandboxes s
              WHERE s.tenant_id = $1 AND s.name = $3::text AND s.deleted_at IS NULL) AS taken,
            ${obtainable('coalesce((SELECT i.digest FROM image i), $2::text)', '$1', '$6')} AS obtainable,
+           ${imagePlatform('(SELECT i.digest FROM image i)', '$1')} AS image_platform,
            ${nodesJson('ARRAY[coalesce((SELECT i.digest FROM image i), $2::text)]', 'ARRAY[$1::text]')} AS nodes
          FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id WHERE t.id = $1`,
 }
@@ -143,7 +154,8 @@ function stepOn(store: Store, row: SituationRow, asked: NewSandbox, image: Resol
   const now = store.clock.now()
   // A base image by its name is what a node has of its own.
   const pinned = image.digest === null || !row.obtainable
-  const placeable = { tenantId, image: image.key, pinned, cost: sandboxCost(spec), starts: start }
+  const platform = row.image_platform
+  const placeable = { tenantId, image: image.key, pinned, platform, cost: sandboxCost(spec), starts: start }
   const chosen = chooseForSandbox(row.nodes.map(nodeOf), placeable, now)
   if (!chosen) return refuse(row, asked, pinned)
   const id = SandboxId.parse(store.ids.mint('sandbox'))
