@@ -18,7 +18,7 @@ import {
   SandboxSpec,
   TenantId,
 } from '@berth/contracts'
-import { expectSuccess, removeTree, run } from '@berth/host'
+import { expectSuccess, removeTree, run, takeInventory } from '@berth/host'
 import { createLogger, type Logger } from '@berth/telemetry'
 import { cacheMountNames } from '../build/cache.js'
 import { type AttemptResult, Journal } from '../journal.js'
@@ -56,6 +56,22 @@ export function newNodeDirectory(): { readonly directory: string; readonly cgrou
   makeBusyboxLayer(join(directory, 'image'))
   return { directory, cgroupParent: `berth-t${randomBytes(4).toString('hex')}` }
 }
+
+/**
+ * What a node that is gone has left on the machine; looked for until it is nothing, or seconds have passed. What was
+ * killed is seen for a moment longer, and whoever makes a container of another node has our mounts in it for a moment.
+ */
+export async function leftOf({ directory: dataDir, cgroupParent }: ReturnType<typeof newNodeDirectory>) {
+  for (let tries = 0; ; tries++) {
+    const { processes, mounts, cgroups, loops } = await takeInventory({ dataDir, cgroupParent })
+    const left = { processes, mounts, cgroups, loops }
+    if (tries === 100 || Object.values(left).every((found) => found.length === 0)) return left
+    await delay(50)
+  }
+}
+
+/** As `leftOf` should find it. */
+export const nothing = { processes: [], mounts: [], cgroups: [], loops: [] } as const
 
 export class TestNode {
   /** Every report of sandboxes, in order; only while `apiAway` is false they count as stored. */

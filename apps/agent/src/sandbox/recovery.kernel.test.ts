@@ -6,7 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { RunAttempt } from '@berth/contracts'
 import { takeInventory } from '@berth/host'
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
-import { newNodeDirectory, runCommand, TestNode } from './node.fixture.js'
+import { leftOf, newNodeDirectory, nothing, runCommand, TestNode } from './node.fixture.js'
 import { holdings } from './recovery.js'
 
 const repository = join(import.meta.dirname, '../../../..')
@@ -27,13 +27,7 @@ afterEach(async () => {
   node ??= await TestNode.open(place)
   await node.destroy()
   node = undefined
-  const { directory: dataDir, cgroupParent } = place
-  expect(await takeInventory({ dataDir, cgroupParent })).toMatchObject({
-    processes: [],
-    mounts: [],
-    cgroups: [],
-    loops: [],
-  })
+  expect(await leftOf(place)).toEqual(nothing)
 })
 
 /** Starts an agent that will kill itself at the point, and gives it the command. */

@@ -1,7 +1,7 @@
 // The clocks of a sandbox, kept by its node, and the hidden container of one that is stopped.
 import type { SandboxId } from '@berth/contracts'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
-import { applySandbox, type TestNode } from './node.fixture.js'
+import { applySandbox, nothing, type TestNode } from './node.fixture.js'
 import { holdings } from './recovery.js'
 import { loop, ResidentNode, sh } from './residents.fixture.js'
 
@@ -13,7 +13,7 @@ beforeAll(async () => {
 })
 afterEach(() => on.clear())
 afterAll(async () => {
-  expect(await on.destroy()).toEqual({ processes: [], mounts: [], cgroups: [], loops: [] })
+  expect(await on.destroy()).toEqual(nothing)
 })
 
 const warnings = (id: SandboxId) =>

@@ -6,9 +6,17 @@ import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { ApplySandbox, type SandboxState } from '@berth/contracts'
-import { openCgroups, takeInventory } from '@berth/host'
+import { openCgroups } from '@berth/host'
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
-import { applySandbox, newNodeDirectory, newTenant, type SandboxInput, TestNode } from './node.fixture.js'
+import {
+  applySandbox,
+  leftOf,
+  newNodeDirectory,
+  newTenant,
+  nothing,
+  type SandboxInput,
+  TestNode,
+} from './node.fixture.js'
 import { clean, holdings } from './recovery.js'
 import { loop, sh } from './residents.fixture.js'
 
@@ -30,9 +38,7 @@ afterEach(async () => {
   node ??= await TestNode.open(place)
   await node.destroy()
   node = undefined
-  const { directory: dataDir, cgroupParent } = place
-  const { processes, mounts, cgroups, loops } = await takeInventory({ dataDir, cgroupParent })
-  expect({ processes, mounts, cgroups, loops }).toEqual({ processes: [], mounts: [], cgroups: [], loops: [] })
+  expect(await leftOf(place)).toEqual(nothing)
 })
 
 type Script = readonly { readonly command: ApplySandbox; readonly until?: SandboxState }[]

@@ -1,7 +1,7 @@
 // What a sandbox's spec says, as the kernel sees it from inside.
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
 import { abilitiesOf } from './abilities.js'
-import { applySandbox, newTenant, type SandboxInput, type TestNode } from './node.fixture.js'
+import { applySandbox, newTenant, nothing, type SandboxInput, type TestNode } from './node.fixture.js'
 import { loop, ResidentNode, sh } from './residents.fixture.js'
 
 let on: ResidentNode
@@ -12,7 +12,7 @@ beforeAll(async () => {
 })
 afterEach(() => on.clear())
 afterAll(async () => {
-  expect(await on.destroy()).toEqual({ processes: [], mounts: [], cgroups: [], loops: [] })
+  expect(await on.destroy()).toEqual(nothing)
 })
 
 const MiB = 1024 ** 2

@@ -3,8 +3,7 @@
 
 import { setTimeout as delay } from 'node:timers/promises'
 import type { ApplySandbox, SandboxEnd, SandboxId, SandboxReport } from '@berth/contracts'
-import { takeInventory } from '@berth/host'
-import { newNodeDirectory, Tape, TestNode } from './node.fixture.js'
+import { leftOf, newNodeDirectory, Tape, TestNode } from './node.fixture.js'
 import { holdings } from './recovery.js'
 
 export class ResidentNode {
@@ -32,11 +31,9 @@ export class ResidentNode {
   }
 
   /** @returns what is left of the node when it is gone: nothing, it is to be hoped */
-  async destroy(): Promise<Partial<Awaited<ReturnType<typeof takeInventory>>>> {
+  async destroy(): ReturnType<typeof leftOf> {
     await this.node.destroy()
-    const { directory: dataDir, cgroupParent } = this.place
-    const { processes, mounts, cgroups, loops } = await takeInventory({ dataDir, cgroupParent })
-    return { processes, mounts, cgroups, loops }
+    return leftOf(this.place)
   }
 
   async until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {

@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs'
 import type { ApplySandbox, SandboxId } from '@berth/contracts'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
-import { applySandbox, newTenant, type SandboxInput, type TestNode } from './node.fixture.js'
+import { applySandbox, newTenant, nothing, type SandboxInput, type TestNode } from './node.fixture.js'
 import { loop, ResidentNode, sh } from './residents.fixture.js'
 
 let on: ResidentNode
@@ -12,7 +12,7 @@ beforeAll(async () => {
 })
 afterEach(() => on.clear())
 afterAll(async () => {
-  expect(await on.destroy()).toEqual({ processes: [], mounts: [], cgroups: [], loops: [] })
+  expect(await on.destroy()).toEqual(nothing)
   expect(existsSync(on.place.directory)).toBe(false)
 })
 

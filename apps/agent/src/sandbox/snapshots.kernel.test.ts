@@ -5,12 +5,19 @@ import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type ApplySandbox, mintId, type NodeCommit, type SandboxId, SnapshotId } from '@berth/contracts'
-import { takeInventory } from '@berth/host'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
 import { Images, nodePlatform } from '../images/images.js'
 import { addLayer } from '../images/ingest.js'
 import { packUpper } from '../images/pack.js'
-import { applySandbox, newNodeDirectory, newTenant, type SandboxInput, TestNode } from './node.fixture.js'
+import {
+  applySandbox,
+  leftOf,
+  newNodeDirectory,
+  newTenant,
+  nothing,
+  type SandboxInput,
+  TestNode,
+} from './node.fixture.js'
 import { loop, sh } from './residents.fixture.js'
 import { SnapshotImages } from './snapshot-images.js'
 
@@ -45,9 +52,7 @@ afterEach(async () => {
 })
 afterAll(async () => {
   await node.destroy()
-  const { directory: dataDir, cgroupParent } = place
-  const { processes, mounts, cgroups, loops } = await takeInventory({ dataDir, cgroupParent })
-  expect({ processes, mounts, cgroups, loops }).toEqual({ processes: [], mounts: [], cgroups: [], loops: [] })
+  expect(await leftOf(place)).toEqual(nothing)
 })
 
 async function until(what: string, condition: () => Promise<boolean>): Promise<void> {

@@ -2,10 +2,9 @@ import { existsSync } from 'node:fs'
 import { buffer } from 'node:stream/consumers'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { AttemptId, CancelAttempt, JobSpec } from '@berth/contracts'
-import { takeInventory } from '@berth/host'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
 import { attemptOutput } from '../streams.js'
-import { newNodeDirectory, newTenant, runCommand, TestNode } from './node.fixture.js'
+import { leftOf, newNodeDirectory, newTenant, nothing, runCommand, TestNode } from './node.fixture.js'
 import { holdings } from './recovery.js'
 
 let node: TestNode
@@ -19,14 +18,8 @@ afterAll(async () => {
   await until('all archived', async () => (await node.journal.load()).length === 0)
   expect(await holdings(node.shop)).toEqual({ containers: [], layers: [], groups: [] })
   await node.destroy()
-  const { directory: dataDir, cgroupParent } = place
-  expect(await takeInventory({ dataDir, cgroupParent })).toMatchObject({
-    processes: [],
-    mounts: [],
-    cgroups: [],
-    loops: [],
-  })
-  expect(existsSync(dataDir)).toBe(false)
+  expect(await leftOf(place)).toEqual(nothing)
+  expect(existsSync(place.directory)).toBe(false)
 })
 
 async function until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {
