@@ -165,6 +165,23 @@ describe('a build', () => {
     expect(seen.build).toBeUndefined()
   })
 
+  test('waits for room as long as it may', async () => {
+    const mine = await tenant({ ...QUOTA, concurrentJobs: 1 })
+    let solved = 0
+    scripted({
+      solve: (call) => (solved++ === 0 ? endless(call.signal) : [{ step: 'done', image: imageOf() }]),
+    })
+    const first = await post(mine)
+    const [{ id }] = (await mine.get('/v1/builds')).body.items
+    expect(await problem(await post(mine, 'queueMs=0s'))).toMatchObject({ status: 403, quota: 'concurrentJobs' })
+    const second = post(mine, 'wait=done')
+    await until('the first one runs', async () => solved === 1 || undefined)
+    expect((await mine.get('/v1/builds')).body.items).toHaveLength(1)
+    await mine.post(`/v1/builds/${id}/cancel`)
+    expect((await second).status).toBe(201)
+    expect((await linesOf(first)).at(-1)).toMatchObject({ code: 'build_canceled' })
+  })
+
   test('whose image is over the quota of images fails, and names nothing', async () => {
     const mine = await tenant({ ...QUOTA, imageBytes: 99 })
     scripted({ solve: () => [{ step: 'done', image: imageOf(100) }] })

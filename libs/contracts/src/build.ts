@@ -15,7 +15,7 @@ import { BuildId, NodeId } from './ids.js'
 import { Image } from './image.js'
 import { ImageDigest, Platform } from './image-node.js'
 import { Flag, Page, pageOf, route, Time } from './route.js'
-import { Bytes, DAY, DurationMs, GiB, MiB, SECOND } from './units.js'
+import { Bytes, DAY, DurationMs, GiB, HOUR, MiB, SECOND } from './units.js'
 
 /** `ID=BASE64` each; repeated, or several by commas. All headers of a request are at most 64 KiB. */
 export const BUILD_SECRET_HEADER = 'berth-build-secret'
@@ -166,7 +166,8 @@ export const BuildQuery = z.strictObject({
     .max(MAX_BUILD_PARALLEL)
     .default(2)
     .describe('Most commands at the same time; fewer where quota or room are less'),
-  timeoutMs: DurationMs(SECOND, DAY).prefault('30m').describe('Of the whole build'),
+  queueMs: DurationMs(0, HOUR).prefault('1m').describe('How long it may wait for quota and for room on a node'),
+  timeoutMs: DurationMs(SECOND, DAY).prefault('30m').describe('Of the whole build, from then on'),
 })
 export type BuildQuery = z.infer<typeof BuildQuery>
 

@@ -22,8 +22,9 @@ test.each([
   ['cpus', { cpus: 1 }, { cpuMillis: 1 }],
   ['memoryBytes', { memoryBytes: GiB }, { memoryBytes: 1 }],
   ['diskBytes', { diskBytes: 2 * GiB }, { diskBytes: 1 }],
-] as const)('one that is over %s is refused by it', (name, quota, use) => {
-  expect(place([builder(1)], {}, quota, use)).toMatchObject({ quota: name })
+] as const)('one that is over %s is kept by it, for good where it alone is', (name, quota, use) => {
+  expect(place([builder(1)], {}, quota, use)).toMatchObject({ shortage: { quota: name }, forGood: false })
+  expect(place([builder(1)], {}, { [name]: 0 })).toMatchObject({ shortage: { quota: name }, forGood: true })
 })
 
 test('one whose commands do not fit together has fewer at the same time', () => {
@@ -32,8 +33,13 @@ test('one whose commands do not fit together has fewer at the same time', () => 
   expect(place([builder(1)], { parallel: 4 }, { diskBytes: 2 * GiB })).toMatchObject({ parallel: 1 })
   const full = builder(1, { used: { cpuMillis: 0, memoryBytes: 0, diskBytes: 0, sandboxes: 7 } })
   expect(place([full])).toMatchObject({ parallel: 1 })
-  expect(place([builder(1, { used: full.capacity })])).toBe('no_room')
-  expect(place([])).toBe('no_room')
+})
+
+test('one that finds no room may find it later, unless no node is large enough', () => {
+  const full = builder(1, { used: node(1).capacity })
+  expect(place([full])).toEqual({ shortage: null, forGood: false })
+  expect(place([])).toEqual({ shortage: null, forGood: false })
+  expect(place([full], { limits: { ...limits, memoryBytes: 9 * GiB } })).toEqual({ shortage: null, forGood: true })
 })
 
 test('it goes where its cache is, then where it is done sooner, then where its images are', () => {
@@ -52,7 +58,7 @@ test('whatever it is given, it overshoots neither quota nor node', () => {
       const use = { ...none, cpuMillis: c * 500, memoryBytes: c * 256 * MiB }
       const used = { cpuMillis: d * 500, memoryBytes: d * 512 * MiB, diskBytes: d * 256 * MiB, sandboxes: d }
       const found = placeBuild([builder(1, { used })], quota, use, { ...wanted, parallel }, now)
-      if (found === 'no_room' || 'quota' in found) return
+      if ('forGood' in found) return
       expect(fits(quota, use, found.cost)).toBeUndefined()
       const { capacity } = builder(1)
       expect(used.cpuMillis + found.cost.cpuMillis).toBeLessThanOrEqual(capacity.cpuMillis)

@@ -1,5 +1,4 @@
-// build.ts: what a build holds while it goes on, and where it goes. A build does not wait: it finds room at once or is
-// refused. Its cache is on the node that did the last one, which is worth more than anything that placement weighs
+// build.ts: what a build holds while it goes on, and where it goes. Its cache is on the node that did the last one, which is worth more than anything that placement weighs
 // otherwise; after that more commands at the same time are, and images of the tenant that need not be brought.
 import type { BuildLimits, NodeId, Quota, TenantId } from '@berth/contracts'
 import { feasible, fullness, type NodeSnapshot } from './placement.js'
@@ -25,6 +24,13 @@ export interface BuildPlace {
   readonly cost: Cost
 }
 
+/** Why a build has no place now, and whether it will never have one, whatever ends. */
+export interface NoPlace {
+  /** The quota that even one command at a time is too much for; null: no node has room for that. */
+  readonly shortage: Shortage | null
+  readonly forGood: boolean
+}
+
 /** What a build holds of quota and node: so many commands, and disk for the context besides. */
 export const buildCost = ({ cpus, memoryBytes, diskBytes }: BuildLimits, parallel: number): Cost => ({
   cpuMillis: toMillis(cpus) * parallel,
@@ -33,31 +39,43 @@ export const buildCost = ({ cpus, memoryBytes, diskBytes }: BuildLimits, paralle
 })
 
 /** Each command is a container of the node, as a job is. */
-const roomFor = (node: BuildNode, { tenantId }: WantedBuild, { parallel, cost }: BuildPlace, now: Date): boolean => {
+const roomFor = (
+  node: BuildNode,
+  { tenantId }: WantedBuild,
+  { parallel, cost }: Omit<BuildPlace, 'nodeId'>,
+  now: Date,
+): boolean => {
   const used = { ...node.used, sandboxes: node.used.sandboxes + parallel - 1 }
   return feasible({ ...node, used }, { tenantId, image: '', cost }, now)
 }
 
-/**
- * Where a build goes, with as many commands at the same time as quota and node allow.
- * @returns the quota that even one at a time is too much for, or `no_room`
- */
+const idle: TenantUse = { unfinishedJobs: 0, runningJobs: 0, cpuMillis: 0, memoryBytes: 0, diskBytes: 0 }
+
+/** Where a build goes, with as many commands at the same time as quota and node allow. */
 export function placeBuild(
   nodes: readonly BuildNode[],
   quota: Quota,
   use: TenantUse,
   wanted: WantedBuild,
   now: Date,
-): BuildPlace | Shortage | 'no_room' {
-  const shortage = fitsQueue(quota, use, 1) ?? fits(quota, use, buildCost(wanted.limits, 1))
-  if (shortage) return shortage
+): BuildPlace | NoPlace {
+  const least = buildCost(wanted.limits, 1)
+  const overBy = (used: TenantUse) => fitsQueue(quota, used, 1) ?? fits(quota, used, least)
+  const never = overBy(idle)
+  if (never) return { shortage: never, forGood: true }
+  const shortage = overBy(use)
+  if (shortage) return { shortage, forGood: false }
   const places = nodes.flatMap((node) =>
     Array.from({ length: wanted.parallel }, (_, i) => {
       const parallel = i + 1
       return { node, place: { nodeId: node.id, parallel, cost: buildCost(wanted.limits, parallel) } }
     }).filter(({ place }) => !fits(quota, use, place.cost) && roomFor(node, wanted, place, now)),
   )
-  return places.sort((a, b) => compare(a, b, wanted))[0]?.place ?? 'no_room'
+  const [best] = places.sort((a, b) => compare(a, b, wanted))
+  if (best) return best.place
+  const emptied = nodes.map((node) => ({ ...node, used: { cpuMillis: 0, memoryBytes: 0, diskBytes: 0, sandboxes: 0 } }))
+  const some = emptied.some((node) => roomFor(node, wanted, { parallel: 1, cost: least }, now))
+  return { shortage: null, forGood: nodes.length > 0 && !some }
 }
 
 interface Candidate {

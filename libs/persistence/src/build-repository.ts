@@ -6,6 +6,7 @@ import type {
   BuildReason,
   BuildState,
   BuildStepSummary,
+  Failure,
   HeldImage,
   IdRange,
   NodeId,
@@ -77,9 +78,10 @@ export type BuildEnd = Omit<BuildReason, 'at'> & { readonly event: Exclude<Build
 export interface Builds {
   /**
    * Reserves quota and room on a node, stores the build and tells its first event, or does none of it.
-   * @throws quota_exceeded (`QuotaExceeded`), no_capacity, tenant_suspended, tenant_not_found
+   * @returns what keeps it now and may not later: quota_exceeded (`QuotaExceeded`) or no_capacity
+   * @throws the same where it never will have room; tenant_suspended, tenant_not_found
    */
-  admit(asked: NewBuild): Promise<AdmittedBuild>
+  admit(asked: NewBuild): Promise<AdmittedBuild | Failure>
   /** @throws build_not_found */
   get(access: Access, id: BuildId): Promise<BuildRecord & { readonly steps: readonly BuildStepSummary[] }>
   list(

@@ -10,7 +10,7 @@ import {
 } from '@berth/contracts'
 import type { ImageWanted } from '@berth/domain'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
-import type { BuildEnd, NewBuild } from './build-repository.js'
+import type { AdmittedBuild, BuildEnd, NewBuild } from './build-repository.js'
 import {
   bookkeepingErrors,
   debian,
@@ -53,6 +53,12 @@ const asked = (tenantId: TenantId, change: Partial<NewBuild> = {}): NewBuild => 
   ...{ tenantId, by: 'key', names: [app], options, limits, parallel: 2 },
   ...change,
 })
+/** A build that finds room at once. */
+async function admitted(build: NewBuild): Promise<AdmittedBuild> {
+  const found = await db.builds.admit(build)
+  if (found instanceof Failure) throw found
+  return found
+}
 const end = (change: Partial<BuildEnd> = {}): BuildEnd => ({
   ...{ event: 'fail', code: 'build_failed', message: 'exit code 1', line: 3, instruction: 'RUN false', by: 'agent' },
   ...change,
@@ -81,7 +87,7 @@ const told = async (tenantId: TenantId) =>
 describe('a build', () => {
   test('holds quota and room of its node until it has ended, which it does once', async () => {
     const [tenantId, nodeId] = [await givenTenant(db), await givenNode(db)]
-    const { build, ids } = await db.builds.admit(asked(tenantId))
+    const { build, ids } = await admitted(asked(tenantId))
     expect(build).toMatchObject({ state: 'running', nodeId, parallel: 2, names: [app], options, limits, endedAt: null })
     expect(ids.base).toBeGreaterThanOrEqual(1_000_000)
     const held = { unfinishedJobs: 1, runningJobs: 1, cpus: 2, memoryBytes: 2 * GiB, diskBytes: 3 * GiB }
@@ -99,10 +105,10 @@ describe('a build', () => {
 
   test('that waits for nothing does not keep a queued job from running', async () => {
     const [tenantId] = [await givenTenant(db, { concurrentJobs: 1 }), await givenNode(db)]
-    const { build } = await db.builds.admit(asked(tenantId))
+    const { build } = await admitted(asked(tenantId))
     const { placed } = await db.admission.admitJob(tenantId, spec())
     expect(placed).toBeUndefined()
-    expect(await code(db.builds.admit(asked(tenantId)))).toBe('quota_exceeded')
+    expect(await code(admitted(asked(tenantId)))).toBe('quota_exceeded')
     await db.builds.end({ tenantId }, build.id, end({ event: 'cancel' }))
     expect(await db.admission.placeQueued(10)).toHaveLength(1)
   })
@@ -110,7 +116,7 @@ describe('a build', () => {
   test('is one of many at the same moment that together stay within quota and node', async () => {
     const tenantId = await givenTenant(db, { memoryBytes: 5 * GiB })
     await givenNode(db, { memoryBytes: 4 * GiB })
-    const all = await Promise.allSettled(Array.from({ length: 8 }, () => db.builds.admit(asked(tenantId))))
+    const all = await Promise.allSettled(Array.from({ length: 8 }, () => admitted(asked(tenantId))))
     const parallel = all.flatMap((one) => (one.status === 'fulfilled' ? [one.value.build.parallel] : []))
     expect(parallel.reduce((sum, one) => sum + one, 0)).toBe(4)
     const refused = await Promise.all(
@@ -120,23 +126,41 @@ describe('a build', () => {
     expect((await now(tenantId)).memoryBytes).toBe(4 * GiB)
   })
 
+  test('that finds no room now may find it later; one that never would is refused', async () => {
+    const tenantId = await givenTenant(db, { concurrentJobs: 1, memoryBytes: 8 * GiB })
+    await givenNode(db, { memoryBytes: 4 * GiB })
+    const { build } = await admitted(asked(tenantId))
+    expect(await db.builds.admit(asked(tenantId))).toMatchObject({ code: 'quota_exceeded', data: { used: 1 } })
+    await db.builds.end('operator', build.id, end())
+    expect(await db.builds.admit(asked(tenantId))).toMatchObject({ build: { state: 'running' } })
+    for (const [memoryBytes, refused] of [
+      [9 * GiB, 'quota_exceeded'],
+      [5 * GiB, 'no_capacity'],
+    ] as const) {
+      const other = await givenTenant(db, { memoryBytes: 8 * GiB })
+      await expect(db.builds.admit(asked(other, { limits: { ...limits, memoryBytes } }))).rejects.toMatchObject({
+        code: refused,
+      })
+    }
+  })
+
   test('goes where the last one was', async () => {
     const tenantId = await givenTenant(db)
     const nodes = [await givenNode(db), await givenNode(db)]
-    const { build } = await db.builds.admit(asked(tenantId))
+    const { build } = await admitted(asked(tenantId))
     await db.builds.renew(build.id, { steps: [], startedAt: clock.now(), log: null })
     const other = nodes.find((id) => id !== build.nodeId) as NodeId
     // The other one is now what placement would prefer.
     await db.nodes.update(build.nodeId, { state: 'draining' })
-    expect((await db.builds.admit(asked(tenantId))).build.nodeId).toBe(other)
+    expect((await admitted(asked(tenantId))).build.nodeId).toBe(other)
     await db.nodes.update(build.nodeId, { state: 'ready' })
-    expect((await db.builds.admit(asked(tenantId))).build.nodeId).toBe(build.nodeId)
+    expect((await admitted(asked(tenantId))).build.nodeId).toBe(build.nodeId)
   })
 
   test('of another tenant is none', async () => {
     const [tenantId, other] = [await givenTenant(db), await givenTenant(db)]
     await givenNode(db)
-    const { build } = await db.builds.admit(asked(tenantId))
+    const { build } = await admitted(asked(tenantId))
     expect(await code(db.builds.get({ tenantId: other }, build.id))).toBe('build_not_found')
     expect(await code(db.builds.log({ tenantId: other }, build.id))).toBe('build_not_found')
     expect(await db.builds.end({ tenantId: other }, build.id, end())).toBeUndefined()
@@ -148,7 +172,7 @@ describe('a build', () => {
   test('lists its pages newest first', async () => {
     const [tenantId] = [await givenTenant(db), await givenNode(db)]
     const ids: BuildId[] = []
-    for (let i = 0; i < 3; i++) ids.push((await db.builds.admit(asked(tenantId, { parallel: 1 }))).build.id)
+    for (let i = 0; i < 3; i++) ids.push((await admitted(asked(tenantId, { parallel: 1 }))).build.id)
     const first = await db.builds.list({ tenantId }, {}, { limit: 2 })
     const second = await db.builds.list({ tenantId }, {}, { limit: 2, after: first.next ?? '' })
     expect([...first.items, ...second.items].map(({ id }) => id)).toEqual(ids.reverse())
@@ -159,7 +183,7 @@ describe('a build', () => {
 describe('success', () => {
   test('makes the image the tenant’s under the names, in one with the end', async () => {
     const [tenantId] = [await givenTenant(db), await givenNode(db)]
-    const { build } = await db.builds.admit(asked(tenantId))
+    const { build } = await admitted(asked(tenantId))
     const held = image()
     const done = await db.builds.succeed(build.id, held, 'key')
     expect(done?.build).toMatchObject({ state: 'succeeded', image: held.digest, reason: null })
@@ -169,7 +193,7 @@ describe('success', () => {
 
   test('of a build that was canceled meanwhile names nothing', async () => {
     const [tenantId] = [await givenTenant(db), await givenNode(db)]
-    const { build } = await db.builds.admit(asked(tenantId))
+    const { build } = await admitted(asked(tenantId))
     await db.builds.end({ tenantId }, build.id, end({ event: 'cancel', code: 'build_canceled' }))
     expect(await db.builds.succeed(build.id, image(), 'key')).toBeUndefined()
     expect((await db.images.list({ owner: tenantId, base: [] }, {}, { limit: 9 })).items).toEqual([])
@@ -177,7 +201,7 @@ describe('success', () => {
 
   test('that would exceed the quota leaves the build running and names nothing', async () => {
     const [tenantId] = [await givenTenant(db, { imageBytes: MiB }), await givenNode(db)]
-    const { build } = await db.builds.admit(asked(tenantId))
+    const { build } = await admitted(asked(tenantId))
     expect(await code(db.builds.succeed(build.id, image(MiB + 1), 'key'))).toBe('quota_exceeded')
     expect((await db.builds.get({ tenantId }, build.id)).state).toBe('running')
     expect((await db.images.list({ owner: tenantId, base: [] }, {}, { limit: 9 })).items).toEqual([])
@@ -197,7 +221,7 @@ describe('a build that nobody carries out any more', () => {
 
   test('ends when its lease is over, and not before', async () => {
     const [tenantId, nodeId] = [await givenTenant(db), await givenNode(db)]
-    const { build } = await db.builds.admit(asked(tenantId))
+    const { build } = await admitted(asked(tenantId))
     for (let i = 0; i < 6; i++) {
       expect(await turns(5000)).toEqual([])
       expect(await db.builds.renew(build.id, { steps: [], startedAt: null, log: null })).toBe(true)
@@ -211,7 +235,7 @@ describe('a build that nobody carries out any more', () => {
   test('is left alone as long as nobody could have renewed its lease', async () => {
     const [tenantId] = [await givenTenant(db), await givenNode(db)]
     await turns(2000)
-    const { build } = await db.builds.admit(asked(tenantId))
+    const { build } = await admitted(asked(tenantId))
     clock.advance(60_000)
     expect(await turns(10_000)).toEqual([])
     expect(await turns(30_000)).toMatchObject([{ id: build.id }])
@@ -219,7 +243,7 @@ describe('a build that nobody carries out any more', () => {
 
   test('ends with its node', async () => {
     const [tenantId, nodeId] = [await givenTenant(db), await givenNode(db)]
-    const { build } = await db.builds.admit(asked(tenantId))
+    const { build } = await admitted(asked(tenantId))
     await db.nodes.delete(nodeId)
     expect(await db.builds.get({ tenantId }, build.id)).toMatchObject({
       ...{ state: 'failed', reason: { code: 'node_unreachable' } },
@@ -230,7 +254,7 @@ describe('a build that nobody carries out any more', () => {
 
 test('a log is what was noted last, and text that no database can hold is stored without it', async () => {
   const [tenantId] = [await givenTenant(db), await givenNode(db)]
-  const { build } = await db.builds.admit(asked(tenantId))
+  const { build } = await admitted(asked(tenantId))
   const steps = [{ vertex: 0, name: 'a\u0000\ud800', stage: null, state: 'running' as const }].map((step) => ({
     ...step,
     ...{ startedAt: clock.now().toISOString(), ms: null, exitCode: null, error: null, layerBytes: null },
@@ -251,7 +275,7 @@ test('a log is what was noted last, and text that no database can hold is stored
 
 test('builds and logs that are too old or too many go, those that go on do not', async () => {
   const [tenantId] = [await givenTenant(db, { concurrentJobs: 100 }), await givenNode(db)]
-  const running = await db.builds.admit(asked(tenantId, { parallel: 1 }))
+  const running = await admitted(asked(tenantId, { parallel: 1 }))
   await query(
     postgres.url,
     `INSERT INTO builds (id, tenant_id, node_id, state, names, options, limits, parallel, cpu_millis, memory_bytes,

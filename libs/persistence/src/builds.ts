@@ -15,7 +15,7 @@ import {
   type Tenant,
   type TenantId,
 } from '@berth/contracts'
-import { type BuildPlace, buildCost, type ImageWanted, placeBuild } from '@berth/domain'
+import { type BuildPlace, buildCost, type ImageWanted, type NoPlace, placeBuild } from '@berth/domain'
 import {
   type BuildRow,
   buildColumns,
@@ -99,7 +99,7 @@ const insertBuild: Statement = {
     SELECT ${buildColumns} FROM build b`,
 }
 
-async function tryAdmit(store: Store, asked: NewBuild): Promise<AdmittedBuild | undefined> {
+async function tryAdmit(store: Store, asked: NewBuild): Promise<AdmittedBuild | Failure | undefined> {
   const { tenantId, limits, parallel } = asked
   const [row] = await store.rows<SituationRow>(readSituation, [tenantId])
   if (!row) throw tenantNotFound(tenantId)
@@ -108,12 +108,18 @@ async function tryAdmit(store: Store, asked: NewBuild): Promise<AdmittedBuild | 
   const quota = quotaOf(row)
   const nodes = row.nodes.map((node) => ({ ...nodeOf(node), last: node.id === row.last }))
   const place = placeBuild(nodes, quota, useOf(row), { tenantId, limits, parallel }, now)
-  if (place === 'no_room') {
-    throw noCapacity('no node has room for the build', { sandboxes: 1, ...buildCost(limits, 1) })
+  if ('forGood' in place) {
+    const failure = refusalOf(place, asked)
+    if (place.forGood) throw failure
+    return failure
   }
-  if ('quota' in place) throw new QuotaExceeded(place.quota, place.limit, place.used, place.asked)
   const [admitted] = await store.rows<BuildRow>(insertBuild, insertValues(store, asked, place, now))
   return admitted && { ...admitted, ids: idRange(row.uid_slot), tenantLimits: tenantLimits(quota) }
+}
+
+function refusalOf({ shortage }: NoPlace, { limits }: NewBuild): Failure {
+  if (shortage) return new QuotaExceeded(shortage.quota, shortage.limit, shortage.used, shortage.asked)
+  return noCapacity('no node has room for the build', { sandboxes: 1, ...buildCost(limits, 1) })
 }
 
 const insertValues = (store: Store, asked: NewBuild, { nodeId, parallel, cost }: BuildPlace, now: Date) => [
@@ -132,7 +138,7 @@ const insertValues = (store: Store, asked: NewBuild, { nodeId, parallel, cost }:
   now,
 ]
 
-async function admit(store: Store, asked: NewBuild): Promise<AdmittedBuild> {
+async function admit(store: Store, asked: NewBuild): Promise<AdmittedBuild | Failure> {
   for (let tries = 0; tries < TRIES; tries++) {
     const admitted = await tryAdmit(store, asked)
     if (admitted) return admitted

@@ -9,6 +9,9 @@ import { CLOCK, type Clock, DATABASE, type Database, LOG, type Logger } from '..
 import { BuildLog } from './log.js'
 import { BuildSummary } from './summary.js'
 
+/** Least time between two looks for room, in milliseconds: whoever else of the tenant ends wakes all who wait. */
+const PACE_MS = 100
+
 @Injectable()
 export class BuildRuns {
   constructor(
@@ -19,9 +22,18 @@ export class BuildRuns {
     private readonly changes: Changes,
   ) {}
 
-  /** Admits a build. `close` it. @throws as `builds.admit` */
-  async begin(asked: NewBuild): Promise<BuildRun> {
-    const admitted = await this.database.builds.admit(asked)
+  /**
+   * Admits a build, which waits for quota and room as long as it may. `close` it.
+   * @throws quota_exceeded, no_capacity, tenant_suspended; the reason of `signal`
+   */
+  async begin(asked: NewBuild, wait: { readonly queueMs: number; readonly signal: AbortSignal }): Promise<BuildRun> {
+    const admitted = await this.waiters.until(
+      asked.tenantId,
+      () => this.database.builds.admit(asked),
+      (found) => !(found instanceof Failure),
+      { timeoutMs: wait.queueMs, signal: wait.signal, paceMs: PACE_MS },
+    )
+    if (admitted instanceof Failure) throw admitted
     this.changes.announceBuild(admitted.build)
     return new BuildRun(admitted, this.database, this.clock, this.log, this.waiters, this.changes)
   }

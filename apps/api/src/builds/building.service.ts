@@ -48,9 +48,12 @@ export class BuildingService {
    * @throws what refuses it, before anything was told
    */
   async *build(call: BuildCall, asked: AskedBuild, context: Readable): AsyncGenerator<Told> {
-    const { names, options, limits, parallel, timeoutMs } = asked
+    const { names, options, limits, parallel, timeoutMs, queueMs } = asked
     const { tenantId, keyId } = call.principal
-    const run = await this.runs.begin({ tenantId, by: keyId, names, options, limits, parallel })
+    const run = await this.runs.begin(
+      { tenantId, by: keyId, names, options, limits, parallel },
+      { queueMs, signal: call.signal },
+    )
     const { id, nodeId } = run.admitted.build
     const life = lifeOf(call, run, timeoutMs)
     let end: BuildEnd | undefined = left(call.principal)

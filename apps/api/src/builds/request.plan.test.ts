@@ -14,7 +14,7 @@ test('what is not given is as documented', () => {
       ...{ network: 'default', platform: null },
     },
     limits: { cpus: 1, memoryBytes: 2 ** 30, diskBytes: 4 * 2 ** 30, pids: 1024 },
-    ...{ parallel: 2, timeoutMs: 1_800_000, dockerfileText: null, secrets: {} },
+    ...{ parallel: 2, timeoutMs: 1_800_000, queueMs: 60_000, dockerfileText: null, secrets: {} },
   })
 })
 

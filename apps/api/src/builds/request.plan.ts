@@ -20,6 +20,7 @@ export interface AskedBuild {
   readonly limits: BuildLimits
   readonly parallel: number
   readonly timeoutMs: number
+  readonly queueMs: number
   /** Instead of a Dockerfile of the context. */
   readonly dockerfileText: string | null
   readonly secrets: BuildSecrets
@@ -31,12 +32,12 @@ export function askedBuild(
   headers: Readonly<Record<string, string | string[] | undefined>>,
 ): AskedBuild {
   const { dockerfile, target = null, arg, label, noCache, pull, network, platform = null } = query
-  const { cpus, memoryBytes, diskBytes, pids, parallel, timeoutMs } = query
+  const { cpus, memoryBytes, diskBytes, pids, parallel, timeoutMs, queueMs } = query
   return {
     names: [...new Set(query.tag.map((tag) => nameToGive(tag, 'tag')))],
     options: { dockerfile, target, args: arg, labels: label, noCache, pull, network, platform },
     limits: { cpus, memoryBytes, diskBytes, pids },
-    ...{ parallel, timeoutMs },
+    ...{ parallel, timeoutMs, queueMs },
     dockerfileText: dockerfileOf(headers[DOCKERFILE_HEADER]),
     secrets: secretsOf(headers[BUILD_SECRET_HEADER]),
   }
