@@ -196,7 +196,7 @@ describe('where no node gives it', () => {
     const refused = bringing.ensure(digest, need(), forever)
     await expect(refused).rejects.toMatchObject({
       code: 'image_unavailable',
-      message: expect.stringContaining('no other node has it'),
+      message: `image ${digest} could not be brought to the node: no other node has it, and it came from no registry`,
     })
     giver.refused.add('att_1')
     await expect(bringing.ensure(digest, need(), forever)).rejects.toMatchObject({ code: 'image_unavailable' })

@@ -145,7 +145,8 @@ export class Bringing {
         log.warn({ image: digest, err }, 'image.not_from_nodes')
       }
     }
-    if (sources.registry === null) throw unavailable(digest, 'no other node has it, and it came from no registry')
+    if (sources.registry === null)
+      throw new Failure('image_not_found', 'no other node has it, and it came from no registry')
     const image = await pull(images, sources.registry, signal, new Progress(), this.#options.times)
     if (image.digest === digest) return image
     throw new Failure('image_invalid', `${sources.registry.reference} is image ${image.digest} now`)
@@ -279,10 +280,9 @@ const ownerOf = (needs: ReadonlySet<Need>): string => needOf(needs).owner
 /** What the API refuses for good: the node may not have the image, or nobody does. */
 const isFinal = (error: Fault): boolean => 'status' in error && error.status === 404
 
-const whyOf = (error: unknown): string => {
-  if (error instanceof Failure) return error.message
-  return error instanceof Fault ? error.message : 'the node has logged why'
-}
+/** For whoever started it: of faults, which name what is inside of the installation, only the log tells. */
+const whyOf = (error: unknown): string =>
+  error instanceof Failure ? error.message : 'what has it did not give it; the node has logged why'
 
 const unavailable = (digest: string, why: string) =>
   new Failure('image_unavailable', `image ${digest} could not be brought to the node: ${why}`)
