@@ -117,7 +117,11 @@ async function containerWith(peers: Peers, image: string, mib: number): Promise<
 
 async function exec(client: Client, { id }: Sandbox, script: string): Promise<void> {
   const body = { command: ['sh', '-c', script] }
-  const { exitCode } = await client.call(createExec, { params: { sandbox: id }, query: { wait: 'ended' }, body })
+  const { exitCode } = await client.call(createExec, {
+    params: { sandbox: id },
+    query: { wait: 'ended', timeoutMs: '10m' },
+    body,
+  })
   if (exitCode !== 0) throw new Error(`${script} in ${id}: exit code ${exitCode}`)
 }
 

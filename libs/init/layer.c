@@ -401,6 +401,7 @@ static int pack_layer(int argc, char **argv) {
   pack_upper(&(struct pack_order){
     .upper = argv[0], .base = (uid_t)whole(argv[1]), .count = (uid_t)whole(argv[2]), .max_bytes = whole(argv[3]),
     .max_entries = whole(argv[4]), .newest = newest, .left_out = lists[0], .stubs = lists[1], .lowers = lists[2]});
+  for (int i = 0; i < 3; i++) free(lists[i]);
   return 0;
 }
 

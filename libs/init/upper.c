@@ -299,6 +299,7 @@ void pack_upper(const struct pack_order *asked) {
     if (stack.parts[i].fd < 0) fail_errno(directory);
   }
   walk(&stack);
+  free(stack.parts);
   put_end();
   if (shrunk) fail("path", 0, "", "a file became shorter while it was read");
 }

@@ -63,6 +63,8 @@ const LAST_REPORTS_MS = 2_000
 const EXPIRY_MS = 600_000
 /** What no image has any more goes within so long. */
 const COLLECT_MS = 60_000
+/** Copies that sandboxes have begun with go within so long. */
+const SNAPSHOTS_MS = 5_000
 /** How long a clean-up waits for another one. */
 const CLEANS_MS = 30_000
 const CLAIM_EVERY_MS = 100
@@ -151,7 +153,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const upkeep = everyNow(log, [
     { everyMs: 2_000, work: importImages },
     { everyMs: COLLECT_MS, work: () => collect(images, builds, inUse()) },
-    { everyMs: COLLECT_MS, work: () => held.expire(Date.now()) },
+    { everyMs: SNAPSHOTS_MS, work: () => held.expire(Date.now()) },
     { everyMs: EXPIRY_MS, work: async () => void (await journal.expire(new Date())) },
     { everyMs: EXPIRY_MS, work: () => builds.cache.expire() },
   ])

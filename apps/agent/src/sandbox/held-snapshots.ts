@@ -40,8 +40,8 @@ export class SnapshotGone extends Error {
 
 /** Commands come within moments; a node that was away gets them when it is back. */
 const KEPT_MS = 600_000
-/** After the last has begun. */
-const LAST_MS = 60_000
+/** After the last has begun, or an agent: one that was killed may have had one begin, and not have written that down. */
+const LAST_MS = 15_000
 /** Of one tenant at a time: what they hold is beside its quota. */
 const MOST_OF_TENANT = 4
 
@@ -66,7 +66,9 @@ export class HeldSnapshots {
       const isRecord = SnapshotId.safeParse(name).success
       const held = isRecord ? await readJson(join(directory, name), (value) => Held.parse(value)) : undefined
       // Killed before there was a copy, or the node was cleaned.
-      if (held && layers.has(held.id)) snapshots.#held.set(held.id, held)
+      const least = Date.now() + LAST_MS
+      if (held && layers.has(held.id))
+        snapshots.#held.set(held.id, { ...held, expiresAt: Math.max(held.expiresAt, least) })
       else await rm(join(directory, name), { force: true })
     }
     return snapshots

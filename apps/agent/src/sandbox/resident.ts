@@ -145,6 +145,7 @@ export class Resident {
    * Does `work` while nothing in it runs, unless `freeze` is false. The loop waits meanwhile, so it must be short. What is
    * frozen by a request stays so. An agent that is killed in between is followed by one that thaws what is not written
    * down as frozen (`recover`).
+   * @throws Failure `unavailable` where something in it cannot be frozen; what `work` throws
    */
   still<T>(freeze: boolean, work: () => Promise<T>): Promise<T> {
     const turn = this.#stillness.then(() => this.#still(freeze, work))
@@ -159,7 +160,10 @@ export class Resident {
     const { group } = this.live
     try {
       this.#log.debug({}, 'sandbox.still')
-      await cgroups.freeze(group)
+      await cgroups.freeze(group).catch((err: unknown) => {
+        this.#log.warn({ err }, 'sandbox.not_still')
+        throw new Failure('unavailable', `sandbox ${this.id} does not stand still: try again, or without a pause`)
+      })
       return await work()
     } finally {
       cgroups.thaw(group)
@@ -206,6 +210,7 @@ export class Resident {
   async run(): Promise<'removed' | 'left'> {
     while (!this.#closed) {
       await this.#stillness
+      if (this.#closed) break
       const seen = this.#changes.version
       this.#take()
       const now = Date.now()

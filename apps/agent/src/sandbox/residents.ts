@@ -118,7 +118,7 @@ export class Residents {
 
   /**
    * Does `work` on the files of a sandbox while nothing in it runs, unless `freeze` is false; it goes on right after.
-   * @throws Failure `sandbox_not_found`; Fault where it cannot be frozen; what `work` throws
+   * @throws Failure `sandbox_not_found`, `unavailable` where something in it cannot be frozen; what `work` throws
    */
   still<T>(id: SandboxId, freeze: boolean, work: () => Promise<T>): Promise<T> {
     return this.#find(id).still(freeze, work)

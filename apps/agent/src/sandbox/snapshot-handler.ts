@@ -19,8 +19,8 @@ export const snapshotHandler = ({ residents, held, images, taking }: SnapshotHan
     const asked = `${call.method} ${call.rest.slice(1).join('/')}`
     if (asked === 'POST commit') {
       const request = await call.json(NodeCommit)
-      return told(call, taking, async () => [
-        { image: await images.commit(call.sandboxId, request, call.signal), references: [] },
+      return told(call, taking, async (progress) => [
+        { image: await images.commit(call.sandboxId, request, call.signal, progress), references: [] },
       ])
     }
     if (asked === 'GET export')

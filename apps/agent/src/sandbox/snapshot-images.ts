@@ -10,6 +10,7 @@ import { committedConfig, EMPTY_DIFF_ID, MAX_CONFIG_BYTES } from '@berth/oci'
 import type { Images } from '../images/images.js'
 import { addLayer } from '../images/ingest.js'
 import { packUpper } from '../images/pack.js'
+import { Progress } from '../images/progress.js'
 import type { LiveSandbox } from './live.js'
 import type { Residents } from './residents.js'
 import type { RunnableImage } from './sandbox.js'
@@ -43,10 +44,16 @@ export class SnapshotImages {
 
   /**
    * Makes an image of a sandbox that runs, is paused or is stopped.
+   * @param progress told of its layers
    * @throws Failure wrong_state, image_not_found where the image that it is on is no more, image_invalid,
    * quota_exceeded, no_capacity
    */
-  async commit(id: LiveSandbox['id'], asked: NodeCommit, signal: AbortSignal): Promise<HeldImage> {
+  async commit(
+    id: LiveSandbox['id'],
+    asked: NodeCommit,
+    signal: AbortSignal,
+    progress = new Progress(),
+  ): Promise<HeldImage> {
     const live = this.#parts.residents.find(id)
     const { ids, spec } = live
     const image = imageOf(live)
@@ -56,6 +63,7 @@ export class SnapshotImages {
     try {
       const digests = base.image.layers.flatMap(({ digest, diffId }) => [digest, diffId])
       return await images.needing([base.image.digest, base.manifest.digest, ...digests], async () => {
+        for (const { digest, sizeBytes } of base.image.layers) progress.layer(digest, 'present', sizeBytes, sizeBytes)
         const copy = await this.#copy(id, spec.limits.diskBytes, asked.pause)
         try {
           const upper = join(copy.path, 'upper')
@@ -64,6 +72,7 @@ export class SnapshotImages {
             stubs: [...mountPoints, ...spec.tmpfs.map(({ path }) => path), ...untouchedEtc(upper, image, ids.base)],
           })
           const layer = await addLayer(images, tar, { maxBytes: asked.maxBytes, signal })
+          progress.layer(layer.digest, 'done', layer.sizeBytes, layer.sizeBytes)
           return await this.#assemble(base.image, layer, asked, signal)
         } finally {
           await shop.pool.remove(copy.id)

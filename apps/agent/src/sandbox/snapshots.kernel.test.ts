@@ -191,7 +191,7 @@ describe('a fork', () => {
     // It goes once the last has begun, for whom it stays a little while.
     await node.held.expire(Date.now())
     expect(node.held.layers()).toEqual([snapshot])
-    await node.held.expire(Date.now() + 61_000)
+    await node.held.expire(Date.now() + 16_000)
     expect(await node.shop.pool.list()).toEqual([id, a.sandboxId, b.sandboxId].sort())
   })
 
