@@ -1,7 +1,7 @@
 import { existsSync, renameSync } from 'node:fs'
 import { mkdir, open, readdir, rename, rm, statfs } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Fault, ignore, invariant } from '@berth/contracts'
+import { errnoOf, Fault, ignore, invariant } from '@berth/contracts'
 import { expectSuccess, mountAt, run, unmount } from '@berth/host'
 
 // pool.ts: where writable layers live. Each is a btrfs subvolume with a qgroup limit, so that its size is a hard limit
@@ -136,7 +136,9 @@ export class Pool {
     try {
       await rename(this.path(id), path)
     } catch (error) {
-      return ignore(error, 'ENOENT')
+      if (errnoOf(error) !== 'ENOSPC') return ignore(error, 'ENOENT')
+      // A full file system takes no new name, and yet lets layers go, which is how it gets room again.
+      return this.discard(this.path(id))
     }
     await this.discard(path)
   }
