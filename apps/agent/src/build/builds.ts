@@ -18,6 +18,7 @@ import {
 } from '@berth/contracts'
 import { removeTree } from '@berth/host'
 import { type BuildPlan, type Dockerfile, parseDockerfile, parseIgnore, planBuild } from '@berth/oci'
+import { orNoRoom } from '../images/content.js'
 import { Exclusive } from '../images/exclusive.js'
 import { nodePlatform } from '../images/images.js'
 import { BuildCache } from './cache.js'
@@ -101,7 +102,11 @@ export class Builds {
       throw new Failure('platform_unsupported', `this node builds for ${nodePlatform}, and not for ${wanted.platform}`)
     epochOf(wanted)
     const directory = join(this.#root, id)
-    mkdirSync(directory, { mode: 0o700 })
+    try {
+      mkdirSync(directory, { mode: 0o700 })
+    } catch (error) {
+      throw orNoRoom(error)
+    }
     const { tenants } = this.#parts.shop
     tenants.limit(wanted.tenantId, wanted.tenantLimits)
     tenants.hold(wanted.tenantId)
@@ -131,7 +136,7 @@ export class Builds {
       return { references: [...references] }
     } catch (error) {
       await this.#end(build)
-      throw error
+      throw orNoRoom(error)
     }
   }
 
@@ -248,7 +253,8 @@ export class Builds {
     if (build.planned) await this.cache.prune(wanted.tenantId, { keepBytes: wanted.cacheBytes })
   }
 
-  #failed({ id }: Build, error: unknown): BuildStep {
+  #failed({ id }: Build, thrown: unknown): BuildStep {
+    const error = orNoRoom(thrown)
     const place = { line: null, instruction: null }
     if (!(error instanceof Failure)) {
       this.#parts.log.error({ build: id, err: error }, 'build.failed')

@@ -196,13 +196,13 @@ function checkEnd({ limits, timeoutMs }: Command, end: MainEnd, oomKills: number
 }
 
 /** What the command has left in its writable layer. Nothing of it runs any more. */
-async function changes(
+function changes(
   { images }: CommandParts,
   { ids, newestMs, maxBytes, signal }: Command,
   upper: string,
   stubs: readonly string[],
 ): Promise<ImageLayer> {
-  const { tar, ended } = packUpper({
+  const { tar } = packUpper({
     program: images.program,
     upper,
     ids,
@@ -211,8 +211,8 @@ async function changes(
     stubs,
     signal,
   })
-  const [layer] = await Promise.all([addLayer(images, tar, { maxBytes, signal }), ended])
-  return layer
+  // What packing fails with comes by the tar. That the tar is read no more is the end of packing too, and no reason.
+  return addLayer(images, tar, { maxBytes, signal })
 }
 
 /**

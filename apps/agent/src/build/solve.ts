@@ -12,6 +12,7 @@ import {
   type StageBase,
 } from '@berth/oci'
 import { tooMuch } from '../images/budget.js'
+import { orNoRoom } from '../images/content.js'
 import { nodePlatform } from '../images/images.js'
 import { epochOf, type Made, Maker, rootParts, type SolveParts, type Solving } from './make.js'
 import { type HistoryStep, imageConfig } from './result.plan.js'
@@ -246,7 +247,8 @@ const ended = (vertex: number, began: number) => ({
 async function placed<T>(line: number, instruction: string, work: () => Promise<T>): Promise<T> {
   try {
     return await work()
-  } catch (error) {
+  } catch (thrown) {
+    const error = orNoRoom(thrown)
     if (!(error instanceof Failure) || 'line' in error.data) throw error
     const [word = ''] = instruction.split(/\s/, 1)
     const message = `line ${line}, ${word}: ${error.message}`

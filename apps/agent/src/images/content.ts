@@ -11,7 +11,7 @@ import { createReadStream } from 'node:fs'
 import { type FileHandle, mkdir, mkdtemp, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { errnoOf, Failure, Fault, ignore } from '@berth/contracts'
-import { readJson, removeTree, syncDirectory, writeAtomic } from '@berth/host'
+import { CommandFailed, readJson, removeTree, syncDirectory, writeAtomic } from '@berth/host'
 import type { Descriptor } from '@berth/oci'
 import { z } from 'zod'
 import { Exclusive } from './exclusive.js'
@@ -303,11 +303,16 @@ export async function withRoom<T>(work: () => Promise<T>): Promise<T> {
   try {
     return await work()
   } catch (error) {
-    throw isFull(error) ? noRoom() : error
+    throw orNoRoom(error)
   }
 }
 
+/** What is to be told of an error: Failure no_capacity when it comes of the node's disk that is full, else itself. */
+export const orNoRoom = (error: unknown): unknown => (isFull(error) ? noRoom() : error)
+
 function isFull(error: unknown): boolean {
+  // As programs say ENOSPC, strerror(3).
+  if (error instanceof CommandFailed) return error.result.stderr.includes('No space left on device')
   if (error instanceof Fault) return isFull(error.cause)
   return ['ENOSPC', 'EDQUOT'].includes(errnoOf(error) ?? '')
 }

@@ -46,15 +46,13 @@ export async function addLayer(
   }
 }
 
-/** A tar, and why it broke off. */
+/** A tar, and why it broke off, which is never that whoever reads it did. */
 class Source {
   error: unknown
 
   constructor(private readonly tar: Readable) {
-    // It may break off before it is read.
-    tar.once('error', (error) => {
-      this.error ??= error
-    })
+    // It may break off before it is read; who reads it is told then.
+    tar.on('error', () => undefined)
   }
 
   readable(): Readable {
@@ -62,11 +60,18 @@ class Source {
   }
 
   private async *chunks(): AsyncGenerator<Buffer> {
+    const reading: AsyncIterator<Buffer> = this.tar[Symbol.asyncIterator]()
     try {
-      yield* this.tar
-    } catch (error) {
-      this.error = error
-      throw error
+      for (;;) {
+        const { done, value } = await reading.next().catch((error: unknown) => {
+          this.error = error
+          throw error
+        })
+        if (done) return
+        yield value
+      }
+    } finally {
+      await reading.return?.()
     }
   }
 }

@@ -2,6 +2,7 @@
 // images the request is the operation: when its caller goes it stops.
 import { Failure, HoldSnapshot, NodeCommit, SnapshotId } from '@berth/contracts'
 import type { SandboxHandler } from '@berth/node-rpc'
+import { withRoom } from '../images/content.js'
 import { type ImageParts, told } from '../images/images-handler.js'
 import type { HeldSnapshots } from './held-snapshots.js'
 import type { Residents } from './residents.js'
@@ -30,7 +31,8 @@ export const snapshotHandler = ({ residents, held, images, taking }: SnapshotHan
     if (asked === 'POST hold') {
       const wanted = await call.json(HoldSnapshot)
       const live = residents.find(call.sandboxId)
-      await held.hold(live, imageOf(live), wanted, (work) => residents.still(live.id, wanted.pause, work))
+      const still = (work: () => Promise<unknown>) => residents.still(live.id, wanted.pause, work)
+      await withRoom(() => held.hold(live, imageOf(live), wanted, still))
       return call.answer(204)
     }
     const [, word, id] = call.rest

@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { Failure, type HeldImage, type ImageLayer, type NodeCommit, type TenantId } from '@berth/contracts'
 import { committedConfig, EMPTY_DIFF_ID, MAX_CONFIG_BYTES } from '@berth/oci'
+import { withRoom } from '../images/content.js'
 import type { Images } from '../images/images.js'
 import { addLayer } from '../images/ingest.js'
 import { packUpper } from '../images/pack.js'
@@ -106,7 +107,7 @@ export class SnapshotImages {
   async #copy(id: LiveSandbox['id'], limitBytes: number, pause: boolean) {
     const copy = `copy_${process.pid}_${this.#serial++}`
     const { residents, shop } = this.#parts
-    const path = await residents.still(id, pause, () => shop.pool.clone(id, copy, limitBytes))
+    const path = await withRoom(() => residents.still(id, pause, () => shop.pool.clone(id, copy, limitBytes)))
     return { id: copy, path }
   }
 
