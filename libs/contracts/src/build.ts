@@ -150,7 +150,7 @@ export const BuildQuery = z.strictObject({
   noCache: Flag.default(false).describe('Use nothing that earlier builds have left'),
   pull: Flag.default(false).describe('Fetch base images even where there are some of their names'),
   network: z.enum(['default', 'none']).default('default').describe('Of its commands'),
-  platform: Platform.optional().describe("Default: the node's own; any other is refused"),
+  platform: Platform.optional().describe('Of the node that builds. Default: whichever has room'),
   cpus: z.coerce.number().min(0.01).max(1024).default(1).describe('CPU time per wall time of each command'),
   memoryBytes: Bytes(6 * MiB, 1024 * GiB)
     .prefault('1g')

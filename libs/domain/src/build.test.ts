@@ -6,7 +6,7 @@ import { fits } from './quota.js'
 import { node, nodeId, now, tenantId } from './sample.fixture.js'
 
 const limits = { cpus: 1, memoryBytes: GiB, diskBytes: GiB, pids: 100 }
-const wanted = { tenantId: tenantId(1), limits, parallel: 2 }
+const wanted = { tenantId: tenantId(1), limits, platform: null, parallel: 2 }
 const none = { unfinishedJobs: 0, runningJobs: 0, cpuMillis: 0, memoryBytes: 0, diskBytes: 0 }
 const place = (nodes: readonly BuildNode[], change = {}, quota = {}, use = {}) =>
   placeBuild(nodes, { ...defaultQuota, ...quota }, { ...none, ...use }, { ...wanted, ...change }, now)
@@ -48,6 +48,13 @@ test('it goes where its cache is, then where it is done sooner, then where its i
   expect(place([builder(1, { ...narrow, images: new Set(['a', 'b']) }), builder(2)])).toMatchObject({ parallel: 2 })
   expect(place([builder(1), builder(2, { images: new Set(['a', 'b']) })])).toMatchObject({ nodeId: nodeId(2) })
   expect(place([builder(2), builder(1)])).toMatchObject({ nodeId: nodeId(1) })
+})
+
+test('it goes to a node of its platform', () => {
+  const nodes = [builder(1, { platform: 'linux/amd64', last: true }), builder(2, { platform: 'linux/arm64' })]
+  expect(place(nodes, { platform: 'linux/arm64' })).toMatchObject({ nodeId: nodeId(2) })
+  expect(place(nodes)).toMatchObject({ nodeId: nodeId(1) })
+  expect(place(nodes, { platform: 'linux/riscv64' })).toEqual({ shortage: null, forGood: true })
 })
 
 test('whatever it is given, it overshoots neither quota nor node', () => {

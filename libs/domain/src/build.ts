@@ -14,6 +14,8 @@ export interface WantedBuild {
   readonly tenantId: TenantId
   /** Of each command. */
   readonly limits: BuildLimits
+  /** Null: that of whatever node. */
+  readonly platform: string | null
   /** Most commands at the same time, at least 1. */
   readonly parallel: number
 }
@@ -41,12 +43,12 @@ export const buildCost = ({ cpus, memoryBytes, diskBytes }: BuildLimits, paralle
 /** Each command is a container of the node, as a job is. */
 const roomFor = (
   node: BuildNode,
-  { tenantId }: WantedBuild,
+  { tenantId, platform }: WantedBuild,
   { parallel, cost }: Omit<BuildPlace, 'nodeId'>,
   now: Date,
 ): boolean => {
   const used = { ...node.used, sandboxes: node.used.sandboxes + parallel - 1 }
-  return feasible({ ...node, used }, { tenantId, image: '', cost }, now)
+  return feasible({ ...node, used }, { tenantId, image: '', platform, cost }, now)
 }
 
 const idle: TenantUse = { unfinishedJobs: 0, runningJobs: 0, cpuMillis: 0, memoryBytes: 0, diskBytes: 0 }

@@ -52,8 +52,11 @@ const takesWork = (node: NodeSnapshot, now: Date): boolean =>
 /** Operating system and processor; a variant of that is for the node to judge. */
 const machineOf = (platform: string): string => platform.split('/', 2).join('/')
 
-const runs = ({ platform: own = null }: NodeSnapshot, { platform = null }: Placeable): boolean =>
-  own === null || platform === null || machineOf(own) === machineOf(platform)
+/** Whether a node runs what is for a platform, as far as both are known. */
+export const runs = (
+  { platform: own = null }: Pick<NodeSnapshot, 'platform'>,
+  { platform = null }: Pick<Placeable, 'platform'>,
+): boolean => own === null || platform === null || machineOf(own) === machineOf(platform)
 
 const startable = (node: NodeSnapshot, job: Placeable): boolean =>
   node.images.has(job.image) || (job.pinned !== true && runs(node, job))

@@ -79,7 +79,7 @@ export interface Builds {
   /**
    * Reserves quota and room on a node, stores the build and tells its first event, or does none of it.
    * @returns what keeps it now and may not later: quota_exceeded (`QuotaExceeded`) or no_capacity
-   * @throws the same where it never will have room; tenant_suspended, tenant_not_found
+   * @throws the same where it never will have room; platform_unsupported, tenant_suspended, tenant_not_found
    */
   admit(asked: NewBuild): Promise<AdmittedBuild | Failure>
   /** @throws build_not_found */

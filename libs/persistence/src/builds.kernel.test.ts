@@ -144,6 +144,14 @@ describe('a build', () => {
     }
   })
 
+  test('goes to a node of its platform, and is refused where there is none', async () => {
+    const [tenantId] = [await givenTenant(db), await givenNode(db, {}, 'linux/amd64')]
+    const arm = await givenNode(db, {}, 'linux/arm64')
+    const of = (platform: string) => asked(tenantId, { options: { ...options, platform } })
+    expect((await admitted(of('linux/arm64/v8'))).build.nodeId).toBe(arm)
+    expect(await code(admitted(of('linux/riscv64')))).toBe('platform_unsupported')
+  })
+
   test('goes where the last one was', async () => {
     const tenantId = await givenTenant(db)
     const nodes = [await givenNode(db), await givenNode(db)]

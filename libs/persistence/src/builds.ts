@@ -15,7 +15,15 @@ import {
   type Tenant,
   type TenantId,
 } from '@berth/contracts'
-import { type BuildPlace, buildCost, type ImageWanted, type NoPlace, placeBuild } from '@berth/domain'
+import {
+  type BuildPlace,
+  buildCost,
+  type ImageWanted,
+  type NodeSnapshot,
+  type NoPlace,
+  placeBuild,
+  runs,
+} from '@berth/domain'
 import {
   type BuildRow,
   buildColumns,
@@ -100,16 +108,16 @@ const insertBuild: Statement = {
 }
 
 async function tryAdmit(store: Store, asked: NewBuild): Promise<AdmittedBuild | Failure | undefined> {
-  const { tenantId, limits, parallel } = asked
+  const { tenantId, limits, parallel, options } = asked
   const [row] = await store.rows<SituationRow>(readSituation, [tenantId])
   if (!row) throw tenantNotFound(tenantId)
   if (row.state !== 'active') throw new Failure('tenant_suspended', `tenant ${tenantId} is suspended`)
   const now = store.clock.now()
   const quota = quotaOf(row)
   const nodes = row.nodes.map((node) => ({ ...nodeOf(node), last: node.id === row.last }))
-  const place = placeBuild(nodes, quota, useOf(row), { tenantId, limits, parallel }, now)
+  const place = placeBuild(nodes, quota, useOf(row), { tenantId, limits, parallel, platform: options.platform }, now)
   if ('forGood' in place) {
-    const failure = refusalOf(place, asked)
+    const failure = refusalOf(place, asked, nodes)
     if (place.forGood) throw failure
     return failure
   }
@@ -117,8 +125,10 @@ async function tryAdmit(store: Store, asked: NewBuild): Promise<AdmittedBuild | 
   return admitted && { ...admitted, ids: idRange(row.uid_slot), tenantLimits: tenantLimits(quota) }
 }
 
-function refusalOf({ shortage }: NoPlace, { limits }: NewBuild): Failure {
+function refusalOf({ shortage }: NoPlace, { limits, options: { platform } }: NewBuild, nodes: readonly NodeSnapshot[]) {
   if (shortage) return new QuotaExceeded(shortage.quota, shortage.limit, shortage.used, shortage.asked)
+  if (nodes.length > 0 && !nodes.some((node) => runs(node, { platform })))
+    return new Failure('platform_unsupported', `no node builds for ${platform}`)
   return noCapacity('no node has room for the build', { sandboxes: 1, ...buildCost(limits, 1) })
 }
 

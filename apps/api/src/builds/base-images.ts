@@ -1,7 +1,7 @@
 // base-images.ts: the images that a Dockerfile names → digests that the build's node holds. A name means to a build what it
 // means to a job of the tenant; what nobody has is pulled, as `docker build` does.
 import { type BuildOptions, type BuildProgress, Failure, InvalidRequest, type NodeId } from '@berth/contracts'
-import type { ImageWanted } from '@berth/domain'
+import { type ImageWanted, runs } from '@berth/domain'
 import { Inject, Injectable } from '@nestjs/common'
 import type { TenantPrincipal } from '../http/auth.js'
 import { ImageNames } from '../images/image-names.js'
@@ -97,6 +97,6 @@ export class BaseImages {
 
 /** @throws platform_unsupported */
 function checkPlatform(text: string, has: string | null, { platform }: Wish): void {
-  if (platform === null || has === null || has === platform) return
+  if (runs({ platform: has }, { platform })) return
   throw new Failure('platform_unsupported', `image ${text} is for ${has}, not for ${platform}`)
 }
