@@ -1,7 +1,9 @@
 // A node for tests: real pool, cgroups, runtime and berth-init in a directory and a cgroup of its own; images made of
 // busybox; and reports that are kept instead of sent, for jobs and for sandboxes that stay.
 
+import type { ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { chmodSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -55,6 +57,14 @@ export function newNodeDirectory(): { readonly directory: string; readonly cgrou
   chmodSync(directory, 0o711)
   makeBusyboxLayer(join(directory, 'image'))
   return { directory, cgroupParent: `berth-t${randomBytes(4).toString('hex')}` }
+}
+
+/** Kills an agent that may have ended, and waits until it has: it would go on in a directory that was cleaned up. */
+export async function killed(agent: ChildProcess | undefined): Promise<void> {
+  if (!agent || agent.exitCode !== null || agent.signalCode !== null) return
+  const gone = once(agent, 'exit')
+  agent.kill('SIGKILL')
+  await gone
 }
 
 /**

@@ -6,7 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { RunAttempt } from '@berth/contracts'
 import { takeInventory } from '@berth/host'
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
-import { leftOf, newNodeDirectory, nothing, runCommand, TestNode } from './node.fixture.js'
+import { killed, leftOf, newNodeDirectory, nothing, runCommand, TestNode } from './node.fixture.js'
 import { holdings } from './recovery.js'
 
 const repository = join(import.meta.dirname, '../../../..')
@@ -23,7 +23,7 @@ beforeEach(() => {
   place = newNodeDirectory()
 })
 afterEach(async () => {
-  victim?.kill('SIGKILL')
+  await killed(victim)
   node ??= await TestNode.open(place)
   await node.destroy()
   node = undefined

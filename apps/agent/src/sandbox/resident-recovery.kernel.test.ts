@@ -10,6 +10,7 @@ import { openCgroups } from '@berth/host'
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
 import {
   applySandbox,
+  killed,
   leftOf,
   newNodeDirectory,
   newTenant,
@@ -34,7 +35,7 @@ beforeEach(() => {
   place = newNodeDirectory()
 })
 afterEach(async () => {
-  victim?.kill('SIGKILL')
+  await killed(victim)
   node ??= await TestNode.open(place)
   await node.destroy()
   node = undefined
