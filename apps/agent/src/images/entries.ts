@@ -1,6 +1,6 @@
 // entries.ts: what is in a tar, plain or packed, one entry after another, as it comes.
 import { Readable, Writable } from 'node:stream'
-import { Failure } from '@berth/contracts'
+import { Failure, KiB } from '@berth/contracts'
 import { compressionOf } from '@berth/oci'
 import { extract } from 'tar-stream'
 import { abortable } from './exclusive.js'
@@ -11,6 +11,12 @@ type Tar = ReturnType<typeof extract>
 export type TarEntry = Tar extends AsyncIterable<infer Entry> ? Entry : never
 
 const BLOCK = 512
+/**
+ * Of the headers of one entry, besides a chunk; they are held and taken apart at one go, and what a global one says is
+ * copied for each entry that has one of its own: by seconds for one of megabytes.
+ */
+const MAX_HEADER_BYTES = 128 * KiB
+const MAX_HEADER_FIELDS = 1000
 /** Those of before 1988 too: a header is known by its checksum. */
 const anyFormat = { highWaterMark: 16_384, allowUnknownFormat: true }
 
@@ -39,12 +45,43 @@ export async function eachEntry(
   }
   const reading = unpacked(source, tar, limits, signal).catch(ending)
   const taking = (async () => {
-    for await (const entry of tar) await take(entry)
+    for await (const entry of tar) {
+      checkFields(entry)
+      await take(entry)
+    }
   })().catch(ending)
   const [read, taken] = await Promise.allSettled([reading, taking])
   signal.throwIfAborted()
   if (taken.status === 'rejected' && taken.reason instanceof Failure) throw taken.reason
   for (const end of [read, taken]) if (end.status === 'rejected') throw broken(end.reason)
+}
+
+/** @throws Failure archive_invalid */
+function checkFields({ header }: TarEntry): void {
+  let fields = 0
+  for (const _ in header.pax ?? {})
+    if (++fields > MAX_HEADER_FIELDS)
+      throw new Failure('archive_invalid', `an entry with more than ${MAX_HEADER_FIELDS} fields in its headers`)
+}
+
+/** Counts bytes that are no entry's. @returns told of each chunk before it is read; whether they are too many by then */
+function headerGuard(tar: Tar): (chunk: Buffer) => boolean {
+  let bytes = 0
+  let open: TarEntry | undefined
+  tar.on('entry', (_header, entry: TarEntry) => {
+    open = entry
+    entry.once('close', () => {
+      if (open === entry) open = undefined
+      bytes = 0
+    })
+  })
+  return (chunk) => {
+    if (open) return false
+    if (bytes > MAX_HEADER_BYTES) return true
+    // An archive may end with any number of zeros.
+    if (chunk.some((byte) => byte !== 0)) bytes += chunk.length
+    return false
+  }
 }
 
 /** What is wrong with an archive is the sender's matter, all else is not. */
@@ -73,12 +110,14 @@ async function unpacked(source: Readable, tar: Tar, limits: TarLimits, signal: A
   }
   if (first.length === 0) throw new Failure('archive_invalid', 'it is empty')
   let [last, size]: [Buffer, number] = [Buffer.alloc(0), 0]
+  const isTooMuch = headerGuard(tar)
   // tar-stream's streams are not node's own: this one is.
   const sink = new Writable({
     write: (chunk: Buffer, _encoding, done) => {
       last = chunk.length < BLOCK ? Buffer.concat([last, chunk]).subarray(-BLOCK) : chunk.subarray(-BLOCK)
       size += chunk.length
       if (size > maxBytes) done(new Failure('archive_invalid', `more than ${maxBytes} bytes`))
+      else if (isTooMuch(chunk)) done(new Failure('archive_invalid', 'the headers of an entry are too large'))
       else if (tar.write(chunk)) done()
       else tar.once('drain', done)
     },
