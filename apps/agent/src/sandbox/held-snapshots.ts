@@ -4,7 +4,7 @@
 // A copy is a layer of the pool, and a record of it in a file that is written first. It goes a while after the last of those
 // that were announced has begun, for one of them may have to begin anew after a crash; or when its time is over; or when
 // whoever asked for it has no use for it. What a crash leaves of one without a record is a layer that nobody knows.
-import { closeSync, constants, lstatSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, constants, fstatSync, lstatSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Failure, type HoldSnapshot, ignore, SandboxId, SnapshotId, TenantId } from '@berth/contracts'
@@ -180,10 +180,12 @@ function rename(upper: string, before: string, after: string): void {
   const etc = join(upper, 'etc')
   if (!lstatSync(etc, { throwIfNoEntry: false })?.isDirectory()) return
   for (const [name, text] of Object.entries(hostFiles(after))) {
-    const written = hostFiles(before)[name]
+    const written = hostFiles(before)[name] ?? ''
     const file = openPlain(join(etc, name))
     if (file === undefined) continue
     try {
+      // Of another length it is the sandbox's, and may have gigabytes.
+      if (fstatSync(file).size !== Buffer.byteLength(written)) continue
       if (readFileSync(file, { encoding: 'utf8' }) === written) writeFileSync(join(etc, name), text)
     } finally {
       closeSync(file)

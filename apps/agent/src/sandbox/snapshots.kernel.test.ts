@@ -1,10 +1,10 @@
 // Copies of sandboxes' files on a real node: for images and for other sandboxes. What they cost is by what was changed, the
 // sandbox stands still for the copy only, and a killed agent leaves neither a copy nor a sandbox that stands still.
 import { randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { type ApplySandbox, mintId, type NodeCommit, type SandboxId, SnapshotId } from '@berth/contracts'
+import { type ApplySandbox, GiB, mintId, type NodeCommit, type SandboxId, SnapshotId } from '@berth/contracts'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
 import { Images, nodePlatform } from '../images/images.js'
 import { addLayer } from '../images/ingest.js'
@@ -180,6 +180,8 @@ describe('a fork', () => {
   test('begins with the files as they were, has a name of its own, and changes nobody else’s', async () => {
     const { sandboxId: id } = await node.up({}, { tenantId })
     await node.inside(id, 'echo one > /file; rm /bin/false')
+    // More than can be read at one go: nobody needs to.
+    truncateSync(join(node.residents.find(id).upper, 'etc/resolv.conf'), 3 * GiB)
     const snapshot = await hold(id, 2)
     await node.inside(id, 'echo two > /file')
     const [a, b] = await Promise.all([begin(snapshot, { hostname: 'a' }), begin(snapshot, { hostname: 'b' })])
