@@ -48,6 +48,9 @@ export class Mask {
   readonly #patterns: Patterns
   /** How much of each pattern the bytes so far end with. */
   readonly #matched: Int32Array
+  /** Patterns of which that is something, and those that begin with a byte: of most bytes there are none. */
+  readonly #active: number[] = []
+  readonly #beginning: readonly (readonly number[])[]
   /** What may yet be part of a secret, with the number of secrets' bytes that are known at each place. */
   #held: Buffer = Buffer.alloc(0)
   #covered: Uint8Array = new Uint8Array(0)
@@ -56,6 +59,9 @@ export class Mask {
   constructor(patterns: Patterns) {
     this.#patterns = patterns
     this.#matched = new Int32Array(patterns.length)
+    const beginning = Array.from({ length: 256 }, (): number[] => [])
+    for (const [i, { bytes }] of patterns.entries()) beginning[bytes[0] ?? 0]?.push(i)
+    this.#beginning = beginning
   }
 
   /** @returns what can be told by now */
@@ -79,21 +85,36 @@ export class Mask {
     this.#held = Buffer.alloc(0)
     this.#covered = new Uint8Array(0)
     this.#matched.fill(0)
+    this.#active.length = 0
     return rest
   }
 
   #step(byte: number, at: number, covered: Uint8Array): void {
-    for (const [i, { bytes, fallback }] of this.#patterns.entries()) {
-      let length = this.#matched[i] ?? 0
-      if (length === 0 && bytes[0] !== byte) continue
-      while (length > 0 && bytes[length] !== byte) length = fallback[length] ?? 0
-      if (bytes[length] === byte) length += 1
-      if (length === bytes.length) {
-        covered.fill(1, at + 1 - length, at + 1)
-        length = fallback[length] ?? 0
-      }
+    let still = 0
+    for (const i of this.#active) {
+      const length = this.#longer(i, byte, at, covered)
       this.#matched[i] = length
+      if (length > 0) this.#active[still++] = i
     }
+    this.#active.length = still
+    for (const i of this.#beginning[byte] ?? []) {
+      if (this.#matched[i] !== 0) continue
+      this.#matched[i] = 1
+      this.#active.push(i)
+    }
+  }
+
+  /** How much of a pattern the bytes end with after one more; a whole one is covered. */
+  #longer(i: number, byte: number, at: number, covered: Uint8Array): number {
+    const pattern = this.#patterns[i]
+    if (!pattern) return 0
+    const { bytes, fallback } = pattern
+    let length = this.#matched[i] ?? 0
+    while (length > 0 && bytes[length] !== byte) length = fallback[length] ?? 0
+    if (bytes[length] === byte) length += 1
+    if (length < bytes.length) return length
+    covered.fill(1, at + 1 - length, at + 1)
+    return fallback[length] ?? 0
   }
 
   /** Bytes that are covered become one mask, however many pieces they come in. */

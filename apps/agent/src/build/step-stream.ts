@@ -73,7 +73,8 @@ export class CommandOutput {
   constructor(steps: StepStream, vertex: number, patterns: Patterns) {
     this.#steps = steps
     this.#vertex = vertex
-    const told = (stream: StreamName) => new Told(patterns, (text) => this.#tell(stream, text))
+    const isWanted = () => this.#left > 0
+    const told = (stream: StreamName) => new Told(patterns, isWanted, (text) => this.#tell(stream, text))
     this.#told = { stdout: told('stdout'), stderr: told('stderr') }
     this.sinks = this.#told
   }
@@ -105,12 +106,14 @@ export class CommandOutput {
 class Told implements OutputSink {
   readonly #mask: Mask
   readonly #decoder = new StringDecoder('utf8')
+  readonly #isWanted: () => boolean
   readonly #tell: (text: string) => Promise<void>
   #length = 0
   #last: Promise<void> = Promise.resolve()
 
-  constructor(patterns: Patterns, tell: (text: string) => Promise<void>) {
+  constructor(patterns: Patterns, isWanted: () => boolean, tell: (text: string) => Promise<void>) {
     this.#mask = new Mask(patterns)
+    this.#isWanted = isWanted
     this.#tell = tell
   }
 
@@ -122,7 +125,12 @@ class Told implements OutputSink {
     const fresh = bytes.subarray(Math.max(0, this.#length - offset))
     const end = offset + bytes.length
     this.#length = Math.max(this.#length, end)
-    this.#last = this.#last.then(() => this.#tell(this.#decoder.write(this.#mask.push(fresh)))).then(() => stored(end))
+    this.#last = this.#last.then(() => this.#take(fresh)).then(() => stored(end))
+  }
+
+  /** Of what is told no more no secrets are looked for: a flood would cost the node as much as it likes. */
+  async #take(bytes: Buffer): Promise<void> {
+    if (this.#isWanted()) await this.#tell(this.#decoder.write(this.#mask.push(bytes)))
   }
 
   settled(): Promise<void> {
