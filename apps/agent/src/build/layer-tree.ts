@@ -39,8 +39,14 @@ export class LayerTree implements Tree {
    */
   static async open(layers: readonly string[], signal: AbortSignal): Promise<LayerTree> {
     const opaque = new Map<string, ReadonlySet<string>>()
+    let bytes = 0
     // There is nothing that the lowest could hide.
-    for (const layer of layers.slice(0, -1)) opaque.set(layer, (await attributesOf(layer, signal)).opaque)
+    for (const layer of layers.slice(0, -1)) {
+      const attributes = await attributesOf(layer, signal)
+      bytes += attributes.bytes
+      if (bytes > MAX_HELD_BYTES) throw tooMany()
+      opaque.set(layer, attributes.opaque)
+    }
     return new LayerTree(layers, opaque, signal)
   }
 
@@ -174,24 +180,48 @@ interface LayerAttributes {
   /** Paths of opaque directories. */
   readonly opaque: ReadonlySet<string>
   readonly kept: ReadonlyMap<string, Attributes>
+  /** What it takes in memory, about. */
+  readonly bytes: number
 }
 
 /** By layer, the latest last. A layer's are read once, at 10 us for each of its files. */
-const known = new Map<string, Promise<LayerAttributes>>()
+const known = new Map<string, { readonly attributes: Promise<LayerAttributes>; bytes: number }>()
 const MAX_KNOWN_LAYERS = 200
-/** Of getfattr, for one layer. */
-const MAX_ATTRIBUTE_BYTES = 16 * MiB
+/** Of all that are known, of those of one tree, and of getfattr for one layer: whoever makes layers says how many. */
+const MAX_KNOWN_BYTES = 256 * MiB
+const MAX_HELD_BYTES = 32 * MiB
+const MAX_ATTRIBUTE_BYTES = 4 * MiB
+/** Of one file's, besides their text. */
+const BYTES_EACH = 300
 const OPAQUE = 'trusted.overlay.opaque'
+
+const tooMany = () => new Failure('build_failed', 'the layers have too many extended attributes')
 
 function attributesOf(layer: string, signal: AbortSignal): Promise<LayerAttributes> {
   const found = known.get(layer)
   known.delete(layer)
   // Several may wait for it: that one gives up is nothing to the others.
-  const attributes = found ?? readAttributes(layer)
-  known.set(layer, attributes)
-  attributes.catch(() => known.get(layer) === attributes && known.delete(layer))
-  for (const oldest of known.keys()) if (known.size > MAX_KNOWN_LAYERS) known.delete(oldest)
-  return abortable(attributes, signal)
+  const one = found ?? { attributes: readAttributes(layer), bytes: 0 }
+  known.set(layer, one)
+  if (!found)
+    one.attributes.then(
+      ({ bytes }) => {
+        one.bytes = bytes
+        forgetOldest()
+      },
+      () => known.get(layer) === one && known.delete(layer),
+    )
+  forgetOldest()
+  return abortable(one.attributes, signal)
+}
+
+function forgetOldest(): void {
+  let held = [...known.values()].reduce((sum, { bytes }) => sum + bytes, 0)
+  for (const [layer, { bytes }] of known) {
+    if (known.size <= MAX_KNOWN_LAYERS && held <= MAX_KNOWN_BYTES) return
+    known.delete(layer)
+    held -= bytes
+  }
 }
 
 /** By a program, since Node has no call for it; it follows no link. */
@@ -200,8 +230,10 @@ async function readAttributes(layer: string): Promise<LayerAttributes> {
   const argv = ['getfattr', '--recursive', '--physical', '--no-dereference', '--dump', `--match=${wanted}`] as const
   const options = { cwd: layer, timeoutMs: 600_000, maxOutputBytes: MAX_ATTRIBUTE_BYTES }
   const result = await run([...argv, '--encoding=base64', '.'], options)
-  if (result.truncated) throw new Failure('build_failed', 'a layer has too many extended attributes')
-  return parseAttributes(expectSuccess(result).stdout)
+  if (result.truncated) throw tooMany()
+  const attributes = parseAttributes(expectSuccess(result).stdout)
+  if (attributes.bytes > MAX_HELD_BYTES) throw tooMany()
+  return attributes
 }
 
 /** What getfattr --dump --encoding=base64 wrote; paths come as ./a/b or a/b, with octal escapes. */
@@ -221,7 +253,7 @@ export function parseAttributes(dump: string): LayerAttributes {
     }
     if (Object.keys(attributes).length > 0) kept.set(written, attributes)
   }
-  return { opaque, kept }
+  return { opaque, kept, bytes: dump.length + BYTES_EACH * (opaque.size + kept.size) }
 }
 
 function unescaped(text: string): string {
