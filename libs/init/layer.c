@@ -34,8 +34,7 @@
 #include <unistd.h>
 
 enum { FAILED = 1, MISUSED = 2, REFUSED = 3, NO_ROOM = 4, TOO_LARGE = 5 };
-enum { MAX_MEMORY = 512 << 20 };   /* names of directories are all that is kept */
-enum { MAX_PACK_MEMORY = 1 << 30 };   /* the names of the largest directory have to fit */
+enum { MAX_MEMORY = 512 << 20 };   /* names are all that is kept: of directories, or of those of the largest one */
 
 static const char USAGE[] = "berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES [unsynced] | pack UPPER BASE COUNT MAX-BYTES "
                             "MAX-ENTRIES [--newest SECONDS] [--without PATH]... [--stub PATH]... [--lower LOWER]...";
@@ -396,7 +395,7 @@ static int pack_layer(int argc, char **argv) {
     if (of == 3) newest = (long long)whole(argv[i + 1]);
     else lists[of][counts[of]++] = argv[i + 1];
   }
-  limit_memory(MAX_PACK_MEMORY);
+  limit_memory(MAX_MEMORY);
   allow_descriptors();
   pack_upper(&(struct pack_order){
     .upper = argv[0], .base = (uid_t)whole(argv[1]), .count = (uid_t)whole(argv[2]), .max_bytes = whole(argv[3]),

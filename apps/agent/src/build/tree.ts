@@ -90,10 +90,10 @@ export async function follow(
   { last = true, root = '' } = {},
 ): Promise<string> {
   let at: string[] = []
-  let rest = path.split('/')
+  // The next one last: a way may have thousands of parts, and so may each link on it.
+  const rest = path.split('/').reverse()
   for (let links = 0; rest.length > 0; ) {
-    const [part = '', ...others] = rest
-    rest = others
+    const part = rest.pop() ?? ''
     if (part === '..') at.pop()
     if (part === '' || part === '.' || part === '..') continue
     at.push(part)
@@ -102,7 +102,7 @@ export async function follow(
     if (target === undefined) continue
     if (++links > MAX_LINKS) throw new Failure('build_failed', `${path}: too many links`)
     at = target.startsWith('/') ? [] : at.slice(0, -1)
-    rest = [...target.split('/'), ...rest]
+    rest.push(...target.split('/').reverse())
   }
   return root === '' ? at.join('/') : at.length === 0 ? root : below(root, at.join('/'))
 }
