@@ -1,6 +1,6 @@
 // Archives: what is saved is read back with the same digests, what others write is read, and what is wrong is refused.
 import { execFileSync } from 'node:child_process'
-import { lstatSync, readFileSync } from 'node:fs'
+import { lstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
@@ -25,6 +25,16 @@ afterEach(() => TestStore.removeAll())
 const blobName = (bytes: Buffer) => `blobs/sha256/${digestOf(bytes).slice(7)}`
 const into = (archive: Buffer, at = store, maxBytes?: number) =>
   load(at.images, Readable.from(chunks(archive)), maxBytes, forever)
+
+/** Paths of what this process has open. */
+const openFiles = (): string[] =>
+  readdirSync('/proc/self/fd').flatMap((fd) => {
+    try {
+      return [readlinkSync(`/proc/self/fd/${fd}`)]
+    } catch {
+      return [] // It was that of the listing.
+    }
+  })
 
 /** As they come over a connection. */
 function* chunks(bytes: Buffer) {
@@ -94,6 +104,29 @@ describe('an archive', () => {
       const [loaded] = await into(archive, other)
       expect(loaded).toMatchObject({ image: { manifestDigest: digestOf(image.manifest) }, references: ['team/app:1'] })
       expect((await buffer(await save(other.images, request, forever))).equals(archive)).toBe(true)
+    }
+  })
+
+  test('that nobody reads to its end fails nothing else, and keeps no file open', async () => {
+    const image = imageOf([await tarOf({ a: noise(4_000_000) })])
+    await into(await layoutOf([{ image }]))
+    const failures: unknown[] = []
+    const failed = (error: unknown) => failures.push(error)
+    process.on('unhandledRejection', failed)
+    try {
+      const request = parseSave(new URLSearchParams({ image: digestOf(image.config) }))
+      const archive = await save(store.images, request, forever)
+      let bytes = 0
+      for await (const chunk of archive) {
+        bytes += chunk.length
+        if (bytes > 1_000_000) break
+      }
+      expect(bytes).toBeLessThan(2_000_000)
+      while (openFiles().some((path) => path.startsWith(store.directory)))
+        await new Promise((wake) => setTimeout(wake, 10))
+      expect(failures).toEqual([])
+    } finally {
+      process.off('unhandledRejection', failed)
     }
   })
 

@@ -57,6 +57,8 @@ export async function save(
   }
   const documents = archiveDocuments(saved, format)
   const archive = pack()
+  // What reads it is told by what it awaits; without a listener a reader that leaves with an error ends the process.
+  archive.on('error', () => undefined)
   // Whoever leaves destroys it, and what fills it must not wait for them.
   const left = new Promise<never>((_, reject) => archive.once('close', () => reject(new Error('nobody reads it'))))
   const filling = images.needing(blobs.keys(), async () => {
@@ -93,9 +95,19 @@ async function entry(
   const taken = new Promise<void>((done, failed) => {
     over = (error) => (error ? failed(error) : done())
   })
+  // Told below; when whoever reads leaves, it may be while nothing waits for it.
+  taken.catch(() => undefined)
   const sink = archive.entry({ ...attributes, name, size }, (error) => over(error))
-  for await (const chunk of bytes)
-    if (!sink.write(chunk)) await new Promise((done) => sink.once('drain', () => done(undefined)))
-  sink.end(undefined)
+  sink.on('error', (error) => over(error))
+  let goOn: () => void = () => undefined
+  for (const event of ['drain', 'close'] as const) sink.on(event, () => goOn())
+  for await (const chunk of bytes) {
+    if (sink.destroying) break
+    if (!sink.write(chunk))
+      await new Promise<void>((done) => {
+        goOn = done
+      })
+  }
+  if (!sink.destroying) sink.end(undefined)
   await taken
 }
