@@ -33,6 +33,20 @@ test('each instruction has a line with its time, those that go on their last out
   ])
 })
 
+test('of an instruction that failed the last output stays, and warnings are told in the end', () => {
+  const text = '\rone 1%\rone 100%\ntwo\r\nthree'
+  const warning = { step: 'warning', message: 'A is not set', line: 3 } as const
+  const steps = [begin(0, 'RUN false'), warning, output(0, text), end(0, 'exit code 1')]
+  expect(frame(steps, 24, true)).toEqual([
+    '[+] Building 3.0s (1/1) FINISHED, 1 war…',
+    ` => ERROR RUN false${' '.repeat(16)} 1.2s`,
+    ' => # one 100%',
+    ' => # two',
+    ' => # three',
+    ' ! line 3: A is not set',
+  ])
+})
+
 test('it fits the terminal, and nothing that a command writes moves its cursor', () => {
   const many = Array.from({ length: 50 }, (_, i) => begin(i, `RUN ${'x'.repeat(100)} ${i}`))
   const lines = frame([...many, output(49, '\u001b[2J\u001b[1;1Hhere\u0007\u009b\r\n')], 10)

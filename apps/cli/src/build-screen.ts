@@ -2,8 +2,9 @@
 // below them, all of it drawn anew in place. What is drawn is a value; the terminal only gets the difference of height.
 import type { BuildProgress } from '@berth/contracts'
 
-/** Lines of output that are shown of an instruction that goes on. */
+/** Lines of output that are shown of an instruction that goes on, and of one that has failed. */
 const TAIL = 6
+const FAILED_TAIL = 20
 const EVERY_MS = 100
 
 interface Line {
@@ -19,7 +20,7 @@ interface Line {
 /** What is shown of a build. */
 export class BuildView {
   readonly #lines = new Map<string, Line>()
-  #warnings = 0
+  readonly #warnings: string[] = []
 
   constructor(private readonly startedMs: number) {}
 
@@ -44,7 +45,7 @@ export class BuildView {
         this.#end(step.reference, 'done', nowMs - (this.#lines.get(step.reference)?.beganMs ?? nowMs))
         return
       case 'warning':
-        this.#warnings++
+        this.#warnings.push(step.line === null ? step.message : `line ${step.line}: ${step.message}`)
         return
       default:
     }
@@ -54,13 +55,16 @@ export class BuildView {
   frame(nowMs: number, columns: number, rows: number, over: boolean): readonly string[] {
     const lines = [...this.#lines.values()]
     const ended = lines.filter(({ state }) => state !== 'running').length
-    const warned = this.#warnings > 0 ? `, ${this.#warnings} warnings` : ''
+    const count = this.#warnings.length
+    const warned = count > 0 ? `, ${count} ${count === 1 ? 'warning' : 'warnings'}` : ''
     const head = `[+] Building ${seconds(nowMs - this.startedMs)} (${ended}/${lines.length}${over ? ') FINISHED' : ')'}${warned}`
     const shown = lines.flatMap((line) => [
       lineOf(line, nowMs, columns),
-      ...(line.state === 'running' ? line.tail.map((text) => fit(` => # ${text}`, columns)) : []),
+      ...tailOf(line).map((text) => fit(` => # ${text}`, columns)),
     ])
-    return [fit(head, columns), ...shown.slice(-Math.max(1, rows - 2))]
+    // What is told in the end may scroll: nothing is drawn over it.
+    const told = over ? this.#warnings.map((text) => ` ! ${printable(text)}`) : []
+    return [fit(head, columns), ...shown.slice(-Math.max(1, rows - 2)), ...told]
   }
 
   #begin(key: string, name: string, beganMs: number): void {
@@ -69,7 +73,9 @@ export class BuildView {
 
   #end(key: string, state: Line['state'], ms: number): void {
     const line = this.#lines.get(key)
-    if (line) Object.assign(line, { state, ms, rest: '', tail: [] })
+    if (!line) return
+    if (line.rest !== '') this.#output(key, '\n')
+    Object.assign(line, { state, ms, tail: state === 'failed' ? line.tail : [] })
   }
 
   #output(key: string, data: string): void {
@@ -77,9 +83,15 @@ export class BuildView {
     if (!line) return
     const texts = (line.rest + data).split('\n')
     line.rest = (texts.pop() ?? '').slice(-1000)
-    line.tail = [...line.tail, ...texts.map(printable)].slice(-TAIL)
+    line.tail = [...line.tail, ...texts.map(lastWritten)].slice(-FAILED_TAIL)
   }
 }
+
+const tailOf = ({ state, tail }: Line): readonly string[] =>
+  state === 'running' ? tail.slice(-TAIL) : state === 'failed' ? tail : []
+
+/** What a terminal would show of a line that was written again and again from its start, as progress is. */
+const lastWritten = (text: string): string => printable(text.replace(/\r+$/, '').replace(/^.*\r/s, ''))
 
 function lineOf({ name, beganMs, state, ms }: Line, nowMs: number, columns: number): string {
   const time = seconds(state === 'running' ? nowMs - beganMs : ms)
