@@ -112,6 +112,7 @@ describe('an image', () => {
       ...['RUN echo and more > /more', 'ENTRYPOINT ["/bin/sh"]'],
     ])
     expect(await builder.file(told.image, '/from-two')).toBe('1\n')
+    expect(told.steps).toContainEqual(expect.objectContaining({ step: 'begin', name: '[two 1/2] FROM one' }))
     // Nothing of what the runtime mounts and the node places.
     expect(await builder.changed(told.image)).toEqual(['./more'])
   })

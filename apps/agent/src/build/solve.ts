@@ -171,7 +171,9 @@ class Solver {
   }
 
   #from({ from, name }: PlannedStage, prefix: string): void {
-    const what = from.kind === 'image' ? from.reference : from.kind === 'stage' ? `stage ${from.index}` : 'scratch'
+    const stage =
+      from.kind === 'stage' ? this.#solving.plan.stages.find(({ index }) => index === from.index) : undefined
+    const what = stage ? (stage.name ?? `stage-${stage.index}`) : from.kind === 'image' ? from.reference : 'scratch'
     this.#tell({ step: 'cached', vertex: this.#begin(`${prefix} FROM ${what}`, name) })
   }
 
