@@ -2,12 +2,14 @@
 // a step that was made before needs nothing of it. Values of secrets do not count, and are nowhere but in memory.
 
 import { createHash } from 'node:crypto'
-import { Failure, GiB, type IdRange, type SandboxSpec, type TenantId } from '@berth/contracts'
+import { lstatSync } from 'node:fs'
+import { join } from 'node:path'
+import { Failure, GiB, type IdRange, ignore, type SandboxSpec, type TenantId } from '@berth/contracts'
 import type { CopySource, RunMount, RunOp } from '@berth/oci'
 import type { Attachment } from '../rootfs/overlay.js'
 import type { LentMount, WantedMount } from './cache-mounts.js'
 import type { Root } from './roots.js'
-import { follow, type Tree, type TreeNode } from './tree.js'
+import { below, follow, type Tree, type TreeNode } from './tree.js'
 
 export interface MountParts {
   readonly rootOf: (from: CopySource) => Promise<Root>
@@ -97,19 +99,25 @@ export async function mountAll(parts: MountParts, op: RunOp, onto: Root): Promis
   const attachments: Attachment[] = []
   const tmpfs: SandboxSpec['tmpfs'] = []
   const env: Record<string, string> = {}
+  const holders: Holder[] = []
   const caches = await lendAll(parts, mounts)
   try {
     for (const mount of mounts) {
       if (mount.type === 'tmpfs') tmpfs.push(inMemory(parts, mount))
-      else if (mount.type === 'bind') attachments.push(await bound(parts, mount))
-      else if (mount.type === 'secret') secretOf(parts, mount, attachments, env)
+      else if (mount.type === 'bind') {
+        attachments.push(await bound(parts, mount))
+        holders.push({ target: mount.target, isLink: await linksOfSource(parts, mount) })
+      } else if (mount.type === 'secret') secretOf(parts, mount, attachments, env)
       else {
         const { target, readOnly } = mount
-        attachments.push({ kind: 'volume', directory: caches.directory(mount), readOnly, target: placeOf(target) })
+        const directory = caches.directory(mount)
+        attachments.push({ kind: 'volume', directory, readOnly, target: placeOf(target) })
+        holders.push({ target, isLink: async (path) => isLinkIn(directory, path) })
       }
     }
     const targets = [...attachments.map(({ target }) => target), ...tmpfs.map(({ path }) => path)]
     const ways = (await Promise.all(targets.map(async (target) => waysTo(await onto.tree(), target)))).flat()
+    await checkWithin(holders, targets, onto)
     if (ways.reduce((sum, { path: { length } }) => sum + length, 0) > MAX_WAYS)
       throw refused('the targets are too long, all together')
     if (script) attachments.push(inFile(script.path, Buffer.from(script.data), { uid: 0, gid: 0, mode: 0o555 }))
@@ -126,6 +134,47 @@ async function waysTo(onto: Tree, target: string): Promise<readonly Way[]> {
   placeOf(path)
   const parts = path.split('/').map((_, i, all) => all.slice(0, i + 1).join('/'))
   return Promise.all(parts.map(async (part) => ({ path: part, was: await onto.lstat(part) })))
+}
+
+/** A mount in which there may be links. */
+interface Holder {
+  readonly target: string
+  /** @param path in it, of which no part before the last is a link */
+  readonly isLink: (path: string) => Promise<boolean>
+}
+
+/**
+ * Links of what is mounted are followed by the runtime as well, when it mounts something within: there may be none.
+ * @throws Failure build_failed
+ */
+async function checkWithin(holders: readonly Holder[], targets: readonly string[], onto: Root): Promise<void> {
+  const resolved = async (target: string) => follow(await onto.tree(), target)
+  const places = await Promise.all(targets.map(resolved))
+  for (const { target, isLink } of holders) {
+    const above = `${await resolved(target)}/`
+    for (const place of places) {
+      if (!place.startsWith(above)) continue
+      const parts = place.slice(above.length).split('/')
+      for (let i = 1; i <= parts.length; i++)
+        if (await isLink(parts.slice(0, i).join('/')))
+          throw refused(`the target cannot be reached by a link of another mount: /${place}`)
+    }
+  }
+}
+
+async function linksOfSource({ rootOf }: MountParts, { from, source }: RunMount & { type: 'bind' }) {
+  const tree = await (await rootOf(from)).tree()
+  const root = await found(tree, source)
+  return async (path: string) => (await tree.lstat(below(root, path)))?.type === 'symlink'
+}
+
+/** What another command of the tenant does to a shared cache meanwhile is not seen: it is the tenant's own container. */
+const isLinkIn = (directory: string, path: string): boolean => {
+  try {
+    return lstatSync(join(directory, path), { throwIfNoEntry: false })?.isSymbolicLink() ?? false
+  } catch (error) {
+    return ignore(error, 'ENOTDIR', 'ENAMETOOLONG') ?? false
+  }
 }
 
 type CacheMount = RunMount & { readonly type: 'cache' }
