@@ -15,6 +15,7 @@ import {
   MiB,
   type NodeBuild,
   type SolveBuild,
+  type TenantId,
 } from '@berth/contracts'
 import { removeTree } from '@berth/host'
 import { type BuildPlan, type Dockerfile, parseDockerfile, parseIgnore, planBuild } from '@berth/oci'
@@ -58,6 +59,8 @@ interface Build {
 /** Builds that a node takes at once; the API places them by what they may use. */
 const MAX_BUILDS = 32
 const IDLE_MS = 60_000
+/** Entries of all contexts of one tenant at a time: those of one large build, and others have their share. */
+const CONTEXT_ENTRIES = 600_000
 const MAX_IGNORE_BYTES = 1 * MiB
 
 export class Builds {
@@ -66,6 +69,8 @@ export class Builds {
   readonly #builds = new Map<BuildId, Build>()
   readonly #making = new Exclusive()
   readonly #memory = new ContextMemory()
+  /** Of tenants that have builds. */
+  readonly #memories = new Map<TenantId, ContextMemory>()
   readonly #digests = () => this.#held()
   #cache: BuildCache | undefined
   #closed = false
@@ -190,7 +195,8 @@ export class Builds {
 
   #find(id: BuildId): Build {
     const build = this.#builds.get(id)
-    if (!build) throw new Failure('build_not_found', `there is no build ${id} on this node, or it has ended`)
+    if (!build || build.ending)
+      throw new Failure('build_not_found', `there is no build ${id} on this node, or it has ended`)
     if (build.working) throw new Failure('wrong_state', `another request for build ${id} is open`)
     return build
   }
@@ -221,9 +227,11 @@ export class Builds {
   }
 
   async #plan(build: Build, body: Readable, signal: AbortSignal): Promise<BuildPlan> {
-    const { maxContextBytes, target, args } = build.wanted
+    const { tenantId, maxContextBytes, target, args } = build.wanted
     const { content } = this.#parts.images
-    const context = await Context.receive(content, body, { maxBytes: maxContextBytes, memory: this.#memory, signal })
+    const memory = this.#memories.get(tenantId) ?? new ContextMemory(CONTEXT_ENTRIES, this.#memory)
+    this.#memories.set(tenantId, memory)
+    const context = await Context.receive(content, body, { maxBytes: maxContextBytes, memory, signal })
     build.context = context
     const file = await readDockerfile(context, build.wanted)
     const plan = planBuild(file, { target, args, platform: nodePlatform })
@@ -248,6 +256,8 @@ export class Builds {
       await removeTree(directory)
     } finally {
       this.#builds.delete(id)
+      if (![...this.#builds.values()].some((other) => other.wanted.tenantId === wanted.tenantId))
+        this.#memories.delete(wanted.tenantId)
       this.#parts.shop.tenants.release(wanted.tenantId)
     }
     if (build.planned) await this.cache.prune(wanted.tenantId, { keepBytes: wanted.cacheBytes })

@@ -185,16 +185,20 @@ describe('a context', () => {
   })
 })
 
-test('all contexts of a node together have so many entries, which those that end give back', async () => {
-  const memory = new ContextMemory(5)
-  const of = async (...names: readonly string[]) =>
+test('all contexts of a node, and of a tenant, have so many entries, which those that end give back', async () => {
+  const whole = new ContextMemory(7)
+  const memory = new ContextMemory(5, whole)
+  const receiveIn = async (memory: ContextMemory, names: readonly string[]) =>
     Context.receive(content, Readable.from([await tarOf(names.map((name) => ({ name })))]), {
       ...{ maxBytes: MiB, memory, signal: never },
     })
+  const of = (...names: readonly string[]) => receiveIn(memory, names)
   const first = await of('a', 'd/b')
   await expect(of('a', 'b', 'c')).rejects.toMatchObject({ code: 'no_capacity' })
   await using _second = await of('a', 'b')
   await first.close()
   await using _third = await of('a', 'b', 'c')
+  await using _ofAnother = await receiveIn(new ContextMemory(5, whole), ['a', 'b'])
+  await expect(receiveIn(new ContextMemory(5, whole), ['a'])).rejects.toMatchObject({ code: 'no_capacity' })
   expect(left()).toEqual([])
 })

@@ -30,7 +30,11 @@ interface Place extends Omit<TreeNode, 'inode'> {
 export class ContextMemory {
   #left: number
 
-  constructor(entries = 1_000_000) {
+  /** @param whole what it is a share of */
+  constructor(
+    entries = 1_000_000,
+    private readonly whole?: ContextMemory,
+  ) {
     this.#left = entries
   }
 
@@ -38,10 +42,12 @@ export class ContextMemory {
   take(): void {
     if (this.#left <= 0)
       throw new Failure('no_capacity', 'the contexts of builds on the node have as many files as it takes')
+    this.whole?.take()
     this.#left -= 1
   }
 
   give(entries: number): void {
+    this.whole?.give(entries)
     this.#left += entries
   }
 }

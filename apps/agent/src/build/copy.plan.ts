@@ -207,7 +207,8 @@ class Copying {
       const node = await from.lstat(source)
       if (!node) continue
       const isWanted = (walk.include?.matched.ignores(path) ?? true) && !this.#exclude?.ignores(path)
-      if (isWanted) for (const above of frames) yield* this.#above(walk, above)
+      // Whatever is above one that is made is made.
+      if (isWanted && !frame.isMade) for (const above of frames) yield* this.#above(walk, above)
       if (isWanted && node.type === 'directory') yield* this.#over(walk, path, source, node)
       else if (isWanted) yield* this.#leaf(walk, source, node, below(walk.destination, path))
       if (node.type === 'directory' && (isWanted || this.#mayHold(walk, path)))
