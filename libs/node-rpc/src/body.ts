@@ -55,8 +55,10 @@ export function following(source: Readable, { failure, leave, wanted }: Followin
     if (!source.readableEnded) followed.destroy(failure(undefined))
   }
   source.on('data', onData).on('end', onEnd).on('close', onClose)
-  // Never taken off: an error that nobody listens to would end the process.
+  // Never taken off: an error that nobody listens to would end the process. What follows may break off before anybody
+  // reads it, who is told then.
   source.on('error', (cause) => followed.destroy(failure(cause)))
+  followed.on('error', () => undefined)
   return followed
 }
 

@@ -1,0 +1,14 @@
+import { PassThrough } from 'node:stream'
+import { expect, test } from '@jest/globals'
+import { following } from './body.js'
+
+test('what breaks off before anybody reads it ends nothing else, and whoever reads it then is told', async () => {
+  const source = new PassThrough()
+  const failure = (cause: unknown) => new Error(`broke off: ${cause}`)
+  const followed = following(source, { failure, leave: () => undefined })
+  followed.read(0)
+  source.destroy(new Error('gone'))
+  await new Promise((resolve) => source.once('close', resolve))
+  expect(followed.destroyed).toBe(true)
+  await expect(followed.toArray()).rejects.toThrow('broke off: Error: gone')
+})
