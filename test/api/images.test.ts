@@ -1,13 +1,12 @@
 // Images of real nodes: a real registry on loopback, with and without a login, archives, and what runs from them.
 import { execFileSync } from 'node:child_process'
-import { createHash } from 'node:crypto'
 import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { ImageProgress } from '@berth/contracts'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
 import { type Api, run, stack, stdout, tenant, until } from '../support/berth.js'
-import { startRegistry, type TestRegistry } from '../support/registry.js'
+import { publish, startRegistry, type TestRegistry } from '../support/registry.js'
 
 const directory = mkdtempSync(join(tmpdir(), 'berth-images-'))
 let open: TestRegistry
@@ -22,45 +21,6 @@ function rootOf(name: string): Buffer {
   mkdirSync(join(root, 'etc'))
   execFileSync('sh', ['-c', `printf '%s' "$1" > "$2/etc/name"`, 'sh', name, root])
   return execFileSync('tar', ['-C', root, '--owner=0', '--group=0', '-c', '.'], { maxBuffer: 64 * 1024 * 1024 })
-}
-
-const digestOf = (bytes: Buffer | string) => `sha256:${createHash('sha256').update(bytes).digest('hex')}`
-
-/** Puts an image of one layer into a registry, as any client does. @returns its id and its manifest's digest */
-async function given(registry: TestRegistry, repository: string, tag: string, layer: Buffer) {
-  const config = JSON.stringify({
-    architecture: process.arch === 'x64' ? 'amd64' : 'arm64',
-    os: 'linux',
-    created: '2025-01-01T00:00:00Z',
-    config: { Env: ['PATH=/bin', 'FROM_IMAGE=yes'], Cmd: ['/bin/sh'], Labels: { made: 'by the test' } },
-    rootfs: { type: 'layers', diff_ids: [digestOf(layer)] },
-    history: [{ created: '2025-01-01T00:00:00Z', created_by: 'COPY root /' }],
-  })
-  const put = async (path: string, body: Buffer | string, type: string) => {
-    const headers = { ...registry.headers, 'content-type': type }
-    const answer = await fetch(`${registry.url}${path}`, { method: 'PUT', body, headers })
-    if (answer.status !== 201) throw new Error(`${path}: ${answer.status} ${await answer.text()}`)
-  }
-  for (const blob of [layer, config]) {
-    const begun = await fetch(`${registry.url}/v2/${repository}/blobs/uploads/`, {
-      method: 'POST',
-      headers: registry.headers,
-    })
-    const place = new URL(begun.headers.get('location') ?? '', registry.url)
-    place.searchParams.set('digest', digestOf(blob))
-    await put(`${place.pathname}${place.search}`, blob, 'application/octet-stream')
-  }
-  const type = 'application/vnd.oci.image.manifest.v1+json'
-  const descriptor = (mediaType: string, bytes: Buffer | string) => ({
-    ...{ mediaType, digest: digestOf(bytes), size: Buffer.byteLength(bytes) },
-  })
-  const manifest = JSON.stringify({
-    ...{ schemaVersion: 2, mediaType: type },
-    config: descriptor('application/vnd.oci.image.config.v1+json', config),
-    layers: [descriptor('application/vnd.oci.image.layer.v1.tar', layer)],
-  })
-  await put(`/v2/${repository}/manifests/${tag}`, manifest, type)
-  return { digest: digestOf(config), manifestDigest: digestOf(manifest) }
 }
 
 beforeAll(async () => {
@@ -88,7 +48,7 @@ async function says(api: Api, image: string): Promise<string> {
 describe('a registry', () => {
   test('is pulled from, layer by layer, and what came runs as job and as sandbox', async () => {
     const mine = await tenant()
-    const made = await given(open, 'team/app', '1', rootOf('app'))
+    const made = await publish(open, 'team/app', '1', [rootOf('app')])
     const name = `${open.host}/team/app:1`
     const response = await mine.raw('POST', '/v1/images/pull', {
       ...{ body: JSON.stringify({ reference: name }), headers: { 'content-type': 'application/json' } },
@@ -121,7 +81,7 @@ describe('a registry', () => {
 
   test('by digest, and what it has not', async () => {
     const mine = await tenant()
-    const made = await given(open, 'team/digest', '1', rootOf('digest'))
+    const made = await publish(open, 'team/digest', '1', [rootOf('digest')])
     const name = `${open.host}/team/digest@${made.manifestDigest}`
     expect((await pull(mine, name)).body.images).toMatchObject([{ digest: made.digest, references: [name] }])
     expect(await says(mine, name)).toBe('digest yes')
@@ -130,7 +90,7 @@ describe('a registry', () => {
 
   test('that wants a login gets it from whoever has one, and only from those', async () => {
     const [mine, other] = [await tenant(), await tenant()]
-    await given(locked, 'secret/app', 'latest', rootOf('locked'))
+    await publish(locked, 'secret/app', 'latest', [rootOf('locked')])
     const name = `${locked.host}/secret/app`
     const login = (password: string) =>
       mine.raw('PUT', `/v1/registries/${encodeURIComponent(locked.host)}`, {
@@ -149,7 +109,7 @@ describe('a registry', () => {
 
   test('is pushed to, and what was pushed is the same image', async () => {
     const mine = await tenant()
-    const made = await given(open, 'team/push', '1', rootOf('push'))
+    const made = await publish(open, 'team/push', '1', [rootOf('push')])
     await pull(mine, `${open.host}/team/push:1`)
     const target = `${open.host}/other/name:2`
     const push = await mine.post(`${of(`${open.host}/team/push:1`)}/push?wait=done`, { reference: target })
