@@ -40,6 +40,8 @@ export function describeFindings({ images, layers, blobs, problems, notes }: Fin
 
 /** A layer may be of no image while its image is being made, and until it is collected. */
 const UNNAMED_MS = 900_000
+/** Beside an agent, which may start once and again. */
+const TRIES = 3
 
 class Fsck {
   readonly #problems: string[] = []
@@ -66,12 +68,34 @@ class Fsck {
     const named = this.images.names()
     for (const digest of await this.images.content.list()) {
       this.#counts.blobs++
-      this.signal.throwIfAborted()
-      const found = await digestOfFile(this.images.content.path(digest))
-      if (found !== digest) {
+      await this.#check(`blob ${digest}`, digest, async () => {
+        const found = await digestOfFile(this.images.content.path(digest))
+        if (found === digest && !named.has(digest))
+          this.#notes.push(`blob ${digest}: of no image, kept for an hour for the next pull`)
+        if (found === digest) return undefined
         this.#bad.add(digest)
-        this.#problems.push(`blob ${digest}: its bytes are ${found}`)
-      } else if (!named.has(digest)) this.#notes.push(`blob ${digest}: of no image, kept for an hour for the next pull`)
+        return `its bytes are ${found}`
+      })
+    }
+  }
+
+  /**
+   * Notes what `look` finds, or fails with. Beside an agent images go meanwhile, with all that they are made of, and one
+   * that starts takes the copies that are compared with: what is wrong then is looked at again while an image has it.
+   */
+  async #check(name: string, digest: string, look: () => Promise<string | undefined>): Promise<void> {
+    for (let tries = this.busy ? TRIES : 1; ; tries--) {
+      this.signal.throwIfAborted()
+      const problem = await look().catch((error: unknown) => {
+        if (this.busy || error instanceof Failure || error instanceof Fault) return Object(error)
+        throw error
+      })
+      if (problem === undefined) return
+      const isGone = this.busy && typeof problem !== 'string' && !(await this.images.now()).names().has(digest)
+      if (isGone) return void this.#notes.push(`${name}: went meanwhile`)
+      if (tries > 1) continue
+      const text = typeof problem === 'string' ? problem : problem.message
+      return void this.#problems.push(`${name}: ${text}`)
     }
   }
 
@@ -80,12 +104,10 @@ class Fsck {
     const layers = new Map<string, Wanted>()
     const check = async (name: string, manifestDigest: string) => {
       this.#counts.images++
-      try {
+      await this.#check(`image ${name}`, manifestDigest, async () => {
         for (const layer of await this.#image(manifestDigest)) layers.set(layer.diffId, layer)
-      } catch (error) {
-        if (!(error instanceof Failure || error instanceof Fault)) throw error
-        this.#problems.push(`image ${name}: ${error.message}`)
-      }
+        return undefined
+      })
     }
     for (const { reference, manifestDigest } of this.images.base()) await check(reference, manifestDigest)
     for (const [digest, { manifests }] of this.images.held())
@@ -113,23 +135,26 @@ class Fsck {
     const { layers } = this.images
     for (const diffId of await layers.list()) {
       this.#counts.layers++
-      const wanted = named.get(diffId)
-      if (!wanted) {
-        if (await layers.built(diffId)) {
-          this.#notes.push(`layer ${diffId}: of no image, made here and kept by the cache of builds, or about to go`)
-          continue
-        }
-        const { mtimeMs } = await lstat(join(layers.path(diffId), '..'))
-        if (Date.now() - mtimeMs > UNNAMED_MS) this.#problems.push(`layer ${diffId}: of no image`)
-        else this.#notes.push(`layer ${diffId}: of no image yet, or no more`)
-        continue
-      }
-      if (this.#bad.has(wanted.digest)) continue
-      const problem = await layers.withCopy(wanted, this.signal, async (copy) =>
+      await this.#check(`layer ${diffId}`, diffId, () => this.#layer(diffId, named.get(diffId)))
+    }
+  }
+
+  async #layer(diffId: string, wanted: Wanted | undefined): Promise<string | undefined> {
+    const { layers } = this.images
+    if (wanted) {
+      if (this.#bad.has(wanted.digest)) return undefined
+      return layers.withCopy(wanted, this.signal, async (copy) =>
         copy.diffId === diffId ? differenceOf(layers.path(diffId), copy.path) : `its blob holds ${copy.diffId}`,
       )
-      if (problem !== undefined) this.#problems.push(`layer ${diffId}: ${problem}`)
     }
+    if (await layers.built(diffId)) {
+      this.#notes.push(`layer ${diffId}: of no image, made here and kept by the cache of builds, or about to go`)
+      return undefined
+    }
+    const { mtimeMs } = await lstat(join(layers.path(diffId), '..'))
+    if (Date.now() - mtimeMs > UNNAMED_MS) return 'of no image'
+    this.#notes.push(`layer ${diffId}: of no image yet, or no more`)
+    return undefined
   }
 
   async #halfMade(): Promise<void> {

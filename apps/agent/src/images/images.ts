@@ -96,6 +96,11 @@ export class Images {
     return Images.#read(directory, content, new Layers(content, program), program)
   }
 
+  /** As it is on disk now, to be looked at. */
+  now(): Promise<Images> {
+    return Images.#read(this.directory, this.content, this.layers, this.program)
+  }
+
   static async #read(directory: string, content: Content, layers: Layers, program: string): Promise<Images> {
     const stored = await readJson(join(directory, 'images.json'), (value) => z.array(Stored).parse(value))
     const images = new Images(directory, content, layers, program, stored ?? [])

@@ -16,6 +16,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { expectSuccess, run } from '@berth/host'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, jest, test } from '@jest/globals'
 import { describeFindings, fsck } from './fsck.js'
+import { Images } from './images.js'
 import {
   accessTo,
   digestOf,
@@ -163,6 +164,27 @@ describe('damage is found:', () => {
     const findings = await fsck(store.images, false, forever)
     expect(findings.problems.length).toBeGreaterThan(0)
     expect(describeFindings(findings)).toMatch(told)
+  })
+
+  test('beside an agent too, but for what it removes, and for copies that one which starts removes', async () => {
+    const { image: got } = await pull()
+    const look = async (damage: (view: Images) => unknown) => {
+      const view = await Images.view(store.directory, '/nowhere', berthLayer)
+      await damage(view)
+      return (await fsck(view, true, forever)).problems
+    }
+    expect(await look(() => appendFileSync(layer('usr/lib/f7'), 'x'))).toHaveLength(1)
+    await store.images.drop(got.digest)
+    await store.images.collect(new Set(), new Date(Date.now() + 7_200_000))
+    await pull()
+    const gone = Object.assign(new Error('gone'), { code: 'ENOENT' })
+    expect(await look((view) => jest.spyOn(view.layers, 'withCopy').mockRejectedValueOnce(gone))).toEqual([])
+    expect(await look((view) => jest.spyOn(view.layers, 'withCopy').mockRejectedValue(gone))).toHaveLength(2)
+    const removed = look(async () => {
+      await store.images.drop(got.digest)
+      await store.images.collect(new Set(), new Date(Date.now() + 7_200_000))
+    })
+    expect(await removed).toEqual([])
   })
 
   test('and nothing where there is none', async () => {
