@@ -1,5 +1,5 @@
 import { expect, test } from '@jest/globals'
-import { Exclusive } from './exclusive.js'
+import { abortable, Exclusive } from './exclusive.js'
 
 const signal = new AbortController().signal
 const turn = () => new Promise((done) => setImmediate(done))
@@ -53,4 +53,10 @@ test('who gives up lets nobody in before their turn, and a failure lets the next
   await expect(a).rejects.toThrow('a failed')
   await c
   expect(said).toEqual(['c'])
+})
+
+test('what fails once nobody waits for it any more is nobody’s error', async () => {
+  const failing = Promise.reject(new Error('nobody is told'))
+  await expect(abortable(failing, AbortSignal.abort(new Error('gave up before')))).rejects.toThrow('gave up before')
+  await turn()
 })

@@ -31,8 +31,9 @@ export class Exclusive {
 export function abortable<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
   return new Promise((resolve, reject) => {
     const stop = () => reject(signal.reason)
-    if (signal.aborted) return stop()
+    if (signal.aborted) stop()
     signal.addEventListener('abort', stop, { once: true })
+    // Always: that the promise rejects when nobody waits for it any more must not end the process.
     promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', stop))
   })
 }
