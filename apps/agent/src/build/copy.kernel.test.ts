@@ -341,4 +341,9 @@ test('what a RUN is shown of a tree is a layer of its own', async () => {
   expect(await seen(await treeOn([await layerOf(file.tar())]))).toEqual(['file 644 7:0 d=d'])
   expect(await directory.key).not.toBe(await file.key)
   await expect(sourceLayer(tree, 'nothing', options)).rejects.toMatchObject({ code: 'build_failed' })
+  // Nobody asks for its key: nothing is computed that could fail.
+  const ended = new AbortController()
+  await sourceLayer(tree, '/a', { ...options, signal: ended.signal })
+  ended.abort(new Error('it was canceled'))
+  await new Promise((resolve) => setImmediate(resolve))
 })

@@ -55,7 +55,7 @@ export async function sourceLayer(
   const op = { sources: [source], inline: [], destination: '/', chown: null, chmod: null, exclude: [] }
   const options = { from, onto: emptyTree, newestMs, signal }
   const made = layerOf({ ...options, op: { ...op, link: false, extract: false, parents: false } }, true)
-  return { key: made.key, tar: made.tar, path: node.type === 'directory' ? '' : nameOf(clamped(source)) }
+  return Object.assign(made, { path: node.type === 'directory' ? '' : nameOf(clamped(source)) })
 }
 
 /**
