@@ -1,0 +1,3 @@
+module guide.example/main
+
+go 1.19
