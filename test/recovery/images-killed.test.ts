@@ -276,13 +276,14 @@ test.each(planOf(SEED, ROUNDS).map((round) => [titleOf(round), round] as const))
 /** What is on the node but for what stays by design: layers made ahead, cache of builds, copies that forks begin with. */
 async function holdings() {
   const { cgroupParent, dataDir } = stack()
-  const trees = ['pool', 'builds', 'incoming', 'layers/sha256', 'images'].map((tree) => `agent/${tree}`)
+  const stores = ['layers/sha256', 'blobs/sha256', 'images', 'incoming']
+  const trees = ['pool', 'builds', 'runtime', 'sandboxes', ...stores].map((tree) => `agent/${tree}`)
   const found = await takeInventory({ cgroupParent, dataDir, trees })
   const cgroups = openCgroups(cgroupLayout())
   const held = readdirSync(join(dataDir, 'agent/snapshots'))
   const stays = (entry: string) =>
     /^agent\/pool\/(\.ready-\d+-\d+|cache_\w+)$/.test(entry) ||
-    /^agent\/(layers\/sha256|images)\/[0-9a-f]{64}(\.json)?$/.test(entry) ||
+    /^agent\/((layers|blobs)\/sha256|images)\/[0-9a-f]{64}(\.json)?$/.test(entry) ||
     held.some((id) => entry === `agent/pool/${id}`)
   return {
     ...found,
