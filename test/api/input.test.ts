@@ -119,7 +119,9 @@ test('a key may be sent as X-API-Key', async () => {
 test('the OpenAPI document describes every route and its page is readable', async () => {
   const { body } = await t.get('/openapi.json')
   expect(body.openapi).toBe('3.1.0')
-  expect(body.paths['/v1/jobs'].post.requestBody.content['application/json'].schema.required).toEqual(['command'])
+  const bodyOf = (path: string) => body.paths[path].post.requestBody.content['application/json'].schema
+  expect(bodyOf('/v1/tenants').required).toEqual(['name'])
+  expect(bodyOf('/v1/jobs').properties).toMatchObject({ command: { type: 'array' }, image: { default: 'debian' } })
   const page = await t.raw('GET', '/docs')
   expect(page.status).toBe(200)
   expect(page.headers.get('content-security-policy')).toContain("default-src 'self'")

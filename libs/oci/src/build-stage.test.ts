@@ -5,6 +5,7 @@ import fc from 'fast-check'
 import { type BuildOp, type PlanOptions, planBuild } from './build-plan.js'
 import { type EvaluatedStage, evaluateStage } from './build-stage.js'
 import { parseDockerfile } from './dockerfile.js'
+import { keywords } from './dockerfile-commands.js'
 import type { ContainerConfig } from './manifest.js'
 
 const PATH = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
@@ -545,26 +546,7 @@ test('whatever is written, there is a build or a failure', () => {
     'AS',
     'scratch',
   )
-  const keyword = fc.constantFrom(
-    'ADD',
-    'ARG',
-    'CMD',
-    'COPY',
-    'ENTRYPOINT',
-    'ENV',
-    'EXPOSE',
-    'FROM',
-    'HEALTHCHECK',
-    'LABEL',
-    'MAINTAINER',
-    'ONBUILD',
-    'RUN',
-    'SHELL',
-    'STOPSIGNAL',
-    'USER',
-    'VOLUME',
-    'WORKDIR',
-  )
+  const keyword = fc.constantFrom(...keywords)
   const line = fc.tuple(keyword, fc.array(word, { maxLength: 5 })).map(([first, words]) => [first, ...words].join(' '))
   const refused = new Set<boolean>()
   fc.assert(
