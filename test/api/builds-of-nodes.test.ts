@@ -12,6 +12,12 @@ import { FakeNode } from '../support/fake-node.js'
 let node: FakeNode
 beforeAll(async () => {
   node = await FakeNode.start({}, { serves: true })
+  const api = await tenant()
+  // The API asks only every few seconds which base images there are.
+  await until('its image is known', async () => {
+    const { items } = (await api.get(`/v1/images?reference=${node.image}`)).body
+    return items.length > 0 || undefined
+  })
 })
 afterAll(async () => {
   await node[Symbol.asyncDispose]()

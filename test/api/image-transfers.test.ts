@@ -193,8 +193,9 @@ describe('the quota', () => {
       most = Math.max(most, ++now)
       call.body.resume()
       await new Promise((resolve) => setTimeout(resolve, 10))
-      await call.lines([done(imageOf([shared, layerOf(MiB)]), ['app'])])
+      // What is told last may begin the next one before this goes on.
       now--
+      await call.lines([done(imageOf([shared, layerOf(MiB)]), ['app'])])
     }
     const load = () => mine.raw('POST', '/v1/images/load?wait=done', { body: 'archive' })
     const all = await Promise.all(Array.from({ length: 50 }, load))

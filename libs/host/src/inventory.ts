@@ -69,14 +69,29 @@ const mentions = (word: string, path: string) => {
   return at >= 0 && [undefined, '/', ':', ','].includes(word[at + path.length])
 }
 
-/** A private namespace hides its mounts from ours, so one process of each namespace is asked. */
+/** A private namespace hides its mounts from ours, so one process of each namespace is asked that has not ended since. */
 function mountsOf(pids: readonly number[], dataDir: string): readonly string[] {
-  const oneOfEach = new Map(pids.map((pid) => [namespaceOf(pid), pid] as const))
-  oneOfEach.delete(undefined)
-  return [...oneOfEach.values()]
-    .flatMap((pid) => readMounts(pid))
+  const byNamespace = new Map<string, number[]>()
+  for (const pid of pids) {
+    const namespace = namespaceOf(pid)
+    if (namespace === undefined) continue
+    const members = byNamespace.get(namespace)
+    if (members) members.push(pid)
+    else byNamespace.set(namespace, [pid])
+  }
+  return [...byNamespace.values()]
+    .flatMap(mountsOfAny)
     .filter((entry) => isAtOrBelow(entry.target, dataDir) || isMadeOf(entry, dataDir))
     .map((entry) => `${entry.target} (${entry.type})`)
+}
+
+/** Every namespace has a mount at least: none means that the process is gone. */
+function mountsOfAny(members: readonly number[]): readonly MountEntry[] {
+  for (const pid of members) {
+    const mounts = readMounts(pid)
+    if (mounts.length > 0) return mounts
+  }
+  return []
 }
 
 const isMadeOf = (entry: MountEntry, dataDir: string) =>
