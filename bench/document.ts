@@ -14,7 +14,8 @@ const end = (name: string) => `<!-- ${name}: end -->`
 
 const head = `# Benchmarks
 
-\`./berth up && npm run bench\` repeats all of it and writes this file; \`npm run bench -- NAME …\` only the sections named.
+\`npm run bench\` after \`BERTH_INSECURE_REGISTRIES=127.0.0.1:5999 BERTH_MAX_SANDBOXES=400 ./berth up\` repeats all of it and
+writes this file; \`npm run bench -- NAME …\` only the sections named. The registry is one that the bench starts, to pull from.
 It needs root and a machine that does nothing else. Every number of Berth's stands beside one of a peer's from the same
 run: on another machine the milliseconds differ, the ratios should not much.
 `

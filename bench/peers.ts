@@ -1,13 +1,16 @@
 // peers.ts: programs of Debian packages to measure against, in a directory of their own: nothing is installed, and nothing of
 // them is left. They find their libraries by a path that is written into them, which whatever they execute has too.
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
 import { expectSuccess, type ProcessResult, run } from '@berth/host'
 
 /** What buildah and skopeo need that Debian's minimal installation has not. */
 const packages = [
   ...['buildah', 'skopeo', 'umoci', 'patchelf', 'libgpgme11', 'libsubid4'],
-  ...['golang-github-containers-image', 'golang-github-containers-common'],
+  ...['golang-github-containers-image', 'golang-github-containers-common', 'docker-registry'],
 ] as const
 
 export interface Peers {
@@ -19,6 +22,8 @@ export interface Peers {
   buildah(...args: string[]): Promise<ProcessResult>
   skopeo(...args: string[]): Promise<ProcessResult>
   umoci(...args: string[]): Promise<ProcessResult>
+  /** A registry that answers by http on loopback until it is disposed of. */
+  registry(port: number): Promise<AsyncDisposable>
   close(): void
 }
 
@@ -62,6 +67,32 @@ export async function openPeers(near: string): Promise<Peers> {
     buildah: (...args) => call('buildah', args, ['unshare', '--mount']),
     skopeo: (...args) => call('skopeo', ['--policy', policy, ...args]),
     umoci: (...args) => call('umoci', args),
+    registry: (port) => serveRegistry(join(root, 'usr/bin/docker-registry'), directory, port),
     close: () => rmSync(directory, { recursive: true, force: true }),
+  }
+}
+
+async function serveRegistry(program: string, directory: string, port: number): Promise<AsyncDisposable> {
+  const address = `127.0.0.1:${port}`
+  const storage = { filesystem: { rootdirectory: join(directory, 'registry') } }
+  const config = join(directory, 'registry.yml')
+  // YAML takes JSON.
+  writeFileSync(config, JSON.stringify({ version: '0.1', log: { level: 'error' }, http: { addr: address }, storage }))
+  const serving = spawn(program, ['serve', config], { stdio: 'ignore' })
+  const ended = once(serving, 'exit')
+  const isUp = () =>
+    fetch(`http://${address}/v2/`).then(
+      ({ ok }) => ok,
+      () => false,
+    )
+  while (!(await isUp())) {
+    if (serving.exitCode !== null) throw new Error(`${program} ended with ${serving.exitCode}`)
+    await pause(50)
+  }
+  return {
+    async [Symbol.asyncDispose]() {
+      serving.kill('SIGKILL')
+      await ended
+    },
   }
 }
