@@ -1,4 +1,4 @@
-import { appendFileSync, mkdtempSync, rmSync } from 'node:fs'
+import { appendFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, test } from '@jest/globals'
@@ -50,6 +50,16 @@ test('of cuts the newest counts, however long it and those before it are', () =>
     expect(open().cut).toEqual(cut)
     if (i % 3 === 2) files = open()
   }
+})
+
+test('a cut that a kill kept from being written is none', () => {
+  const files = open()
+  writeFileSync(join(directory, 'cut'), '')
+  expect(open().cut).toBeUndefined()
+  const cut = { from: 0, to: 3, bytes: Buffer.from('abc') }
+  files.saveCut(cut)
+  writeFileSync(join(directory, 'cut.2'), '')
+  expect(open().cut).toEqual(cut)
 })
 
 test('output and changes of size come in the order in which they came, from any offset', async () => {

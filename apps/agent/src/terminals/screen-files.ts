@@ -165,7 +165,7 @@ export class ScreenFiles implements ScreenStore {
 
   #readCut(name: string): Cut | undefined {
     const [first] = this.#read(name)?.toString('utf8').split('\n') ?? []
-    if (first === undefined) return undefined
+    if (!first) return undefined // Killed before the first one was written, it is empty.
     const cut = CutFile.parse(JSON.parse(first))
     return { ...cut, bytes: Buffer.from(cut.bytes, 'base64') }
   }
