@@ -5,6 +5,8 @@ import { Failure, Fault, type ImageContents } from '@berth/contracts'
 import type { ScanLayer } from './scan.js'
 
 const HEAP_MIB = 512
+/** A thread that is asked to stop ends the programs that it runs, which it would leave if it were just ended. */
+const STOP_MS = 1000
 
 export type FromScan =
   | { readonly kind: 'done'; readonly contents: ImageContents }
@@ -23,7 +25,11 @@ export function scanAside(layers: readonly ScanLayer[], signal: AbortSignal): Pr
   })
   return new Promise((done, failed) => {
     let reason: Error = new Fault('read an image', { cause: 'its thread ended' })
-    const stop = () => void worker.terminate()
+    let grace: NodeJS.Timeout | undefined
+    const stop = () => {
+      worker.postMessage('stop')
+      grace = setTimeout(() => void worker.terminate(), STOP_MS)
+    }
     signal.addEventListener('abort', stop, { once: true })
     worker.on('message', (message: FromScan) => {
       if (message.kind === 'done') done(message.contents)
@@ -34,6 +40,7 @@ export function scanAside(layers: readonly ScanLayer[], signal: AbortSignal): Pr
     })
     worker.on('exit', () => {
       signal.removeEventListener('abort', stop)
+      clearTimeout(grace)
       // Nothing comes of this where it is done.
       failed(signal.aborted ? signal.reason : reason)
     })

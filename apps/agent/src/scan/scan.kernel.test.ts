@@ -1,16 +1,20 @@
 // What is installed in layers as berth-layer unpacks them: hidden, replaced, hostile.
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { once } from 'node:events'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { MessageChannel } from 'node:worker_threads'
 import { afterEach, expect, test } from '@jest/globals'
 import { type ScanLayer, scan, scanLimits } from './scan.js'
+import { work } from './scan.thread.js'
 import { walkLimits } from './walk.js'
 
 const root = mkdtempSync('/var/tmp/berth-scan-')
 afterEach(() => rmSync(root, { recursive: true, force: true }))
 const forever = new AbortController().signal
 
-/** A layer of files by path; `null`: a whiteout, an object: an opaque directory, `->x`: a link. */
+/** A layer of files by path; `null`: a whiteout, `opaque`: such a directory, `->x`: a link. */
 function layer(name: string, files: Record<string, string | null | 'opaque'>): ScanLayer {
   const path = join(root, name)
   mkdirSync(path, { recursive: true })
@@ -121,6 +125,28 @@ test.each([
 test('ends when its caller goes', async () => {
   const reason = new Error('gone')
   await expect(scan([layer('any', { a: 'b' })], AbortSignal.abort(reason))).rejects.toBe(reason)
+})
+
+test('its thread ends what it runs when its caller goes', async () => {
+  const children = () => readFileSync('/proc/thread-self/children', 'utf8').split(' ').filter(Boolean)
+  const before = children()
+  const started = () => children().filter((pid) => !before.includes(pid))
+  const { port1, port2 } = new MessageChannel()
+  try {
+    // All that this machine has takes its time.
+    const working = work(port2, [
+      { diffId: 'upper', path: '/' },
+      { diffId: 'lower', path: root },
+    ])
+    while (started().length === 0) await delay(1)
+    const said = once(port1, 'message')
+    port1.postMessage('stop')
+    await working
+    expect(started()).toEqual([])
+    expect(await said).toMatchObject([{ kind: 'failed', message: expect.stringContaining('canceled') }])
+  } finally {
+    port1.close()
+  }
 })
 
 test('of this machine, dpkg says the same', async () => {
