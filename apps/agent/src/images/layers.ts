@@ -170,9 +170,7 @@ export class Layers {
 
   /** Everything of the file system, since nobody knows how many files a layer has. */
   async #sync(): Promise<void> {
-    const synced = await run(['sync', '--file-system', this.root], { timeoutMs: SYNC_MS })
-    if (/No space left/.test(synced.stderr)) throw noRoom()
-    expectSuccess(synced)
+    await withRoom(async () => expectSuccess(await run(['sync', '--file-system', this.root], { timeoutMs: SYNC_MS })))
   }
 
   /**
