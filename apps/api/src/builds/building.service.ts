@@ -128,11 +128,22 @@ export class BuildingService {
   }
 }
 
-async function* tellingOf<T>(run: BuildRun, steps: AsyncGenerator<BuildProgress, T>): AsyncGenerator<Told, T> {
-  for (;;) {
-    const { done, value } = await steps.next()
-    if (done) return value
-    if (value.step !== 'failed') yield run.told(value)
+type Digests = Readonly<Record<string, string>>
+
+/** Tells of what is done for base images. Leaving it leaves that too. @returns their digests */
+export async function* tellingOf(
+  run: Pick<BuildRun, 'told'>,
+  steps: AsyncGenerator<BuildProgress, Digests>,
+): AsyncGenerator<Told, Digests> {
+  try {
+    for (;;) {
+      const { done, value } = await steps.next()
+      if (done) return value
+      if (value.step !== 'failed') yield run.told(value)
+    }
+  } finally {
+    // A pull that nobody goes on with would keep the tenant's turn.
+    await steps.return({})
   }
 }
 
