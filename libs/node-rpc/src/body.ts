@@ -83,10 +83,12 @@ export function wholeOf(source: Readable, limit: number): Promise<Buffer | undef
       if (length > limit) source.destroy()
       resolve(length > limit ? undefined : chunks.length === 1 && chunks[0] ? chunks[0] : Buffer.concat(chunks))
     }
-    const onClose = () => reject(broken(source.errored))
+    const onClose = () => reject(source.errored ?? broken(undefined))
     // Never taken off, as above.
     source.on('error', reject)
     source.on('data', onData).on('end', done).on('close', onClose)
+    // It tells nothing more where that was before anybody asked for all of it.
+    if (source.closed) onClose()
   })
 }
 
