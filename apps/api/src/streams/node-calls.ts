@@ -2,7 +2,7 @@
 // key, and with this process.
 import type { Readable } from 'node:stream'
 import { Failure, Fault, type NodeId } from '@berth/contracts'
-import { type NodeAction, type NodeAnswer, nodePath, type Query, type Streams } from '@berth/node-rpc'
+import { type NodeAction, type NodeAnswer, nodePath, type Query, type Streams, wholeOf } from '@berth/node-rpc'
 import { Inject, Injectable } from '@nestjs/common'
 import type { z } from 'zod'
 import type { Principal } from '../http/auth.js'
@@ -12,6 +12,8 @@ import { Watch } from './watch.js'
 
 /** Longest line of a node's answer that is taken, in characters: an archive's images are told in one. */
 const MAX_LINE = 64 * 1024 * 1024
+/** Largest answer that is taken whole, in bytes. */
+const MAX_ANSWER = 64 * 1024 * 1024
 
 export interface NodeRequest {
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE'
@@ -79,13 +81,10 @@ export class NodeCalls {
     schema: S,
   ): Promise<z.output<S>> {
     const { body } = await this.call(caller, nodeId, action, request)
-    let text = ''
-    for await (const line of linesOf(body)) text += line
-    return parsedAs(
-      schema,
-      text,
-      `the answer to ${request.method} ${action}/${request.rest.join('/')} of node ${nodeId}`,
-    )
+    const asked = `the answer to ${request.method} ${action}/${request.rest.join('/')} of node ${nodeId}`
+    const bytes = await wholeOf(body, MAX_ANSWER)
+    if (!bytes) throw new Fault(`read ${asked}`, { cause: `over ${MAX_ANSWER} bytes` })
+    return parsedAs(schema, bytes.toString(), asked)
   }
 
   /**
