@@ -2,6 +2,7 @@ import { defaultQuota, GiB, MiB } from '@berth/contracts'
 import { expect, test } from '@jest/globals'
 import fc from 'fast-check'
 import { type BuildNode, buildCost, placeBuild } from './build.js'
+import { NODE_SILENT_MS } from './placement.js'
 import { fits } from './quota.js'
 import { node, nodeId, now, tenantId } from './sample.fixture.js'
 
@@ -40,6 +41,12 @@ test('one that finds no room may find it later, unless no node is large enough',
   expect(place([full])).toEqual({ shortage: null, forGood: false })
   expect(place([])).toEqual({ shortage: null, forGood: false })
   expect(place([full], { limits: { ...limits, memoryBytes: 9 * GiB } })).toEqual({ shortage: null, forGood: true })
+})
+
+test('one whose nodes are silent for the moment may find room when they are back', () => {
+  const silent = builder(1, { lastSeenAt: new Date(now.getTime() - NODE_SILENT_MS - 1) })
+  expect(place([silent])).toEqual({ shortage: null, forGood: false })
+  expect(place([silent], { limits: { ...limits, memoryBytes: 9 * GiB } })).toEqual({ shortage: null, forGood: true })
 })
 
 test('it goes where its cache is, then where it is done sooner, then where its images are', () => {

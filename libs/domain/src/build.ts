@@ -1,7 +1,8 @@
-// build.ts: what a build holds while it goes on, and where it goes. Its cache is on the node that did the last one, which is worth more than anything that placement weighs
-// otherwise; after that more commands at the same time are, and images of the tenant that need not be brought.
+// build.ts: what a build holds while it goes on, and where it goes. Its cache is on the node that did the last one, which is
+// worth more than anything that placement weighs otherwise; after that more commands at the same time are, and images of the
+// tenant that need not be brought.
 import type { BuildLimits, NodeId, Quota, TenantId } from '@berth/contracts'
-import { feasible, fullness, type NodeSnapshot } from './placement.js'
+import { feasible, feasibleWhenEmpty, fullness, type NodeSnapshot, type Placeable } from './placement.js'
 import { type Cost, fits, fitsQueue, type Shortage, type TenantUse, toMillis } from './quota.js'
 
 /** A node as placement sees it; `images` are those of the tenant that it has. */
@@ -40,15 +41,18 @@ export const buildCost = ({ cpus, memoryBytes, diskBytes }: BuildLimits, paralle
   diskBytes: diskBytes * (parallel + 1),
 })
 
+/** Its images are brought. */
+const placeable = ({ tenantId, platform }: WantedBuild, cost: Cost): Placeable => ({
+  tenantId,
+  image: '',
+  platform,
+  cost,
+})
+
 /** Each command is a container of the node, as a job is. */
-const roomFor = (
-  node: BuildNode,
-  { tenantId, platform }: WantedBuild,
-  { parallel, cost }: Omit<BuildPlace, 'nodeId'>,
-  now: Date,
-): boolean => {
+const roomFor = (node: BuildNode, wanted: WantedBuild, { parallel, cost }: BuildPlace, now: Date): boolean => {
   const used = { ...node.used, sandboxes: node.used.sandboxes + parallel - 1 }
-  return feasible({ ...node, used }, { tenantId, image: '', platform, cost }, now)
+  return feasible({ ...node, used }, placeable(wanted, cost), now)
 }
 
 const idle: TenantUse = { unfinishedJobs: 0, runningJobs: 0, cpuMillis: 0, memoryBytes: 0, diskBytes: 0 }
@@ -75,8 +79,9 @@ export function placeBuild(
   )
   const [best] = places.sort((a, b) => compare(a, b, wanted))
   if (best) return best.place
-  const emptied = nodes.map((node) => ({ ...node, used: { cpuMillis: 0, memoryBytes: 0, diskBytes: 0, sandboxes: 0 } }))
-  const some = emptied.some((node) => roomFor(node, wanted, { parallel: 1, cost: least }, now))
+  // One that is silent now may be back in a moment.
+  const heard = nodes.map((node) => ({ ...node, lastSeenAt: now }))
+  const some = heard.some((node) => feasibleWhenEmpty(node, placeable(wanted, least), now))
   return { shortage: null, forGood: nodes.length > 0 && !some }
 }
 
