@@ -1,37 +1,7 @@
 import { type JobSpec, MiB, QuotaExceeded, type RunAttempt, type TenantId } from '@berth/contracts'
-import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
-import {
-  bookkeepingErrors,
-  failed,
-  finished,
-  givenNode,
-  givenTenant,
-  HandClock,
-  openTestDatabase,
-  type Postgres,
-  query,
-  spec,
-  startPostgres,
-  unique,
-} from './postgres.fixture.js'
-import type { Database } from './repositories.js'
-
-let postgres: Postgres
-let db: Database
-const clock = new HandClock()
-beforeAll(async () => {
-  postgres = await startPostgres()
-  db = openTestDatabase(postgres.url, clock, 20)
-})
-afterAll(async () => {
-  await db.close()
-  await postgres[Symbol.asyncDispose]()
-})
-// Each test has its own tenants and nodes: those of the tests before would take its jobs.
-afterEach(async () => {
-  expect(await bookkeepingErrors(postgres.url)).toEqual([])
-  await query(postgres.url, 'TRUNCATE tenants, nodes, attempts, jobs, batches, usage_hours, events CASCADE')
-})
+import { describe, expect, test } from '@jest/globals'
+import { clock, db, postgres } from './database.fixture.js'
+import { failed, finished, givenNode, givenTenant, query, spec, unique } from './postgres.fixture.js'
 
 const report = (command: RunAttempt, change = {}) =>
   db.jobs.recordFinished(command.nodeId, finished(command, clock.now(), change))

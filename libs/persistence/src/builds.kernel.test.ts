@@ -9,38 +9,10 @@ import {
   type TenantId,
 } from '@berth/contracts'
 import type { ImageWanted } from '@berth/domain'
-import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
+import { describe, expect, test } from '@jest/globals'
 import type { AdmittedBuild, BuildEnd, NewBuild } from './build-repository.js'
-import {
-  bookkeepingErrors,
-  debian,
-  givenNode,
-  givenTenant,
-  HandClock,
-  openTestDatabase,
-  type Postgres,
-  query,
-  spec,
-  standing,
-  startPostgres,
-} from './postgres.fixture.js'
-import type { Database } from './repositories.js'
-
-let postgres: Postgres
-let db: Database
-const clock = new HandClock()
-beforeAll(async () => {
-  postgres = await startPostgres()
-  db = openTestDatabase(postgres.url, clock, 20)
-})
-afterAll(async () => {
-  await db.close()
-  await postgres[Symbol.asyncDispose]()
-})
-afterEach(async () => {
-  expect(await bookkeepingErrors(postgres.url)).toEqual([])
-  await query(postgres.url, 'TRUNCATE tenants, nodes, attempts, jobs, batches, usage_hours, events, images CASCADE')
-})
+import { clock, db, postgres } from './database.fixture.js'
+import { debian, givenNode, givenTenant, query, spec, standing } from './postgres.fixture.js'
 
 const limits = { cpus: 1, memoryBytes: GiB, diskBytes: GiB, pids: 100 }
 const options: BuildOptions = {

@@ -1,36 +1,7 @@
 import type { RunAttempt, TenantId } from '@berth/contracts'
-import { afterAll, afterEach, beforeAll, expect, test } from '@jest/globals'
-import {
-  bookkeepingErrors,
-  failed,
-  finished,
-  givenNode,
-  givenTenant,
-  HandClock,
-  openTestDatabase,
-  type Postgres,
-  query,
-  sandboxSpec,
-  spec,
-  startPostgres,
-} from './postgres.fixture.js'
-import type { Database } from './repositories.js'
-
-let postgres: Postgres
-let db: Database
-const clock = new HandClock()
-beforeAll(async () => {
-  postgres = await startPostgres()
-  db = openTestDatabase(postgres.url, clock, 20)
-})
-afterAll(async () => {
-  await db.close()
-  await postgres[Symbol.asyncDispose]()
-})
-afterEach(async () => {
-  expect(await bookkeepingErrors(postgres.url)).toEqual([])
-  await query(postgres.url, 'TRUNCATE tenants, nodes, attempts, jobs, batches, usage_hours, events CASCADE')
-})
+import { expect, test } from '@jest/globals'
+import { clock, db } from './database.fixture.js'
+import { failed, finished, givenNode, givenTenant, sandboxSpec, spec } from './postgres.fixture.js'
 
 const commandOf = (placed: { readonly command: RunAttempt } | undefined): RunAttempt => {
   if (!placed) throw new Error('the job was not placed')

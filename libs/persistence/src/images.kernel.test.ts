@@ -9,41 +9,10 @@ import {
   type TenantId,
 } from '@berth/contracts'
 import { baseImage, type ImageWanted, PUBLIC_OWNER } from '@berth/domain'
-import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
-import {
-  bookkeepingErrors,
-  debian,
-  finished,
-  givenNode,
-  givenTenant,
-  HandClock,
-  openTestDatabase,
-  type Postgres,
-  query,
-  sandboxSpec,
-  spec,
-  standing,
-  startPostgres,
-} from './postgres.fixture.js'
-import type { Database, ImageScope } from './repositories.js'
-
-let postgres: Postgres
-let db: Database
-const clock = new HandClock()
-beforeAll(async () => {
-  postgres = await startPostgres()
-  db = openTestDatabase(postgres.url, clock, 20)
-})
-afterAll(async () => {
-  await db.close()
-  await postgres[Symbol.asyncDispose]()
-})
-afterEach(async () => {
-  expect(await bookkeepingErrors(postgres.url)).toEqual([])
-  const tables =
-    'tenants, nodes, attempts, jobs, batches, usage_hours, events, images, image_contents, registry_logins, sandboxes'
-  await query(postgres.url, `TRUNCATE ${tables} CASCADE`)
-})
+import { describe, expect, test } from '@jest/globals'
+import { clock, db, postgres } from './database.fixture.js'
+import { debian, finished, givenNode, givenTenant, query, sandboxSpec, spec, standing } from './postgres.fixture.js'
+import type { ImageScope } from './repositories.js'
 
 let made = 0
 const digest = (): string => `sha256:${(++made).toString(16).padStart(64, '0')}`

@@ -1,40 +1,18 @@
 import { type ApplySandbox, DAY, MINUTE, MiB, type NodeId, type SandboxReport, type TenantId } from '@berth/contracts'
 import type { SandboxRequest } from '@berth/domain'
-import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
+import { describe, expect, test } from '@jest/globals'
+import { clock, db, postgres } from './database.fixture.js'
 import {
   bookkeepingErrors,
   givenNode,
   givenTenant,
-  HandClock,
-  openTestDatabase,
-  type Postgres,
   query,
   reportOf,
   sandboxSpec,
   spec,
   standing,
-  startPostgres,
 } from './postgres.fixture.js'
 import type { ChangedSandbox, Database } from './repositories.js'
-
-let postgres: Postgres
-let db: Database
-const clock = new HandClock()
-beforeAll(async () => {
-  postgres = await startPostgres()
-  db = openTestDatabase(postgres.url, clock, 20)
-})
-afterAll(async () => {
-  await db.close()
-  await postgres[Symbol.asyncDispose]()
-})
-afterEach(async () => {
-  expect(await bookkeepingErrors(postgres.url)).toEqual([])
-  await query(
-    postgres.url,
-    'TRUNCATE tenants, nodes, attempts, jobs, batches, usage_hours, events, sandbox_ends CASCADE',
-  )
-})
 
 const by = 'key_test'
 const create = (tenantId: TenantId, fields: Parameters<typeof sandboxSpec>[0] = {}, start = true) =>

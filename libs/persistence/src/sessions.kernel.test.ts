@@ -1,20 +1,8 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { Fault, HOUR, KeyId, MINUTE } from '@berth/contracts'
-import { afterAll, beforeAll, expect, test } from '@jest/globals'
-import { givenTenant, HandClock, openTestDatabase, type Postgres, query, startPostgres } from './postgres.fixture.js'
-import type { Database } from './repositories.js'
-
-let postgres: Postgres
-let db: Database
-const clock = new HandClock()
-beforeAll(async () => {
-  postgres = await startPostgres()
-  db = openTestDatabase(postgres.url, clock)
-})
-afterAll(async () => {
-  await db.close()
-  await postgres[Symbol.asyncDispose]()
-})
+import { expect, test } from '@jest/globals'
+import { clock, db, postgres } from './database.fixture.js'
+import { givenTenant, query } from './postgres.fixture.js'
 
 const hash = (): Buffer => createHash('sha256').update(randomBytes(32)).digest()
 

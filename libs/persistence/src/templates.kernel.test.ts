@@ -1,37 +1,13 @@
 import { Failure, type HeldImage, QuotaExceeded, TemplateSpec, type TenantId } from '@berth/contracts'
 import { baseImage, type ImageWanted, PUBLIC_OWNER } from '@berth/domain'
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from '@jest/globals'
-import {
-  bookkeepingErrors,
-  givenNode,
-  givenTenant,
-  HandClock,
-  openTestDatabase,
-  type Postgres,
-  query,
-  startPostgres,
-} from './postgres.fixture.js'
-import type { Database } from './repositories.js'
+import { beforeEach, expect, test } from '@jest/globals'
+import { db, postgres } from './database.fixture.js'
+import { givenNode, givenTenant, query } from './postgres.fixture.js'
 
-let postgres: Postgres
-let db: Database
 let mine: TenantId
 let other: TenantId
-const clock = new HandClock()
-beforeAll(async () => {
-  postgres = await startPostgres()
-  db = openTestDatabase(postgres.url, clock, 10)
-})
-afterAll(async () => {
-  await db.close()
-  await postgres[Symbol.asyncDispose]()
-})
 beforeEach(async () => {
   ;[mine, other] = [await givenTenant(db), await givenTenant(db)]
-})
-afterEach(async () => {
-  expect(await bookkeepingErrors(postgres.url)).toEqual([])
-  await query(postgres.url, 'TRUNCATE tenants, nodes, events, images, templates CASCADE')
 })
 
 const app = 'docker.io/team/app:latest'
