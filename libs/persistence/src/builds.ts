@@ -37,7 +37,7 @@ import {
 import type { AdmittedBuild, BuildNote, Builds, ImageOnNode, NewBuild } from './build-repository.js'
 import { imageDigest } from './image-resolving.js'
 import type { PageRequest } from './page.js'
-import { type NodeJson, nodeOf, nodesJson, type UseRow, useColumns, useOf } from './placing.js'
+import { imagePlatform, type NodeJson, nodeOf, nodesJson, type UseRow, useColumns, useOf } from './placing.js'
 import type { Access } from './repositories.js'
 import { noCapacity } from './sandbox-apply.js'
 import type { Statement, Store } from './store.js'
@@ -198,7 +198,7 @@ const readNodes: Statement = {
 const resolveOnNode: Statement = {
   name: 'resolve_on_node',
   text: `SELECT d.digest, coalesce(d.digest = ANY(n.image_names), false) AS held,
-      (SELECT i.platform FROM images i WHERE i.owner IN ($1, 'public') AND i.digest = d.digest LIMIT 1) AS platform
+      ${imagePlatform('d.digest', '$1')} AS platform
     FROM unnest($3::text[], $4::text[], $5::text[], $6::text[]) WITH ORDINALITY
       AS w(reference, digest, base_key, base_digest, number)
     LEFT JOIN nodes n ON n.id = $2 CROSS JOIN LATERAL (

@@ -25,6 +25,7 @@ import {
   sandboxView,
   stepTo,
 } from '@berth/domain'
+import { lockOwner } from './image-owner.js'
 import { imageDigest, resolvedOr404, wantedBy } from './image-resolving.js'
 import {
   imagePlatform,
@@ -181,16 +182,11 @@ async function create(store: Store, asked: NewSandbox): Promise<ChangedSandbox> 
   }
 }
 
-// Held to the end of the transaction: whoever deletes a sandbox, or an image, of the tenant comes before or after.
-const lockTenant: Statement = {
-  name: 'lock_tenant_usage',
-  text: 'SELECT tenant_id FROM tenant_usage WHERE tenant_id = $1 FOR UPDATE',
-}
-
 async function fork(store: Store, { tenantId, origin, specs, start, by }: SandboxFork) {
   return storing(
     store.transaction(async (session) => {
-      await session.rows(lockTenant, [tenantId])
+      // Whoever deletes a sandbox, or an image, of the tenant comes before or after.
+      await lockOwner(session, tenantId)
       const row = await readSandbox(session, tenantId, { id: origin.sandbox })
       if (!row || row.deletedAt !== null) throw sandboxNotFound(origin.sandbox)
       const { nodeId, imageDigest } = row
