@@ -82,6 +82,7 @@ export function startScanThread(path: string | null, signal: AbortSignal): Promi
   return new Promise((opened, failed) => {
     const stop = () => void worker.terminate()
     signal.addEventListener('abort', stop, { once: true })
+    if (signal.aborted) stop()
     worker.on('error', (error) => {
       cause = error
     })
