@@ -1,9 +1,8 @@
 // request.plan.ts: query and headers of a build → what is asked for. What is secret comes in a header, since URLs end up in
 // logs of proxies.
-
-import type { BuildLimits } from '@berth/contracts'
 import {
   BUILD_SECRET_HEADER,
+  type BuildLimits,
   type BuildOptions,
   type BuildQuery,
   BuildSecrets,

@@ -5,6 +5,9 @@ import type { NodeAnswer } from '@berth/node-rpc'
 import { Injectable } from '@nestjs/common'
 import { type CallFor, NodeCalls, type NodeRequest } from '../streams/node-calls.js'
 
+/** Most bytes that a node is asked to take in where no quota says less. */
+export const NO_LIMIT = 2 ** 50
+
 @Injectable()
 export class ImageNodes {
   constructor(private readonly nodes: NodeCalls) {}

@@ -23,7 +23,7 @@ import type { NodePrincipal } from '../http/auth.js'
 import { Secrets } from '../secrets.js'
 import { CLOCK, type Clock, DATABASE, type Database } from '../tokens.js'
 import { ownerOf } from './image-names.js'
-import { ImageNodes } from './image-nodes.js'
+import { ImageNodes, NO_LIMIT } from './image-nodes.js'
 import type { ImagesCall } from './images.service.js'
 import { RegistriesService } from './registries.service.js'
 
@@ -34,8 +34,6 @@ export interface NodeCall {
   readonly signal: AbortSignal
 }
 
-/** Most bytes that a node is asked to unpack: its owner's quota was checked when the image became theirs. */
-const NO_LIMIT = 2 ** 50
 /** As long as a node may take to bring an image, and some more. */
 const PASS_MS = 10 * 60_000
 const Pass = z.object({ digest: z.string(), owner: z.string(), until: z.number() })
@@ -69,6 +67,7 @@ export class ImageSources {
     const holders = await this.database.images.holders(digest, nodeId)
     const origin = await this.database.images.origin(owner, digest)
     const access = origin && (await this.accessTo(origin.owner, origin.reference))
+    // Its owner's quota was checked when the image became theirs.
     const registry = origin && access ? { reference: origin.reference, access, maxBytes: NO_LIMIT } : null
     return { nodes: holders.length > 0, registry }
   }

@@ -28,7 +28,7 @@ interface VersionOf {
 }
 
 /** `name@3` → name and number; null: the newest. */
-export function partsOf(ref: string): { readonly name: string; readonly version: number | null } {
+function partsOf(ref: string): { readonly name: string; readonly version: number | null } {
   const [name = '', version] = ref.split('@')
   return { name, version: version === undefined ? null : Number(version) }
 }

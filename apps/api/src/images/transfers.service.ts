@@ -18,7 +18,7 @@ import { ImageScans } from '../scan/image-scans.js'
 import type { NodeRequest } from '../streams/node-calls.js'
 import { DATABASE, type Database } from '../tokens.js'
 import { ImageNames, ownerOf } from './image-names.js'
-import { ImageNodes } from './image-nodes.js'
+import { ImageNodes, NO_LIMIT } from './image-nodes.js'
 import { ImageSources } from './image-sources.service.js'
 import { imageView } from './image-views.js'
 import type { ImagesCall } from './images.service.js'
@@ -28,9 +28,6 @@ import { Turns } from './turns.js'
 
 /** What is told of an operation; a Failure ends it. */
 export type Step = Exclude<ImageProgress, { readonly step: 'failed' }> | Failure
-
-/** Most bytes that a node is asked to take in where no quota says less. */
-const NO_LIMIT = 2 ** 50
 
 /** What becomes of images that came. */
 interface Naming {
@@ -45,7 +42,7 @@ interface Taking extends Naming {
   /** The name that it is for, which may lead to something already. */
   readonly reference: string | null
   readonly request: (maxBytes: number) => Promise<NodeRequest> | NodeRequest
-  /** The node that is to take them; undefined: any. */
+  /** The node that is to take them; undefined: the one that is best for it. */
   readonly on?: NodeId | undefined
 }
 
