@@ -25,7 +25,7 @@ function known(...records: object[]): Vulnerabilities {
   return all
 }
 const match = (all: Vulnerabilities, one: FoundPackage, distribution: Distribution | null = debian13) =>
-  all.match({ packages: [one], distribution })
+  all.match({ packages: [one], distribution }).found
 const ids = (matched: readonly ImageVulnerability[]) => matched.map(({ id }) => id)
 
 describe('ranges', () => {
@@ -232,6 +232,22 @@ test('a summary is one line, from the details where there is none', () => {
   )
   expect(one?.summary).toMatch(/^a b c+…$/)
   expect(one?.summary).toHaveLength(240)
+})
+
+describe('an image that is made for there to be too much', () => {
+  const records = (count: number) =>
+    known(...Array.from({ length: count }, (_, i) => record(`CVE-${i}`, [of('Debian:13', 'p', [{ introduced: '0' }])])))
+  const packages = (count: number) =>
+    Array.from({ length: count }, (_, i) => found('deb', `p${i}`, '1', { name: 'p', version: '2' }))
+  test.each<[string, number, number, number]>([
+    ['is told whole below the limits', 4, 5000, 20_000],
+    ['has the worst told', 5, 5000, 20_000],
+    ['is compared with so many records and no more', 20_000, 24_999, 20_000],
+  ])('%s', (_, count, each, told) => {
+    const { found, leftOut } = records(each).match({ packages: packages(count), distribution: debian13 })
+    expect(found).toHaveLength(told)
+    expect(leftOut !== undefined).toBe(count * each > told)
+  })
 })
 
 describe('policy', () => {

@@ -7,6 +7,19 @@ import { compareVersions } from './versions.js'
 
 /** Most that is told of one image; the worst. */
 export const MAX_FINDINGS = 20_000
+/**
+ * Most records that one image's packages are compared with, in all: some seconds. Kernels of a distribution have the most,
+ * some thousands each; whoever writes ten thousand of those down wants to hold up everybody else.
+ */
+const MAX_COMPARED = 500_000
+
+/** What is known of an image. */
+export interface Matched {
+  /** Worst first. */
+  readonly found: readonly ImageVulnerability[]
+  /** Of what is left out, in words; undefined where nothing is. */
+  readonly leftOut: string | undefined
+}
 
 /** What no record can tell of an image; undefined where records can tell of all that was found. */
 export function unknowable({ packages, distribution }: Pick<ImageContents, 'packages' | 'distribution'>) {
@@ -43,10 +56,13 @@ export class Vulnerabilities {
     return this.#count
   }
 
-  /** What is known of the packages of an image, worst first. */
-  match({ packages, distribution }: Pick<ImageContents, 'packages' | 'distribution'>): readonly ImageVulnerability[] {
+  /** What is known of the packages of an image. */
+  match({ packages, distribution }: Pick<ImageContents, 'packages' | 'distribution'>): Matched {
+    let left = MAX_COMPARED
     const found = packages.flatMap((one) => {
-      const merged = mergedOf(one, this.#of(one, releasesOf(one.type, distribution)))
+      const candidates = left < 0 ? [] : this.#of(one, releasesOf(one.type, distribution))
+      left -= candidates.length
+      const merged = left < 0 ? [] : mergedOf(one, findingsOf(one, candidates))
       if (merged.length === 0) return []
       const told = withPurl(one, distribution)
       return merged.map(({ ids, rating, summary, fixed }): ImageVulnerability => {
@@ -55,23 +71,32 @@ export class Vulnerabilities {
       })
     })
     const text = (a: string, b: string) => (a < b ? -1 : a > b ? 1 : 0)
-    return found
-      .sort((a, b) => compareRatings(a, b) || text(a.id, b.id) || text(a.package.purl, b.package.purl))
-      .slice(0, MAX_FINDINGS)
+    found.sort((a, b) => compareRatings(a, b) || text(a.id, b.id) || text(a.package.purl, b.package.purl))
+    return { found: found.slice(0, MAX_FINDINGS), leftOut: leftOutOf(left < 0, found.length) }
   }
 
-  #of(one: FoundPackage, releases: readonly string[]): readonly Finding[] {
-    // Distributions know vulnerabilities by source package.
-    const { name, version } = one.source ?? one
-    return keysOf(one.type, name, releases).flatMap((key) =>
-      (this.#byKey.get(key) ?? []).flatMap((affected) => {
-        const hit = hitOf(one.type, affected, version)
-        if (!hit) return []
-        const { id, aliases, covers, summary } = affected.advisory
-        return [{ ids: [id, ...aliases], covers, summary, rating: ratingOf(affected), fixed: hit.fixed }]
-      }),
-    )
+  #of(one: FoundPackage, releases: readonly string[]): readonly AffectedPackage[] {
+    const { name } = sourceOf(one)
+    return keysOf(one.type, name, releases).flatMap((key) => this.#byKey.get(key) ?? [])
   }
+}
+
+function leftOutOf(isTooMuch: boolean, count: number): string | undefined {
+  if (isTooMuch) return `packages that more than ${MAX_COMPARED} records in all are about are left out`
+  return count > MAX_FINDINGS ? `vulnerabilities after the ${MAX_FINDINGS} worst are left out` : undefined
+}
+
+/** Distributions know vulnerabilities by source package. */
+const sourceOf = (one: FoundPackage): { readonly name: string; readonly version: string } => one.source ?? one
+
+function findingsOf(one: FoundPackage, candidates: readonly AffectedPackage[]): readonly Finding[] {
+  const { version } = sourceOf(one)
+  return candidates.flatMap((affected) => {
+    const hit = hitOf(one.type, affected, version)
+    if (!hit) return []
+    const { id, aliases, covers, summary } = affected.advisory
+    return [{ ids: [id, ...aliases], covers, summary, rating: ratingOf(affected), fixed: hit.fixed }]
+  })
 }
 
 /** One finding for all records of the same vulnerability, its best name first. */

@@ -77,6 +77,16 @@ test('a verdict is of the whole image', () => {
   expect(ask({ packages: [], complete: false }, 'sha256:c')).toEqual({ mode: 'refuse', allowed: false, against: [] })
 })
 
+test('a verdict of an image of which not all is told is as of one that was not looked at whole', () => {
+  const known = { match: () => ({ found: [], leftOut: 'left out: much' }) } as unknown as Vulnerabilities
+  const answering = new Answering(known)
+  expect(answering.answer({ kind: 'verdict', ...about(), policy })).toMatchObject({ allowed: false })
+  const question = { kind: 'vulnerabilities', ...about(), policy, severity: 'low', fixable: false } as const
+  expect(answering.answer({ ...question, from: 0, limit: 1 })).toMatchObject({
+    ...{ complete: false, warnings: ['said', 'left out: much'], policy: { allowed: false } },
+  })
+})
+
 test.each([
   ['no JSON', gzipSync('{')],
   ['something else', gzipSync('{"packages": 7}')],

@@ -1,7 +1,23 @@
 // answering.ts: answers to questions about images, from what was found in them and what is known.
 import { gunzipSync } from 'node:zlib'
-import { ImageContents, type ImageVulnerability, invariant, MiB, type Severity } from '@berth/contracts'
-import { cycloneDxOf, isAtLeast, spdxOf, unknowable, type Vulnerabilities, verdictOf, withPurl } from '@berth/scan'
+import {
+  ImageContents,
+  type ImageVulnerability,
+  invariant,
+  MiB,
+  type PolicyVerdict,
+  type Severity,
+} from '@berth/contracts'
+import {
+  cycloneDxOf,
+  isAtLeast,
+  type Matched,
+  spdxOf,
+  unknowable,
+  type Vulnerabilities,
+  verdictOf,
+  withPurl,
+} from '@berth/scan'
 import type { Answers, Kind, Question, Questions, Stretch } from './questions.js'
 
 /** Of contents, unpacked. */
@@ -12,7 +28,7 @@ const REMEMBERED = 8
 interface Image {
   readonly contents: ImageContents
   /** What is known of it, once that was asked. */
-  found?: readonly ImageVulnerability[]
+  matched?: Matched
 }
 
 export class Answering {
@@ -31,7 +47,7 @@ export class Answering {
       case 'vulnerabilities':
         return this.vulnerabilities(image, question)
       case 'verdict':
-        return verdictOf(question.policy, this.found(image), image.contents.complete)
+        return this.verdict(image, question)
     }
   }
 
@@ -45,21 +61,26 @@ export class Answering {
     return image
   }
 
-  private found(image: Image): readonly ImageVulnerability[] {
+  private matched(image: Image): Matched {
     invariant(this.known, 'a thread without a database is asked what is known')
-    image.found ??= this.known.match(image.contents)
-    return image.found
+    image.matched ??= this.known.match(image.contents)
+    return image.matched
+  }
+
+  private verdict(image: Image, { policy }: Pick<Questions['verdict'], 'policy'>): PolicyVerdict {
+    const { found, leftOut } = this.matched(image)
+    return verdictOf(policy, found, image.contents.complete && leftOut === undefined)
   }
 
   private vulnerabilities(image: Image, question: Questions['vulnerabilities']): Answers['vulnerabilities'] {
-    const found = this.found(image)
-    const { severity, fixable, policy } = question
+    const { found, leftOut } = this.matched(image)
+    const { severity, fixable } = question
     const { complete, warnings } = image.contents
     const shown = found.filter((one) => isAtLeast(one.severity, severity) && (!fixable || one.fixedVersion !== null))
-    const unknown = unknowable(image.contents)
     return {
-      ...{ policy: verdictOf(policy, found, complete), summary: summaryOf(found), complete },
-      warnings: [...warnings, ...(unknown === undefined ? [] : [unknown])],
+      ...{ policy: this.verdict(image, question), summary: summaryOf(found) },
+      complete: complete && leftOut === undefined,
+      warnings: [...warnings, ...[leftOut, unknowable(image.contents)].filter((text) => text !== undefined)],
       ...partOf(shown, question),
     }
   }

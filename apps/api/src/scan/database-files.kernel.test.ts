@@ -29,7 +29,7 @@ async function idsOf(path: string) {
   const { vulnerabilities, skipped } = await loadDatabase(path)
   const one = { type: 'npm', name: 'p', version: '1.0.0', architecture: null, source: null } as const
   const packages = [{ ...one, license: null, path: 'p', layer: `sha256:${'0'.repeat(64)}` }]
-  const found = vulnerabilities.match({ packages, distribution: null })
+  const { found } = vulnerabilities.match({ packages, distribution: null })
   return { ids: found.map(({ id }) => id).sort(), skipped }
 }
 
