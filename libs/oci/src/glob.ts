@@ -24,8 +24,8 @@ export function matchEnd(
   longest: boolean,
   spent?: (steps: number) => void,
 ): number | undefined {
-  let states = new States(glob)
-  let next = new States(glob)
+  let [states, next] = statesOf(glob)
+  states.clear()
   states.add(0)
   let found: number | undefined
   for (let i = from; ; i++) {
@@ -56,6 +56,15 @@ export function matchEnd(
 export const matches = (glob: Glob, text: string, spent?: (steps: number) => void): boolean => {
   const characters = [...text]
   return matchEnd(glob, characters, 0, true, spent) === characters.length
+}
+
+/** Kept with the pattern, as it is matched at each place of a text: to make them takes as long as the pattern is. */
+const kept = new WeakMap<Glob, [States, States]>()
+
+function statesOf(glob: Glob): [States, States] {
+  const found = kept.get(glob) ?? [new States(glob), new States(glob)]
+  kept.set(glob, found)
+  return found
 }
 
 /** Places of a pattern, each once, with those that are reached from them without another character. */
