@@ -2,6 +2,7 @@ import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, truncateSync, w
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { buffer } from 'node:stream/consumers'
+import { Fault } from '@berth/contracts'
 import { afterEach, beforeEach, expect, test } from '@jest/globals'
 import { extract, type Header } from 'tar-stream'
 import { contextEntries, packContext } from './build-context.js'
@@ -71,4 +72,18 @@ test('a file that becomes shorter while it is sent fails it', async () => {
     }
   })()
   await expect(buffer(packContext(root, entries))).rejects.toThrow('shorter')
+})
+
+test('what cannot be read is named, and is no matter of the connection', async () => {
+  given({ a: 'x', b: 'x' })
+  const gone = (async function* () {
+    for await (const entry of contextEntries(root, null)) {
+      if (entry.path === 'b') rmSync(join(root, 'b'))
+      yield entry
+    }
+  })()
+  const failed = expect.objectContaining({ message: expect.stringContaining(join(root, 'b')), constructor: Fault })
+  await expect(buffer(packContext(root, gone))).rejects.toEqual(failed)
+  mkdirSync(join(root, '.dockerignore'))
+  await expect(sent()).rejects.toBeInstanceOf(Fault)
 })

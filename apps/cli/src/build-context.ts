@@ -54,7 +54,7 @@ async function* below(
 }
 
 const textOf = (path: string): Promise<string | undefined> =>
-  readFile(path, 'utf8').catch((error: unknown) => ignore(error, 'ENOENT', 'ENOTDIR'))
+  reading(path, () => readFile(path, 'utf8').catch((error: unknown) => ignore(error, 'ENOENT', 'ENOTDIR')))
 
 /** Packs entries as a tar. It fails when one cannot be read, or has changed while it was. */
 export function packContext(root: string, entries: AsyncIterable<ContextEntry>): Readable {
@@ -92,10 +92,12 @@ async function copy(path: string, size: number, sink: Sink): Promise<void> {
   let left = size
   // No more than it had when its head was written.
   const source = size === 0 ? [] : createReadStream(path, { end: size - 1, highWaterMark: 256 * 1024 })
-  for await (const chunk of source) {
-    left -= chunk.length
-    if (!sink.write(chunk)) await new Promise((drained) => sink.once('drain', () => drained(undefined)))
-  }
+  await reading(path, async () => {
+    for await (const chunk of source) {
+      left -= chunk.length
+      if (!sink.write(chunk)) await new Promise((drained) => sink.once('drain', () => drained(undefined)))
+    }
+  })
   if (left > 0) throw new Fault(`send ${path}`, { cause: 'it has become shorter while it was read' })
   sink.end(undefined)
 }
