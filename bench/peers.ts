@@ -32,6 +32,15 @@ const TIMEOUT_MS = 600_000
 /** @param near data directory of Berth. @throws where Debian's packages cannot be fetched */
 export async function openPeers(near: string): Promise<Peers> {
   const directory = mkdtempSync(join(near, 'bench-peers-'))
+  try {
+    return await peersIn(directory)
+  } catch (error) {
+    rmSync(directory, { recursive: true, force: true })
+    throw error
+  }
+}
+
+async function peersIn(directory: string): Promise<Peers> {
   const root = join(directory, 'root')
   mkdirSync(root)
   // apt fetches as a user of its own.
