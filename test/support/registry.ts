@@ -1,10 +1,11 @@
 // registry.ts: Debian's docker-registry on loopback, for tests that pull and push.
 import { type ChildProcess, spawn } from 'node:child_process'
-import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { mediaTypes } from '@berth/oci'
+import { digestOf, imageOf, publish as publishImage } from '../../apps/agent/src/images/registry.fixture.js'
 import { until } from './berth.js'
 
 export interface TestRegistry {
@@ -52,45 +53,19 @@ async function stop(process: ChildProcess, directory: string): Promise<void> {
   rmSync(directory, { recursive: true })
 }
 
-const digestOf = (bytes: Buffer | string) => `sha256:${createHash('sha256').update(bytes).digest('hex')}`
-
 /**
  * Puts an image into a registry, as any client does.
  * @param layers tars, lowest first
  * @returns its id and its manifest's digest
  */
 export async function publish(registry: TestRegistry, repository: string, tag: string, layers: readonly Buffer[]) {
-  const config = JSON.stringify({
-    architecture: process.arch === 'x64' ? 'amd64' : 'arm64',
-    os: 'linux',
-    created: '2025-01-01T00:00:00Z',
+  const created = '2025-01-01T00:00:00Z'
+  const config = {
+    created,
     config: { Env: ['PATH=/bin', 'FROM_IMAGE=yes'], Cmd: ['/bin/sh'], Labels: { made: 'by the test' } },
-    rootfs: { type: 'layers', diff_ids: layers.map(digestOf) },
-    history: layers.map(() => ({ created: '2025-01-01T00:00:00Z', created_by: 'COPY root /' })),
-  })
-  const put = async (path: string, body: Buffer | string, type: string) => {
-    const headers = { ...registry.headers, 'content-type': type }
-    const answer = await fetch(`${registry.url}${path}`, { method: 'PUT', body, headers })
-    if (answer.status !== 201) throw new Error(`${path}: ${answer.status} ${await answer.text()}`)
+    history: layers.map(() => ({ created, created_by: 'COPY root /' })),
   }
-  for (const blob of [...layers, config]) {
-    const begun = await fetch(`${registry.url}/v2/${repository}/blobs/uploads/`, {
-      method: 'POST',
-      headers: registry.headers,
-    })
-    const place = new URL(begun.headers.get('location') ?? '', registry.url)
-    place.searchParams.set('digest', digestOf(blob))
-    await put(`${place.pathname}${place.search}`, blob, 'application/octet-stream')
-  }
-  const type = 'application/vnd.oci.image.manifest.v1+json'
-  const descriptor = (mediaType: string, bytes: Buffer | string) => ({
-    ...{ mediaType, digest: digestOf(bytes), size: Buffer.byteLength(bytes) },
-  })
-  const manifest = JSON.stringify({
-    ...{ schemaVersion: 2, mediaType: type },
-    config: descriptor('application/vnd.oci.image.config.v1+json', config),
-    layers: layers.map((layer) => descriptor('application/vnd.oci.image.layer.v1.tar', layer)),
-  })
-  await put(`/v2/${repository}/manifests/${tag}`, manifest, type)
-  return { digest: digestOf(config), manifestDigest: digestOf(manifest) }
+  const image = imageOf(layers, { config, pack: (tar) => tar, layerType: mediaTypes.layer })
+  await publishImage(registry, repository, tag, image)
+  return { digest: digestOf(image.config), manifestDigest: digestOf(image.manifest) }
 }

@@ -167,21 +167,23 @@ export function imageOf(
 /** Bytes that do not compress. */
 export const noise = (bytes: number): Buffer => randomBytes(bytes)
 
+interface PublishedTo {
+  readonly url: string
+  /** What its own client sends. */
+  readonly headers?: Readonly<Record<string, string>>
+}
+
 /** Puts an image into a registry, by the protocol and not by the product. */
-export async function publish(
-  registry: TestRegistry,
-  repository: string,
-  tag: string,
-  image: TestImage,
-): Promise<void> {
+export async function publish(registry: PublishedTo, repository: string, tag: string, image: TestImage): Promise<void> {
+  const { headers = {} } = registry
   for (const blob of [...image.blobs, image.config]) {
-    const begun = await fetch(`${registry.url}/v2/${repository}/blobs/uploads/`, { method: 'POST' })
+    const begun = await fetch(`${registry.url}/v2/${repository}/blobs/uploads/`, { method: 'POST', headers })
     const at = new URL(begun.headers.get('location') ?? '', registry.url)
     at.searchParams.set('digest', digestOf(blob))
     const put = await fetch(at, {
       method: 'PUT',
       body: new Uint8Array(blob),
-      headers: { 'content-type': 'application/octet-stream' },
+      headers: { ...headers, 'content-type': 'application/octet-stream' },
     })
     if (put.status !== 201) throw new Error(`blob: ${put.status} ${await put.text()}`)
   }
@@ -189,14 +191,15 @@ export async function publish(
 }
 
 export async function publishManifest(
-  registry: TestRegistry,
+  registry: PublishedTo,
   repository: string,
   tag: string,
   bytes: Buffer,
   type: string,
 ) {
   const url = `${registry.url}/v2/${repository}/manifests/${tag}`
-  const put = await fetch(url, { method: 'PUT', body: new Uint8Array(bytes), headers: { 'content-type': type } })
+  const headers = { ...registry.headers, 'content-type': type }
+  const put = await fetch(url, { method: 'PUT', body: new Uint8Array(bytes), headers })
   if (put.status !== 201) throw new Error(`manifest: ${put.status} ${await put.text()}`)
 }
 
