@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process'
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { takeInventory } from '@berth/host'
 
 /** What `./berth up` and `down` are told of an installation, by environment. */
@@ -83,11 +84,23 @@ export async function teardown(): Promise<void> {
   for (const place of places) {
     const { BERTH_DATA: dataDir, BERTH_CGROUP_PARENT: cgroupParent } = place
     berth(['down'], { ...place })
-    const found = Object.entries(await takeInventory({ cgroupParent, dataDir })).filter(([, all]) => all.length > 0)
+    const found = await leftIn({ cgroupParent, dataDir })
     if (found.length > 0) left.push({ dataDir, ...Object.fromEntries(found) })
     else berth(['down', '--data'], { ...place })
   }
   if (left.length > 0) throw new Error(`left behind after ./berth down: ${JSON.stringify(left)}`)
+}
+
+/**
+ * What is there of an installation that is down. A container of another one that is just being made has, for a moment, a copy of
+ * all mounts, and with it the loop device of this one's pool.
+ */
+async function leftIn(instance: { readonly cgroupParent: string; readonly dataDir: string }) {
+  for (let tries = 50; ; tries--) {
+    const found = Object.entries(await takeInventory(instance)).filter(([, all]) => all.length > 0)
+    if (found.length === 0 || tries === 0) return found
+    await delay(200)
+  }
 }
 
 const berth = (args: readonly string[], env: Readonly<Record<string, string>>) =>

@@ -21,8 +21,8 @@ export function compareVersions(type: PackageType, a: string, b: string): number
   return pep440.valid(a) && pep440.valid(b) ? pep440.compare(a, b) : undefined
 }
 
-// deb-version(7): [epoch:]upstream[-revision]
-const debian = /^(?:(\d{1,9}):)?([A-Za-z0-9.+~-]*?)(?:-([A-Za-z0-9.+~]*))?$/
+// deb-version(7): [epoch:]upstream[-revision]; only behind an epoch there may be more colons.
+const debian = /^(?:(\d{1,9}):(?=.)|(?!.*:))([A-Za-z0-9.+~:-]*?)(?:-([A-Za-z0-9.+~]*))?$/
 
 function compareDebian(a: string, b: string): number | undefined {
   const [one, other] = [debian.exec(a), debian.exec(b)]

@@ -158,9 +158,15 @@ export class BuildRun {
     }
   }
 
-  #note(): Promise<boolean> {
+  async #note(): Promise<boolean> {
     const { steps } = this.summary
-    return this.database.builds.renew(this.id, { steps, startedAt: this.#startedAt, log: this.#log.take() })
+    const piece = this.#log.take()
+    try {
+      return await this.database.builds.renew(this.id, { steps, startedAt: this.#startedAt, log: piece })
+    } catch (error) {
+      if (piece) this.#log.missed()
+      throw error
+    }
   }
 }
 

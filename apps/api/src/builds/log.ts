@@ -29,6 +29,11 @@ export class BuildLog {
     }
   }
 
+  /** Says that a piece which was taken was not written down; the next one tells of the gap. */
+  missed(): void {
+    this.#lost = true
+  }
+
   /** What came since the last piece; null where nothing did. */
   take(): LogPiece | null {
     if (this.#waitingBytes === 0) return null

@@ -35,6 +35,16 @@ describe('a summary', () => {
 })
 
 describe('a log', () => {
+  test('tells of a piece that was not written down', () => {
+    const log = new BuildLog()
+    log.add('a\n')
+    log.take()
+    log.missed()
+    expect(log.take()).toBeNull()
+    log.add('b\n')
+    expect(log.take()?.data).toEqual(Buffer.concat([LEFT_OUT, Buffer.from('b\n')]))
+  })
+
   test('is taken in pieces, of which enough are kept', () => {
     const log = new BuildLog()
     expect(log.take()).toBeNull()
