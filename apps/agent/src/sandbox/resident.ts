@@ -25,6 +25,7 @@ import { type AcceptedSandbox, noPhases, type ResidentRecords, type ResidentStat
 import type { RunnableImage, Surroundings } from './sandbox.js'
 import type { StopReason } from './sandbox-end.plan.js'
 import { layerStep, type Named } from './steps.js'
+import { Stillness } from './stillness.js'
 import type { Turns } from './turns.js'
 
 export interface ResidentContext {
@@ -56,6 +57,7 @@ export class Resident {
   readonly #changes = new Changes()
   readonly #operations = new Operations<Partial<ResidentState>>(() => this.#changes.tell())
   readonly #limits: LimitKeeper
+  readonly #stillness: Stillness
   #container: ContainerRun | undefined
   /** Of `preparing`. */
   #preparing: AbortController | undefined
@@ -63,8 +65,6 @@ export class Resident {
   #ending: Ending | undefined
   #killed = false
   #activityToldAt = 0
-  /** Resolves when nobody holds it still. */
-  #stillness: Promise<unknown> = Promise.resolve()
   #unwanted = false
   #closed = false
 
@@ -84,6 +84,7 @@ export class Resident {
       this.#state.phase === 'up' ? this.#container?.processes : undefined,
     )
     this.#limits = new LimitKeeper(shop, this.memory, this.live, this.#log)
+    this.#stillness = new Stillness(shop.cgroups, this.#log)
     this.#runEnded.abort()
   }
 
@@ -148,26 +149,8 @@ export class Resident {
    * @throws Failure `unavailable` where something in it cannot be frozen; what `work` throws
    */
   still<T>(freeze: boolean, work: () => Promise<T>): Promise<T> {
-    const turn = this.#stillness.then(() => this.#still(freeze, work))
-    this.#stillness = turn.catch(() => undefined)
-    return turn
-  }
-
-  async #still<T>(freeze: boolean, work: () => Promise<T>): Promise<T> {
-    const { cgroups } = this.#context.around.shop
-    const { phase, hidden } = this.#state
-    if (!freeze || phase !== 'up' || hidden) return work()
-    const { group } = this.live
-    try {
-      this.#log.debug({}, 'sandbox.still')
-      await cgroups.freeze(group).catch((err: unknown) => {
-        this.#log.warn({ err }, 'sandbox.not_still')
-        throw new Failure('unavailable', `sandbox ${this.id} does not stand still: try again, or without a pause`)
-      })
-      return await work()
-    } finally {
-      cgroups.thaw(group)
-    }
+    const runs = () => this.#state.phase === 'up' && !this.#state.hidden
+    return this.#stillness.during(() => (freeze && runs() ? this.live.group : undefined), work)
   }
 
   report() {
@@ -209,7 +192,7 @@ export class Resident {
   /** Lives until it is removed, or this agent process ends. */
   async run(): Promise<'removed' | 'left'> {
     while (!this.#closed) {
-      await this.#stillness
+      await this.#stillness.over()
       if (this.#closed) break
       const seen = this.#changes.version
       this.#take()
