@@ -101,6 +101,19 @@ test('all together never come to more than they may; who has none just now makes
   expect(await mounts.remove(recent.tenantId, nameOf(lent[0] ?? { directory: '' }))).toBe(false)
 })
 
+test('a tenant has not more of them at once than it may; one that nobody has just now makes room', async () => {
+  const mounts = await open(1024 * 1024 * MiB)
+  const one = wanted()
+  const lent = []
+  for (let i = 0; i < 256; i++) lent.push(await mounts.lend({ ...one, identity: String(i) }))
+  await expect(mounts.lend(one)).rejects.toMatchObject({ code: 'no_capacity' })
+  expect(nameOf(await mounts.lend({ ...one, identity: '0' }))).toBe(lent.map(nameOf)[0])
+  await mounts.lend(wanted())
+  lent[1]?.release()
+  await mounts.lend(one)
+  expect((await mounts.list(one.tenantId)).map(({ key }) => key)).not.toContain(lent.map(nameOf)[1])
+})
+
 test('one that could not be filled is not there', async () => {
   const mounts = await open()
   const one = wanted({ seed: async () => Promise.reject(new Error('no seed')) })

@@ -15,7 +15,7 @@ import { type Kept, RecordFiles } from './records.js'
 const MountRecord = z.object({ createdAt: z.iso.datetime(), id: z.string() })
 type MountRecord = z.infer<typeof MountRecord>
 
-/** Of a tenant on this node; a build that wants more is refused. */
+/** Of a tenant on this node; a build that wants more at once is refused. */
 const MAX_MOUNTS = 256
 /** What a mount may hold at least. */
 const MIN_BYTES = 64 * MiB
@@ -199,6 +199,8 @@ export class CacheMounts {
       left += bytesOf(key)
       if (owner === tenantId) mounts -= 1
     }
+    if (mounts >= MAX_MOUNTS && !this.#files.get(tenantId, name))
+      throw new Failure('no_capacity', `the tenant has ${mounts} cache mounts in use on the node, which is the most`)
     if (left < Math.max(own, MIN_BYTES)) throw new Failure('no_capacity', 'the node has no room for cache mounts')
     const ofTenant = cacheBytes - sum(this.#files.of(tenantId).flatMap(({ key }) => (key === name ? [] : [key])))
     const limit = Math.max(own, MIN_BYTES, Math.min(ofTenant, own + Math.floor((left - own) / 2)))

@@ -10,7 +10,7 @@ import { removeTree } from '@berth/host'
 import { type Content, withRoom } from '../images/content.js'
 import { eachEntry, type TarEntry } from '../images/entries.js'
 import type { Room } from '../images/room.js'
-import { type Attributes, below, rootNode, type Tree, type TreeNode, Turns } from './tree.js'
+import { type Attributes, Breather, below, rootNode, type Tree, type TreeNode } from './tree.js'
 
 /** Of a context; a name counts with what it takes in memory. */
 const limits = { entries: 500_000, nameBytes: 64 * MiB, depth: 512, pathBytes: 4095, partBytes: 255 } as const
@@ -62,7 +62,7 @@ export interface ContextOptions {
 
 /** A context on the node, until it is closed. */
 export class Context implements Tree, AsyncDisposable {
-  readonly #turns = new Turns(200)
+  readonly #breather = new Breather(200)
   #window: { readonly at: number; readonly bytes: Buffer } = { at: 0, bytes: Buffer.alloc(0) }
 
   private constructor(
@@ -92,7 +92,7 @@ export class Context implements Tree, AsyncDisposable {
   }
 
   async lstat(path: string): Promise<TreeNode | undefined> {
-    await this.#turns.next()
+    await this.#breather.next()
     return this.#find(path)
   }
 
@@ -121,7 +121,7 @@ export class Context implements Tree, AsyncDisposable {
   async leaveOut(ignores: (path: string) => boolean): Promise<void> {
     const prune = async (directory: Place, path: string) => {
       for (const [name, place] of directory.children ?? []) {
-        await this.#turns.next()
+        await this.#breather.next()
         const own = below(path, name)
         if (place.children) await prune(place, own)
         if (ignores(own) && !place.children?.size) directory.children?.delete(name)

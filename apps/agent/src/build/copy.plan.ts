@@ -11,7 +11,7 @@ import { Failure } from '@berth/contracts'
 import { type CopyOp, type Ignore, ignorePatterns } from '@berth/oci'
 import { type Accounts, identify, UserNotFound } from '../runtime/identity.js'
 import type { Entry, Target } from './target.js'
-import { below, clamped, follow, nameOf, parentOf, rootNode, type Tree, type TreeNode, Turns } from './tree.js'
+import { Breather, below, clamped, follow, nameOf, parentOf, rootNode, type Tree, type TreeNode } from './tree.js'
 
 export type CopyRequest = Pick<
   CopyOp,
@@ -329,10 +329,10 @@ async function matchedBy(from: Tree, directories: readonly string[], part: strin
   // Unlike a pattern to ignore, this knows neither "**" nor "!" nor spaces around it.
   const one = part.replaceAll(/\\.|\*+/g, (text) => (text.startsWith('*') ? '*' : text)).replace(/^[! ]/, '\\$&')
   const matched = patterns(quoted(written), [one.replace(/(?<!\\) $/, '[ ]')])
-  const turns = new Turns(100)
+  const breather = new Breather(100)
   for (const directory of directories)
     for (const name of await from.list(directory)) {
-      await turns.next()
+      await breather.next()
       if (matched.ignores(name)) found.push(below(directory, name))
       if (found.length > MAX_MATCHES) throw failed(`${quoted(written)} matches more than ${MAX_MATCHES} names`)
     }

@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import { Failure, ignore, invariant, MiB } from '@berth/contracts'
 import { expectSuccess, run } from '@berth/host'
 import { abortable } from '../images/exclusive.js'
-import { type Attributes, nameOf, parentOf, type Tree, type TreeNode, Turns } from './tree.js'
+import { type Attributes, Breather, nameOf, parentOf, type Tree, type TreeNode } from './tree.js'
 
 /** Names in one directory; they are held in memory. */
 const MAX_NAMES = 200_000
@@ -24,7 +24,7 @@ type Places = readonly string[]
 
 export class LayerTree implements Tree {
   readonly #known = new Map<string, Places>()
-  readonly #turns = new Turns(CALLS_AT_ONCE)
+  readonly #breather = new Breather(CALLS_AT_ONCE)
 
   private constructor(
     /** Unpacked layers, topmost first. */
@@ -138,7 +138,7 @@ export class LayerTree implements Tree {
   }
 
   async #lstat(place: string): Promise<Stats | undefined> {
-    const turn = this.#turns.next()
+    const turn = this.#breather.next()
     if (turn) {
       await turn
       this.signal.throwIfAborted()

@@ -25,7 +25,16 @@ import { MAIN, type MainEnd, type OutputSinks, Processes } from '../runtime/proc
 import { endedByMemory, outOfMemory, ownReason, statusOf } from '../sandbox/ending.plan.js'
 import { buildRequest } from '../sandbox/process.plan.js'
 import { buildShape } from '../sandbox/shape.plan.js'
-import { type BuildCommandId, type Named, releaseAll, sandboxGroup, steps, type Workshop } from '../sandbox/steps.js'
+import {
+  type BuildCommandId,
+  mountPoints,
+  type Named,
+  placedFiles,
+  releaseAll,
+  sandboxGroup,
+  steps,
+  type Workshop,
+} from '../sandbox/steps.js'
 import type { Turns } from '../sandbox/turns.js'
 import type { Way } from './mounts.js'
 
@@ -68,30 +77,19 @@ export interface Command {
   readonly signal: AbortSignal
 }
 
-/** A command that did not end with 0; `exitCode` is null where it has none. */
-export class CommandFailed extends Failure {
-  constructor(
-    message: string,
-    readonly exitCode: number | null,
-  ) {
-    super('build_failed', message, { exitCode })
-  }
-}
+/** Of a command that did not end with 0; `exitCode` is null where it has none. */
+const failed = (message: string, exitCode: number | null) => new Failure('build_failed', message, { exitCode })
 
 const HOSTNAME = 'build'
 const CONNECT_TIMEOUT_MS = 10_000
 /** The agent ends what berth-init should have ended this much earlier. */
 const OVERDUE_MS = 5_000
 
-/** What the node places in every container, and no image has of it, as with Docker. */
-const placed = ['etc/hosts', 'etc/hostname', 'etc/resolv.conf']
-/** Where the runtime mounts something in every container. */
-const mounted = ['proc', 'sys', 'dev']
-
 /**
  * Runs a command to its end, and takes what it changed into the store.
  * @param silent called once nothing more of its output comes
- * @throws CommandFailed; Failure build_failed for a user that there is not, quota_exceeded, no_capacity; the signal's reason
+ * @throws Failure build_failed where it did not end with 0, or its user is not there; quota_exceeded, no_capacity; the
+ *   signal's reason
  */
 export async function runCommand(
   parts: CommandParts,
@@ -111,7 +109,7 @@ export async function runCommand(
     log.debug({ command: id }, 'command.ended')
     // What the node places in it is all that it is there for, unless the command has made another one of it.
     const untouched = etc !== '' && placeOf(join(upper, 'etc')) === etc ? ['etc'] : []
-    return await changes(parts, command, upper, [...stubsOf(command, upper), ...mounted, ...untouched])
+    return await changes(parts, command, upper, [...stubsOf(command, upper), ...mountPoints, ...untouched])
   } finally {
     // Nothing of it runs any more; what is left of it holds up nobody.
     const released = releaseAll(shop, named, log)
@@ -152,12 +150,12 @@ async function ranToItsEnd<T>(parts: CommandParts, command: Command, named: Name
 function requestOf(command: Command, openFiles: number): SpawnRequest {
   const { argv, env, workingDir, timeoutMs, user, layers, ids } = command
   const problem = argumentsProblem(argv, env)
-  if (problem) throw new CommandFailed(problem.message, null)
+  if (problem) throw failed(problem.message, null)
   try {
     const who = identify(user, readAccounts(layers), ids.count)
     return buildRequest({ command: argv, env, workingDir, who, hostname: HOSTNAME, openFiles, timeoutMs })
   } catch (error) {
-    throw error instanceof UserNotFound ? new CommandFailed(error.message, null) : error
+    throw error instanceof UserNotFound ? failed(error.message, null) : error
   }
 }
 
@@ -190,9 +188,9 @@ function checkEnd({ limits, timeoutMs }: Command, end: MainEnd, oomKills: number
   if (end.kind === 'exited' && end.exit.exitCode === 0) return
   const { exitCode } = statusOf(end)
   if (end.kind === 'exited' && end.exit.cause === 'timeout')
-    throw new CommandFailed(`ran longer than the ${timeoutMs} ms that a command of this build may`, exitCode)
-  if (endedByMemory(end, oomKills)) throw new CommandFailed(outOfMemory(limits.memoryBytes).message, exitCode)
-  throw new CommandFailed(ownReason(end).message, exitCode)
+    throw failed(`ran longer than the ${timeoutMs} ms that a command of this build may`, exitCode)
+  if (endedByMemory(end, oomKills)) throw failed(outOfMemory(limits.memoryBytes).message, exitCode)
+  throw failed(ownReason(end).message, exitCode)
 }
 
 /** What the command has left in its writable layer. Nothing of it runs any more. */
@@ -207,7 +205,7 @@ function changes(
     upper,
     ids,
     ...(newestMs === undefined ? {} : { newestMs }),
-    without: placed,
+    without: placedFiles,
     stubs,
     signal,
   })

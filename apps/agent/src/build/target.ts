@@ -42,7 +42,7 @@ interface Made {
 }
 
 /** Of one layer. */
-export const MAX_ENTRIES = 500_000
+const MAX_ENTRIES = 500_000
 /** Of all paths in it together: what is done for one takes time by its length and its depth. */
 const MAX_NAME_BYTES = 64 * MiB
 const MAX_DEPTH = 512

@@ -40,7 +40,7 @@ export interface Tree {
 }
 
 /** Lets others have their turn: what is asked a hundred thousand times, and answers at once, would keep them from it. */
-export class Turns {
+export class Breather {
   #asked = 0
 
   constructor(private readonly atOnce: number) {}

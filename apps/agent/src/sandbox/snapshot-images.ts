@@ -15,7 +15,7 @@ import { Progress } from '../images/progress.js'
 import type { LiveSandbox } from './live.js'
 import type { Residents } from './residents.js'
 import type { RunnableImage } from './sandbox.js'
-import { findEtc, hostFiles, type Workshop } from './steps.js'
+import { findEtc, mountPoints, placedFiles, type Workshop } from './steps.js'
 import { Turns } from './turns.js'
 
 export interface SnapshotParts {
@@ -24,10 +24,6 @@ export interface SnapshotParts {
   readonly shop: { readonly pool: Pick<Workshop['pool'], 'clone' | 'remove' | 'path'> }
 }
 
-/** What the node writes into every sandbox. */
-const placed = Object.keys(hostFiles('')).map((name) => `etc/${name}`)
-/** Where the runtime mounts something in every sandbox; it makes the directories that are missing. */
-const mountPoints = ['dev', 'proc', 'sys'] as const
 /** Layers that are packed at once: each takes what it gets of disk and CPU. */
 const COMMITS_AT_ONCE = 2
 /** Exports of one tenant: each has a process on the node, for as long as its reader takes. */
@@ -69,7 +65,7 @@ export class SnapshotImages {
         try {
           const upper = join(copy.path, 'upper')
           const { tar } = packUpper({
-            ...{ program: images.program, upper, ids, signal, without: placed, maxBytes: asked.maxBytes },
+            ...{ program: images.program, upper, ids, signal, without: placedFiles, maxBytes: asked.maxBytes },
             stubs: [...mountPoints, ...spec.tmpfs.map(({ path }) => path), ...untouchedEtc(upper, image, ids.base)],
           })
           const layer = await addLayer(images, tar, { maxBytes: asked.maxBytes, signal })

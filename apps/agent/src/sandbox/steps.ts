@@ -215,6 +215,12 @@ export const hostFiles = (hostname: string): Readonly<Record<string, string>> =>
   'resolv.conf': '',
 })
 
+/** Those of every container, which no image has of it, as with Docker. */
+export const placedFiles: readonly string[] = Object.keys(hostFiles('')).map((name) => `etc/${name}`)
+
+/** Where the runtime mounts something in every container; it makes the directories that are missing. */
+export const mountPoints: readonly string[] = ['dev', 'proc', 'sys']
+
 /** /etc of an image. @param layers topmost first */
 export function findEtc(layers: readonly string[]): Stats | undefined {
   for (const directory of layers) {
