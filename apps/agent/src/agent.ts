@@ -190,11 +190,14 @@ export async function checkImages(config: Config): Promise<Findings> {
   return fsck(images, busy, new AbortController().signal)
 }
 
-/** Removes what no image has any more; where the disk is short, what builds have left as well, oldest first. */
+/** Removes what no image has any more. Where the disk is short, builds lose the older half of their cached steps before. */
 async function collect(images: Images, builds: Builds, inUse: ReadonlySet<string>): Promise<void> {
   const isShort = await images.content.room.left().then(
     () => false,
-    () => true,
+    (error: unknown) => {
+      if (error instanceof Failure && error.code === 'no_capacity') return true
+      throw error
+    },
   )
   if (isShort) await builds.cache.shrink()
   await images.collect(inUse)
