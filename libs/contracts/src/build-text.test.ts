@@ -1,6 +1,6 @@
 import { expect, test } from '@jest/globals'
 import type { BuildProgress } from './build.js'
-import { BuildText } from './build-text.js'
+import { BuildText, failureText } from './build-text.js'
 
 const at = (ms: number) => new Date(Date.parse('2026-01-01T00:00:00Z') + ms).toISOString()
 const textOf = (steps: readonly BuildProgress[]): string => {
@@ -63,4 +63,12 @@ test('what is cached, pulled, warned of and failed has a line, a layer only when
       '',
     ].join('\n'),
   )
+})
+
+test.each([
+  ['line 3, RUN: exit code 1', 3, 'RUN false', 'Dockerfile:3: RUN false: exit code 1'],
+  ['line 3: no instruction', 3, null, 'Dockerfile:3: no instruction'],
+  ['line 3, RUN: what was asked for', null, null, 'line 3, RUN: what was asked for'],
+])('where it failed is told once: %s', (message, line, instruction, text) => {
+  expect(failureText({ message, line, instruction })).toBe(text)
 })

@@ -83,7 +83,9 @@ export class BuildText {
 /** What failed, where in the Dockerfile, in one line. */
 export const failureText = ({ message, line, instruction }: Omit<Told<'failed'>, 'step' | 'code'>): string => {
   const where = line === null ? '' : `Dockerfile:${line}: ${instruction === null ? '' : `${oneLine(instruction)}: `}`
-  return `${where}${oneLine(message)}`
+  // For those who show nothing else it says so itself.
+  const what = line === null ? message : message.replace(/^line \d+(, \w+)?: /, '')
+  return `${where}${oneLine(what)}`
 }
 
 const lineOf = (vertex: number, { beganMs }: Vertex, at: string, line: string): string =>
