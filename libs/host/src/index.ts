@@ -1,6 +1,7 @@
 export type { CgroupLimits, Cgroups, CgroupUsage } from './cgroup.js'
 export * from './cgroup-layout.js'
 export * from './files.js'
+export * from './getfattr.js'
 export * from './inventory.js'
 export * from './mount.js'
 export * from './run.js'

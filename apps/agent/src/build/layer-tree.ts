@@ -5,7 +5,7 @@ import { closeSync, constants, type Dirent, lstatSync, openSync, readlinkSync, r
 import { open, opendir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Failure, ignore, invariant, MiB } from '@berth/contracts'
-import { expectSuccess, run } from '@berth/host'
+import { expectSuccess, run, unescaped } from '@berth/host'
 import { abortable } from '../images/exclusive.js'
 import { type Attributes, Breather, nameOf, parentOf, type Tree, type TreeNode } from './tree.js'
 
@@ -254,11 +254,4 @@ export function parseAttributes(dump: string): LayerAttributes {
     if (Object.keys(attributes).length > 0) kept.set(written, attributes)
   }
   return { opaque, kept, bytes: dump.length + BYTES_EACH * (opaque.size + kept.size) }
-}
-
-function unescaped(text: string): string {
-  if (!text.includes('\\')) return text
-  const bytes = Buffer.from(text).toString('latin1')
-  const plain = bytes.replaceAll(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
-  return Buffer.from(plain, 'latin1').toString()
 }

@@ -9,7 +9,7 @@ import type { Dirent } from 'node:fs'
 import { lstat, opendir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { errnoOf, ignore } from '@berth/contracts'
-import { expectSuccess, run } from '@berth/host'
+import { expectSuccess, run, unescaped } from '@berth/host'
 
 export interface WalkLimits {
   readonly entries: number
@@ -190,10 +190,4 @@ async function opaqueDirectories(layer: string, signal: AbortSignal): Promise<At
 export function parseAttributes(text: string): ReadonlySet<string> {
   const paths = [...text.matchAll(/^# file: (.*)$/gm)].map(([, path = '']) => unescaped(path))
   return new Set(paths.map((path) => (path === '.' ? '' : path.replace(/^\.\//, ''))))
-}
-
-function unescaped(path: string): string {
-  const bytes = Buffer.from(path, 'utf8').toString('latin1')
-  const raw = bytes.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
-  return Buffer.from(raw, 'latin1').toString('utf8')
 }
