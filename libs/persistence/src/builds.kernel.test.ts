@@ -8,7 +8,7 @@ import {
   type NodeId,
   type TenantId,
 } from '@berth/contracts'
-import type { ImageWanted } from '@berth/domain'
+import { type ImageWanted, PUBLIC_OWNER } from '@berth/domain'
 import { describe, expect, test } from '@jest/globals'
 import type { AdmittedBuild, BuildEnd, NewBuild } from './build-repository.js'
 import { clock, db, postgres } from './database.fixture.js'
@@ -308,4 +308,40 @@ test('a name means the own image, a public one, or what the node has of that nam
   expect((await db.builds.resolve(tenantId, elsewhere, wanted))[3]).toMatchObject({
     ...{ digest: debian.digest, held: false },
   })
+})
+
+test('what a base image’s name means is not changed by a later node, but on that node itself', async () => {
+  const tenantId = await givenTenant(db)
+  // The later a node, the lower the digest that it has of the name.
+  const digests = ['c', 'b', 'a'].map((letter) => `sha256:${letter.repeat(64)}`)
+  const nodes: NodeId[] = []
+  for (const one of [...digests, undefined]) {
+    clock.advance(1) // ids sort by the millisecond
+    const node = await givenNode(db)
+    const images = one === undefined ? [] : [{ reference: 'python:latest', digest: one, sizeBytes: 1 }]
+    await db.nodes.heartbeat(node, { ...standing(), images })
+    nodes.push(node)
+  }
+  const [first, , third, without] = nodes as [NodeId, NodeId, NodeId, NodeId]
+  const name = 'docker.io/library/python:latest'
+  const wanted: ImageWanted = {
+    text: 'python',
+    reference: name,
+    digest: null,
+    base: { key: 'python:latest', digest: null },
+  }
+  const meaning = async (node: NodeId) => (await db.builds.resolve(tenantId, node, [wanted]))[0]?.digest
+  expect([await meaning(without), await meaning(third)]).toEqual([digests[0], digests[2]])
+  await db.nodes.update(first, { state: 'draining' })
+  expect(await meaning(without)).toBe(digests[0])
+  await query(postgres.url, `UPDATE nodes SET state = 'lost' WHERE id = $1`, [first])
+  expect(await meaning(without)).toBe(digests[1])
+  const held = image()
+  await db.images.add({
+    owner: PUBLIC_OWNER,
+    nodeId: without,
+    by: 'key',
+    images: [{ image: held, references: [name] }],
+  })
+  expect(await meaning(third)).toBe(held.digest)
 })

@@ -194,7 +194,10 @@ const readNodes: Statement = {
          WHERE b.tenant_id = $1 AND n.state IN ('ready', 'draining') GROUP BY b.node_id ORDER BY max(b.id) DESC LIMIT 100`,
 }
 
-// $1 tenant, $2 node, then what of each is wanted. A base image is what its node has of that name.
+// $1 tenant, $2 node, then what of each is wanted. A base image is what its node has of that name; what a name means that it
+// does not have, no node can change that was registered after one that has it: ids sort by creation. One that was taken over
+// would have its content used elsewhere by claiming a name. A node that is drained is asked too: what a name means must not
+// fall to a later one for as long as that takes.
 const resolveOnNode: Statement = {
   name: 'resolve_on_node',
   text: `SELECT d.digest, coalesce(d.digest = ANY(n.image_names), false) AS held,
@@ -204,8 +207,8 @@ const resolveOnNode: Statement = {
     LEFT JOIN nodes n ON n.id = $2 CROSS JOIN LATERAL (
       SELECT coalesce(${imageDigest('$1', 'w.reference', 'w.digest')}, w.base_digest, (
         SELECT i.digest FROM nodes o CROSS JOIN jsonb_to_recordset(o.images) AS i(reference text, digest text)
-        WHERE i.reference = w.base_key AND (o.id = $2 OR o.state = 'ready')
-        ORDER BY o.id = $2 DESC, i.digest LIMIT 1)) AS digest) d
+        WHERE i.reference = w.base_key AND (o.id = $2 OR o.state IN ('ready', 'draining'))
+        ORDER BY o.id = $2 DESC, o.id, i.digest LIMIT 1)) AS digest) d
     ORDER BY w.number`,
 }
 

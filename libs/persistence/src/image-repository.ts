@@ -89,12 +89,18 @@ export interface RegistryLogins {
   delete(owner: ImageOwner, registry: string): Promise<void>
 }
 
+/** What is installed in an image, as a node told it. */
+export interface ToldContents {
+  readonly packed: Uint8Array
+  readonly nodeId: NodeId
+}
+
 /** What is installed in images: a cache, of nobody's; who calls has made sure who may see the image. */
 export interface KnownContents {
   /** @param format of what was packed; what another one was put with is not there */
-  get(digest: string, format: number): Promise<Uint8Array | undefined>
-  /** Keeps it unless it is large; the oldest go. */
-  put(digest: string, format: number, packed: Uint8Array): Promise<void>
+  get(digest: string, format: number): Promise<ToldContents | undefined>
+  /** Keeps it unless it is large, or its node is no more; the oldest go, and all that a node told when it is removed. */
+  put(digest: string, format: number, told: ToldContents): Promise<void>
 }
 
 export interface Images {
@@ -102,7 +108,7 @@ export interface Images {
   list(scope: ImageScope, filter: ImageFilter, page: PageRequest): Promise<PageOf<ImageRecord>>
   /** `held` is null for a base image: its nodes know. @throws image_not_found */
   get(scope: ImageScope, wanted: ImageWanted): Promise<{ readonly image: ImageRecord; readonly held: HeldImage | null }>
-  /** Base images on ready and draining nodes, by reference. */
+  /** Base images on ready and draining nodes, by reference; of one that nodes differ on, the oldest node's first. */
   base(): Promise<readonly BaseImage[]>
   /**
    * Makes images the owner's, and names lead to them, all or none. What is there already stays.

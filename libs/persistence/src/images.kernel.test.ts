@@ -440,6 +440,25 @@ describe('nodes', () => {
     expect(await db.images.base()).toEqual([{ ...debian, ready: true }])
   })
 
+  test('of a base image that nodes differ on the oldest node’s is told first, drained or not', async () => {
+    const [first, last] = [`sha256:${'f'.repeat(64)}`, `sha256:${'0'.repeat(64)}`]
+    const holding = async (...digests: readonly string[]) => {
+      clock.advance(1) // ids sort by the millisecond
+      const node = await givenNode(db)
+      const images = digests.map((one) => ({ reference: 'python:latest', digest: one, sizeBytes: 1 }))
+      await db.nodes.heartbeat(node, { ...standing(), images })
+      return node
+    }
+    const told = async () => (await db.images.base()).map(({ digest: one, ready }) => `${one.slice(7, 8)} ${ready}`)
+    const oldest = await holding(first)
+    await holding(last, first)
+    expect(await told()).toEqual(['f true', '0 true'])
+    await db.nodes.update(oldest, { state: 'draining' })
+    expect(await told()).toEqual(['f true', '0 true'])
+    await db.nodes.delete(oldest)
+    expect(await told()).toEqual(['0 true', 'f true'])
+  })
+
   test('a base image by its name runs where it is; by its digest it is brought, from a draining node too', async () => {
     const tenant = await givenTenant(db)
     const [full, without] = [await givenNode(db, { sandboxes: 1 }), await givenNode(db)]
@@ -477,28 +496,47 @@ describe('what is installed in images', () => {
 
   test('is kept by digest and format, unless it is large', async () => {
     const { contents } = db.images
-    const [one, large] = [digest(), digest()]
-    await contents.put(one, 1, packed)
-    await contents.put(one, 1, packed)
-    await contents.put(large, 1, Buffer.alloc(512 * 1024 + 1))
-    expect(await contents.get(one, 1)).toEqual(packed)
+    const nodeId = await givenNode(db)
+    const [one, large, told] = [digest(), digest(), { packed, nodeId }]
+    await contents.put(one, 1, told)
+    await contents.put(one, 1, told)
+    await contents.put(large, 1, { packed: Buffer.alloc(512 * 1024 + 1), nodeId })
+    expect(await contents.get(one, 1)).toEqual(told)
     expect([await contents.get(one, 2), await contents.get(large, 1)]).toEqual([undefined, undefined])
   })
 
   test('of the oldest images goes when there are many', async () => {
     const { contents } = db.images
-    const old = digest()
-    await contents.put(old, 1, packed)
+    const [old, told] = [digest(), { packed, nodeId: await givenNode(db) }]
+    await contents.put(old, 1, told)
     clock.advance(1000)
     await query(
       postgres.url,
-      `INSERT INTO image_contents SELECT 'sha256:e' || lpad(to_hex(n), 63, '0'), 1, 'x', $1 FROM generate_series(1, 4095) n`,
-      [clock.now()],
+      `INSERT INTO image_contents (digest, format, packed, read_at, node_id)
+       SELECT 'sha256:e' || lpad(to_hex(n), 63, '0'), 1, 'x', $1, $2 FROM generate_series(1, 4095) n`,
+      [clock.now(), told.nodeId],
     )
-    expect(await contents.get(old, 1)).toEqual(packed)
-    await contents.put(digest(), 1, packed)
+    expect(await contents.get(old, 1)).toEqual(told)
+    await contents.put(digest(), 1, told)
     expect(await contents.get(old, 1)).toBeUndefined()
     expect(await query(postgres.url, 'SELECT count(*)::integer AS rows FROM image_contents')).toEqual([{ rows: 4096 }])
+  })
+
+  test('is forgotten with the node that told it, which then tells nothing more', async () => {
+    const { contents } = db.images
+    const [gone, stays] = [await givenNode(db), await givenNode(db)]
+    const [one, other, again] = [digest(), digest(), digest()]
+    await contents.put(one, 1, { packed, nodeId: gone })
+    await contents.put(other, 1, { packed, nodeId: stays })
+    // Read anew: who told it last is who told it.
+    await contents.put(again, 1, { packed, nodeId: gone })
+    await contents.put(again, 1, { packed, nodeId: stays })
+    await db.nodes.delete(gone)
+    expect([await db.nodes.exists(gone), await db.nodes.exists(stays)]).toEqual([false, true])
+    await contents.put(one, 1, { packed, nodeId: gone })
+    expect(await contents.get(one, 1)).toBeUndefined()
+    expect(await contents.get(other, 1)).toEqual({ packed, nodeId: stays })
+    expect(await contents.get(again, 1)).toEqual({ packed, nodeId: stays })
   })
 })
 

@@ -296,12 +296,13 @@ const readOrigin: Statement = {
          ORDER BY i.owner = '${PUBLIC_OWNER}' LIMIT 1`,
 }
 
+// Of one name the claim of the node that was registered first comes first; see `resolveOnNode`.
 const readBase: Statement = {
   name: 'base_images',
   text: `SELECT i.reference, i.digest, max(i."sizeBytes") AS "sizeBytes", bool_or(n.state = 'ready') AS ready
          FROM nodes n, jsonb_to_recordset(n.images) AS i(reference text, digest text, "sizeBytes" bigint)
          WHERE n.state IN ('ready', 'draining') AND i.reference IS NOT NULL GROUP BY i.reference, i.digest
-         ORDER BY i.reference, i.digest`,
+         ORDER BY i.reference, min(n.id), i.digest`,
 }
 
 const readOrphans: Statement = {

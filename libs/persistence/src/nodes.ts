@@ -96,6 +96,11 @@ const findByToken: Statement = {
   text: 'SELECT id, name, state FROM nodes WHERE token_hash = $1',
 }
 
+const findNode: Statement = {
+  name: 'node_exists',
+  text: 'SELECT FROM nodes WHERE id = $1',
+}
+
 const rotateToken: Statement = {
   name: 'rotate_node_token',
   text: 'UPDATE nodes SET token_hash = $2 WHERE id = $1',
@@ -290,6 +295,7 @@ export const openNodes = (store: Store): Nodes => ({
     return row
   },
   get: (id) => get(store, id),
+  exists: async (id) => (await store.rows(findNode, [id])).length > 0,
   list: (page) => list(store, page),
   update: (id, change) => update(store, id, change),
   rotateToken: async (id, hash) => {

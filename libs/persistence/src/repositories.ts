@@ -169,6 +169,8 @@ export interface Nodes {
   ): Promise<{ readonly id: NodeId; readonly name: string; readonly state: NodeState } | undefined>
   /** @throws node_not_found */
   get(id: NodeId): Promise<Node>
+  /** Whether there is such a node, lost or not. */
+  exists(id: NodeId): Promise<boolean>
   list(page: PageRequest): Promise<PageOf<Node>>
   /** @throws node_not_found, wrong_state (of a pending or lost node) */
   update(id: NodeId, change: { readonly state: 'ready' | 'draining' }): Promise<Node>

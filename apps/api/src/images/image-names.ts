@@ -8,7 +8,7 @@ import { Inject, Injectable } from '@nestjs/common'
 import type { OperatorPrincipal, TenantPrincipal } from '../http/auth.js'
 import { Recent } from '../recent.js'
 import { CLOCK, type Clock, DATABASE, type Database } from '../tokens.js'
-import { baseScope, wantedOf } from './names.plan.js'
+import { baseScope, wantedOf, wellNamed } from './names.plan.js'
 
 /** How long an answer is used again, in milliseconds: every job asks. */
 const FRESH_MS = 2000
@@ -78,7 +78,7 @@ export class ImageNames {
   }
 
   private base(): Promise<readonly BaseImage[]> {
-    return this.recent.get(BASE, () => this.database.images.base())
+    return this.recent.get(BASE, async () => wellNamed(await this.database.images.base()))
   }
 }
 

@@ -1,6 +1,6 @@
 // image-nodes.ts: what nodes do with images when they are asked. What a caller leaves is kept by the node in a way that
 // nobody sees.
-import { HeldImage, ImageContents, ImageStep, type NodeId } from '@berth/contracts'
+import { Fault, HeldImage, ImageContents, ImageStep, type NodeId } from '@berth/contracts'
 import type { NodeAnswer } from '@berth/node-rpc'
 import { Injectable } from '@nestjs/common'
 import { type CallFor, NodeCalls, type NodeRequest } from '../streams/node-calls.js'
@@ -22,9 +22,13 @@ export class ImageNodes {
     return this.nodes.values(call, nodeId, 'images', request, ImageStep, isLastStep)
   }
 
-  /** An image as the node holds it. @throws image_not_found and as `call` */
-  held(call: CallFor, nodeId: NodeId, digest: string): Promise<HeldImage> {
-    return this.nodes.json(call, nodeId, 'images', { method: 'GET', rest: [digest] }, HeldImage)
+  /** An image as the node holds it. @throws image_not_found and as `call`; Fault where the node tells of another one */
+  async held(call: CallFor, nodeId: NodeId, digest: string): Promise<HeldImage> {
+    const held = await this.nodes.json(call, nodeId, 'images', { method: 'GET', rest: [digest] }, HeldImage)
+    // It may be given a name by what is told: no node is to put another image under it.
+    if (held.digest !== digest)
+      throw new Fault(`read image ${digest} of node ${nodeId}`, { cause: `it is ${held.digest}` })
+    return held
   }
 
   /** What is installed in an image. @throws image_not_found, scan_unavailable and as `call` */

@@ -1,6 +1,6 @@
 import { InvalidRequest } from '@berth/contracts'
 import { describe, expect, test } from '@jest/globals'
-import { baseScope, nameFilter, nameOf, namesOf, shortName, wantedOf } from './names.plan.js'
+import { baseScope, nameFilter, nameOf, namesOf, shortName, wantedOf, wellNamed } from './names.plan.js'
 
 const [a, b] = [`sha256:${'a'.repeat(64)}`, `sha256:${'b'.repeat(64)}`]
 const base = [
@@ -66,6 +66,29 @@ describe('what is looked for', () => {
   test('base images are told by digest, with all their names', () => {
     const references = ['docker.io/library/python:latest', 'registry.local:5000/team/app:1']
     expect(baseScope(base)).toEqual([{ digest: a, references, sizeBytes: 4 }])
+  })
+
+  test('a base image that nodes differ on is what is told first', () => {
+    const name = 'docker.io/library/python:latest'
+    const later = { reference: 'python:latest', digest: b, sizeBytes: 5, ready: true }
+    expect(baseScope([...base.slice(0, 1), later])).toEqual([
+      { digest: a, references: [name], sizeBytes: 3 },
+      { digest: b, references: [], sizeBytes: 5 },
+    ])
+    expect(baseScope([later, ...base.slice(0, 1)]).find(({ digest }) => digest === b)?.references).toEqual([name])
+  })
+
+  test.each([
+    ['python:latest', true],
+    ['ghcr.io/team/app:1', true],
+    ['python', false],
+    ['docker.io/library/python:latest', false],
+    ['library/python:latest', false],
+    ['DOCKER.io/python:latest', false],
+    ['no name', false],
+  ])('a base image is named as agents name it: %s: %s', (reference, counts) => {
+    const one = { reference, digest: a, sizeBytes: 1, ready: true }
+    expect(wellNamed([one])).toEqual(counts ? [one] : [])
   })
 })
 

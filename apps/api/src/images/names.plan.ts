@@ -42,14 +42,22 @@ export const namesOf = (texts: readonly string[]): readonly string[] =>
     }
   })
 
-/** Base images by digest, with their names in full. */
+/**
+ * What counts of the names that nodes say they have: those that are written as agents write them. Else a node could have a
+ * name that others have by writing it in another way.
+ */
+export const wellNamed = (base: readonly BaseImage[]): readonly BaseImage[] =>
+  base.filter(({ reference }) => namesOf([reference]).some((full) => shortName(full) === reference))
+
+/** Base images by digest, with their names in full. @param base of those that share a name the first one has it */
 export function baseScope(base: readonly BaseImage[]): ImageScope['base'] {
   const digests = [...new Set(base.map(({ digest }) => digest))]
+  const has = new Map([...base].reverse().map(({ reference, digest }) => [reference, digest]))
   return digests.map((digest) => {
     const same = base.filter((one) => one.digest === digest)
     return {
       digest,
-      references: namesOf(same.map(({ reference }) => reference)),
+      references: namesOf(same.map(({ reference }) => reference).filter((name) => has.get(name) === digest)),
       sizeBytes: Math.max(...same.map(({ sizeBytes }) => sizeBytes)),
     }
   })

@@ -1,5 +1,6 @@
 import { gunzipSync, gzipSync } from 'node:zlib'
 import type { ImageContents, ImagePolicy, PolicyVerdict } from '@berth/contracts'
+import type { ToldContents } from '@berth/persistence'
 import { expect, test } from '@jest/globals'
 import { readConfig } from '../config.js'
 import type { ImageNodes } from '../images/image-nodes.js'
@@ -13,13 +14,13 @@ const env = { DATABASE_URL: 'postgresql://h/d', REDIS_URL: 'redis://h' }
 
 /** Scans where one node holds every image but `sha256:lost`; `read` are the images that it was asked for. */
 function scans(more: Partial<ImageContents> = {}, given: Record<string, string> = {}) {
-  const [read, kept] = [[] as string[], new Map<string, Uint8Array>()]
+  const [read, kept] = [[] as string[], new Map<string, ToldContents>()]
   const database = {
     images: {
       holder: async ([digest]: readonly string[]) => (digest === 'sha256:lost' ? undefined : 'nod_1'),
       contents: {
         get: async (digest: string) => kept.get(digest),
-        put: async (digest: string, _: number, packed: Uint8Array) => void kept.set(digest, packed),
+        put: async (digest: string, _: number, told: ToldContents) => void kept.set(digest, told),
       },
     },
   }
@@ -34,19 +35,19 @@ function scans(more: Partial<ImageContents> = {}, given: Record<string, string> 
   const made = new ImageScans(database as unknown as Database, config, nodes as unknown as ImageNodes, log)
   return { made, read, kept }
 }
-const unpacked = (packed: Uint8Array): ImageContents => JSON.parse(gunzipSync(packed).toString())
+const unpacked = ({ packed }: ToldContents): ImageContents => JSON.parse(gunzipSync(packed).toString())
 
 test('an image is read once, by all who ask at once and afterwards', async () => {
   const { made, read } = scans()
-  const [one, other] = await Promise.all([made.packed('sha256:a'), made.packed('sha256:a')])
+  const [one, other] = await Promise.all([made.told('sha256:a'), made.told('sha256:a')])
   expect(unpacked(one)).toEqual(contents)
-  expect(await made.packed('sha256:a')).toEqual(other)
+  expect(await made.told('sha256:a')).toEqual(other)
   expect(read).toEqual(['sha256:a'])
 })
 
 test('one that no node has is said to be that, and looked for again', async () => {
   const { made } = scans()
-  for (const _ of [1, 2]) await expect(made.packed('sha256:lost')).rejects.toMatchObject({ code: 'no_capacity' })
+  for (const _ of [1, 2]) await expect(made.told('sha256:lost')).rejects.toMatchObject({ code: 'no_capacity' })
 })
 
 test('of one of which there is too much to tell nothing is told but that', async () => {
@@ -55,7 +56,7 @@ test('of one of which there is too much to tell nothing is told but that', async
   const one = { type: 'npm', version: '1', architecture: null, source: null, license: null, path: 'p' } as const
   const packages = Array.from({ length: 20_000 }, () => ({ ...one, name: name(), layer: `sha256:${name()}` }))
   const { made, kept } = scans({ packages })
-  const told = unpacked(await made.packed('sha256:a'))
+  const told = unpacked(await made.told('sha256:a'))
   expect(told).toMatchObject({ packages: [], complete: false, warnings: [expect.stringMatching(/^left out: all/)] })
   expect(kept.size).toBe(1)
 })
@@ -65,13 +66,13 @@ test('what came is read ahead only where there is something to judge it by', asy
   idle.made.soon(['sha256:a'])
   const busy = scans({}, { BERTH_VULNERABILITIES: '/srv/osv' })
   busy.made.soon(['sha256:a', 'sha256:lost', 'sha256:b'])
-  await busy.made.packed('sha256:b')
-  await expect(busy.made.packed('sha256:lost')).rejects.toThrow()
+  await busy.made.told('sha256:b')
+  await expect(busy.made.told('sha256:lost')).rejects.toThrow()
   await new Promise(setImmediate)
   expect([idle.read, busy.read.sort()]).toEqual([[], ['sha256:a', 'sha256:b']])
 })
 
-test('a verdict is kept for image, policy and database, and a failure is not', async () => {
+test('a verdict is kept for image, policy and database while its node is one, and a failure is not', async () => {
   const asked: string[] = []
   let version = '1'
   let isBroken = false
@@ -84,8 +85,16 @@ test('a verdict is kept for image, policy and database, and a failure is not', a
       return { database: { version }, answer }
     },
   }
-  const packed = async () => gzipSync('{}')
-  const verdicts = new ImageVerdicts({ packed } as unknown as ImageScans, known as unknown as KnownVulnerabilities)
+  let by = 'nod_1'
+  const told = async () => ({ packed: gzipSync('{}'), nodeId: by })
+  let now = new Date(0)
+  const nodes = { exists: async (id: string) => id === by }
+  const verdicts = new ImageVerdicts(
+    { nodes } as unknown as Database,
+    { now: () => now },
+    { told } as unknown as ImageScans,
+    known as unknown as KnownVulnerabilities,
+  )
   const policy: ImagePolicy = { mode: 'refuse', severity: 'high', fixableOnly: false, exempt: [] }
   const [first, second] = await Promise.all([verdicts.of('a', policy), verdicts.of('a', { ...policy })])
   expect([first.isNew, second.isNew, asked]).toEqual([true, false, ['a 1']])
@@ -93,6 +102,14 @@ test('a verdict is kept for image, policy and database, and a failure is not', a
   version = '2'
   await verdicts.of('a', policy)
   expect(asked).toEqual(['a 1', 'a 1', 'a 2'])
+  // The node is removed, and another one tells what is in the image; it is seen after two seconds.
+  by = 'nod_2'
+  now = new Date(2000)
+  expect((await Promise.all([verdicts.of('a', policy), verdicts.of('a', policy)])).map(({ isNew }) => isNew)).toEqual([
+    ...[true, false],
+  ])
+  expect(asked).toEqual(['a 1', 'a 1', 'a 2', 'a 2'])
+  expect(await verdicts.of('a', policy)).toMatchObject({ isNew: false })
   isBroken = true
   await expect(verdicts.of('b', policy)).rejects.toThrow('broken')
   isBroken = false

@@ -3,6 +3,7 @@
 import { promisify } from 'node:util'
 import { gzip } from 'node:zlib'
 import { Failure, type ImageContents, KiB } from '@berth/contracts'
+import type { ToldContents } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import type { Config } from '../config.js'
 import { ImageNodes } from '../images/image-nodes.js'
@@ -19,7 +20,7 @@ const MAX_WAITING = 200
 
 @Injectable()
 export class ImageScans {
-  private readonly reading = new Map<string, Promise<Uint8Array>>()
+  private readonly reading = new Map<string, Promise<ToldContents>>()
   private readonly waiting = new Set<string>()
   private isWorking = false
 
@@ -32,15 +33,15 @@ export class ImageScans {
 
   /**
    * Who asks for the same image at once gets the same answer; it goes on when they go.
-   * @returns ImageContents as gzipped JSON
+   * @returns ImageContents as gzipped JSON, and which node told it
    * @throws no_capacity where no node that is ready holds it; scan_unavailable, node_unreachable
    */
-  packed(digest: string): Promise<Uint8Array> {
+  told(digest: string): Promise<ToldContents> {
     const known = this.reading.get(digest)
     if (known) return known
-    const packed = this.find(digest).finally(() => this.reading.delete(digest))
-    this.reading.set(digest, packed)
-    return packed
+    const told = this.find(digest).finally(() => this.reading.delete(digest))
+    this.reading.set(digest, told)
+    return told
   }
 
   /** Reads images that came, one after the other, so that nobody waits for it later: where they will be judged. */
@@ -56,12 +57,12 @@ export class ImageScans {
     for (const digest of this.waiting) {
       this.waiting.delete(digest)
       // It is read when it is asked for, then.
-      await this.packed(digest).catch((err: unknown) => this.log.warn({ err, digest }, 'image.not_scanned'))
+      await this.told(digest).catch((err: unknown) => this.log.warn({ err, digest }, 'image.not_scanned'))
     }
     this.isWorking = false
   }
 
-  private async find(digest: string): Promise<Uint8Array> {
+  private async find(digest: string): Promise<ToldContents> {
     const kept = await this.database.images.contents.get(digest, FORMAT)
     if (kept) return kept
     const nodeId = await this.database.images.holder([digest])
@@ -69,8 +70,9 @@ export class ImageScans {
       throw new Failure('no_capacity', `no node that is ready holds image ${digest}, which has to be read first`)
     const signal = AbortSignal.timeout(LONGEST_MS)
     const packed = await packedOf(await this.nodes.contents({ principal: undefined, signal }, nodeId, digest))
-    await this.database.images.contents.put(digest, FORMAT, packed)
-    return packed
+    const told = { packed, nodeId }
+    await this.database.images.contents.put(digest, FORMAT, told)
+    return told
   }
 }
 

@@ -1,51 +1,79 @@
 // image-verdicts.ts: what a policy says of an image. A verdict depends on nothing but the image, the policy and what is
-// known, so it is kept until one of them changes.
-import { Failure, type ImagePolicy, type PolicyVerdict } from '@berth/contracts'
-import { Injectable } from '@nestjs/common'
+// known, so it is kept until one of them changes, or the node that told what is in the image is removed.
+import { Failure, type ImagePolicy, type NodeId, type PolicyVerdict } from '@berth/contracts'
+import { Inject, Injectable } from '@nestjs/common'
+import { Recent } from '../recent.js'
+import { CLOCK, type Clock, DATABASE, type Database } from '../tokens.js'
 import { ImageScans } from './image-scans.js'
 import { KnownVulnerabilities } from './known-vulnerabilities.js'
 
 const MAX_VERDICTS = 10_000
 /** How long a request waits for an image to be read. */
 const PATIENCE_MS = 60_000
+/** How long it counts that a node was there, in milliseconds, and of how many. */
+const THERE_MS = 2000
+const MAX_NODES = 10_000
 
 export interface Verdict extends PolicyVerdict {
   /** Whether this is the first answer of it. */
   readonly isNew: boolean
 }
 
+interface Judged {
+  readonly verdict: PolicyVerdict
+  /** Which node told what is in the image. */
+  readonly by: NodeId
+}
+
 @Injectable()
 export class ImageVerdicts {
   /** Those on their way too: who asks for the same at once gets the same. */
-  private readonly kept = new Map<string, Promise<PolicyVerdict>>()
+  private readonly kept = new Map<string, Promise<Judged>>()
+  private readonly nodes: Recent<boolean>
 
   constructor(
+    @Inject(DATABASE) private readonly database: Database,
+    @Inject(CLOCK) clock: Clock,
     private readonly scans: ImageScans,
     private readonly known: KnownVulnerabilities,
-  ) {}
+  ) {
+    this.nodes = new Recent({ clock, forMs: THERE_MS, atMost: MAX_NODES })
+  }
 
   /** @throws scan_unavailable without a database, or when reading the image takes long; no_capacity, node_unreachable */
   async of(digest: string, policy: ImagePolicy): Promise<Verdict> {
     const { version } = await this.known.database()
     const key = JSON.stringify([digest, version, policy])
     const before = this.kept.get(key)
-    const verdict = before ?? this.keep(key, this.judge(digest, version, policy))
-    return { ...(await patiently(verdict, digest)), isNew: before === undefined }
+    const kept = before && (await patiently(before, digest))
+    if (kept && (await this.isThere(kept.by))) return { ...kept.verdict, isNew: false }
+    // Whoever else found the same may have asked anew meanwhile.
+    if (this.kept.get(key) === before) this.kept.delete(key)
+    const asked = this.kept.get(key)
+    const { verdict } = await patiently(asked ?? this.keep(key, this.judge(digest, policy)), digest)
+    return { ...verdict, isNew: asked === undefined }
   }
 
-  private async judge(digest: string, version: string, policy: ImagePolicy): Promise<PolicyVerdict> {
-    const packed = await this.scans.packed(digest)
-    const { database, answer } = await this.known.ask('verdict', { digest, packed, policy })
-    // What is known may have become more meanwhile; then this is no answer to keep.
-    return database.version === version ? answer : this.of(digest, policy)
+  private isThere(node: NodeId): Promise<boolean> {
+    return this.nodes.get(node, () => this.database.nodes.exists(node))
   }
 
-  private keep(key: string, verdict: Promise<PolicyVerdict>): Promise<PolicyVerdict> {
+  private async judge(digest: string, policy: ImagePolicy): Promise<Judged> {
+    for (;;) {
+      const { version } = await this.known.database()
+      const { packed, nodeId } = await this.scans.told(digest)
+      const { database, answer } = await this.known.ask('verdict', { digest, packed, policy })
+      // What is known may have become more meanwhile; then this is no answer to keep.
+      if (database.version === version) return { verdict: answer, by: nodeId }
+    }
+  }
+
+  private keep(key: string, judged: Promise<Judged>): Promise<Judged> {
     const [oldest] = this.kept.size >= MAX_VERDICTS ? this.kept.keys() : []
     if (oldest !== undefined) this.kept.delete(oldest)
-    this.kept.set(key, verdict)
-    verdict.catch(() => this.kept.get(key) === verdict && this.kept.delete(key))
-    return verdict
+    this.kept.set(key, judged)
+    judged.catch(() => this.kept.get(key) === judged && this.kept.delete(key))
+    return judged
   }
 }
 

@@ -55,7 +55,8 @@ export class ScansService {
   }
 
   private async about(digest: string) {
-    return { digest, packed: await this.scans.packed(digest) }
+    const { packed } = await this.scans.told(digest)
+    return { digest, packed }
   }
 
   private async inTurn<T>({ principal, signal }: ImagesCall, work: () => Promise<T>): Promise<T> {
