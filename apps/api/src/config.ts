@@ -103,7 +103,7 @@ const Environment = z.object({
     .describe('Names of seccomp profiles that sandboxes may choose, by commas. Default: default,strict'),
   BERTH_SANDBOX_NEW_PRIVILEGES: flag
     .default(false)
-    .describe('Whether sandboxes may ask for noNewPrivileges: false (setuid programs work then)'),
+    .describe('Whether sandboxes may ask for noNewPrivileges: false (setuid programs work then), and builds have it'),
   BERTH_SANDBOX_CPUSET: flag.default(true).describe('Whether sandboxes may choose the CPUs that they run on'),
   BERTH_SANDBOX_MAX_OOM_SCORE: z.coerce
     .number()

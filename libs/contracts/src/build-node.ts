@@ -105,6 +105,7 @@ export const NodeBuild = z.object({
     .describe('Commands have loopback only, by either: a node gives sandboxes no other network yet'),
   platform: Platform.optional().describe("Default: the node's own; any other is refused"),
   limits: BuildLimits,
+  newPrivileges: z.boolean().default(false).describe('Whether set-user-id programs work in its commands'),
   runTimeoutMs: z
     .number()
     .int()

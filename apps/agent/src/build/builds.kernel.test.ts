@@ -143,6 +143,17 @@ describe('a command', () => {
     expect(quota.failed.code).toBe('quota_exceeded')
   })
 
+  test('gains nothing by a set-user-id program, unless that is allowed', async () => {
+    const dockerfile = [
+      'FROM busybox',
+      'RUN cp /bin/busybox /su && chmod 4755 /su && echo root::0:0:root:/:/bin/sh > /etc/passwd',
+      'USER 1000',
+      'RUN /su -c "id -u"',
+    ]
+    expect((await build(dockerfile)).output).toMatch(/must be suid/)
+    expect((await build(dockerfile, { newPrivileges: true })).output).toBe('0\n')
+  })
+
   test('of two stages run at the same time, but no more than may', async () => {
     const meet = (own: string, other: string) =>
       `RUN --mount=type=cache,target=/c touch /c/${own}; while [ ! -e /c/${other} ]; do sleep 0.02; done`

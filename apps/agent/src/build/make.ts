@@ -182,6 +182,7 @@ export class Maker {
         ids: build.ids,
         number: this.#commands++,
         limits: build.limits,
+        newPrivileges: build.newPrivileges,
         timeoutMs: build.runTimeoutMs,
         layers: await root.directories(),
         argv: op.argv,

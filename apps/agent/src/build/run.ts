@@ -55,6 +55,7 @@ export interface Command {
   /** A number that no other command of the build has. */
   readonly number: number
   readonly limits: BuildLimits
+  readonly newPrivileges: boolean
   readonly timeoutMs: number
   /** Directories of the layers that it runs on, topmost first. */
   readonly layers: readonly string[]
@@ -121,7 +122,7 @@ export async function runCommand(
 async function ranToItsEnd<T>(parts: CommandParts, command: Command, named: Named, before: () => T): Promise<T> {
   const { shop, starts, log } = parts
   const { ids, layers, attachments, signal } = command
-  const { shape, openFiles } = buildShape(command.limits, command.tmpfs, shop.abilities)
+  const { shape, openFiles } = buildShape(command, shop.abilities)
   const spawn = requestOf(command, openFiles)
   const wanted = { ...named, ids, shape, image: { layers }, hostname: HOSTNAME, attachments, signal }
   try {
@@ -148,12 +149,13 @@ async function ranToItsEnd<T>(parts: CommandParts, command: Command, named: Name
 }
 
 function requestOf(command: Command, openFiles: number): SpawnRequest {
-  const { argv, env, workingDir, timeoutMs, user, layers, ids } = command
+  const { argv, env, workingDir, timeoutMs, newPrivileges, user, layers, ids } = command
   const problem = argumentsProblem(argv, env)
   if (problem) throw failed(problem.message, null)
   try {
     const who = identify(user, readAccounts(layers), ids.count)
-    return buildRequest({ command: argv, env, workingDir, who, hostname: HOSTNAME, openFiles, timeoutMs })
+    const process = { command: argv, env, workingDir, who, hostname: HOSTNAME, openFiles, timeoutMs, newPrivileges }
+    return buildRequest(process)
   } catch (error) {
     throw error instanceof UserNotFound ? failed(error.message, null) : error
   }

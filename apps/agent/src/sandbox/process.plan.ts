@@ -145,6 +145,7 @@ export function buildRequest(of: {
   readonly who: Identity
   readonly hostname: string
   readonly openFiles: number
+  readonly newPrivileges: boolean
   readonly timeoutMs: number
 }): SpawnRequest {
   return processRequest({
@@ -154,7 +155,7 @@ export function buildRequest(of: {
     who: of.who,
     confinement: {
       capabilities: capabilityMask(defaultCapabilities),
-      noNewPrivileges: true,
+      noNewPrivileges: !of.newPrivileges,
       limits: [limit('nofile', of.openFiles, of.openFiles), limit('core', 0, 0)],
       oomScoreAdj: 0,
     },

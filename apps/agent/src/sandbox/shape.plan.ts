@@ -37,15 +37,16 @@ const BUILD_SHM_BYTES = 64 * MiB
 
 /** A command of a build, and how many files it may have open on this node. */
 export function buildShape(
-  limits: BuildLimits,
-  tmpfs: SandboxSpec['tmpfs'],
+  of: { readonly limits: BuildLimits; readonly tmpfs: SandboxSpec['tmpfs']; readonly newPrivileges: boolean },
   { hardLimits, raisesLimits }: Abilities,
 ): { readonly shape: Shape; readonly openFiles: number } {
+  const { limits, tmpfs, newPrivileges } = of
   const inherited = hardLimits.nofile ?? BUILD_OPEN_FILES
   const openFiles = raisesLimits ? BUILD_OPEN_FILES : Math.min(BUILD_OPEN_FILES, inherited)
   const shape: Shape = {
     limits: { ...limits, shmBytes: BUILD_SHM_BYTES },
     tmpfs,
+    noNewPrivileges: !newPrivileges,
     raisedLimits: openFiles > inherited ? [{ type: 'RLIMIT_NOFILE', hard: openFiles }] : [],
     diskBytes: limits.diskBytes,
     seccompProfile: 'default',

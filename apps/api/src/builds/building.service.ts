@@ -120,6 +120,7 @@ export class BuildingService {
     return {
       ...{ tenantId: build.tenantId, ids, tenantLimits, dockerfile, dockerfileText, target, args, labels, secrets },
       ...{ noCache, network, ...(platform !== null && { platform }), limits, runTimeoutMs: timeoutMs },
+      newPrivileges: this.config.BERTH_SANDBOX_NEW_PRIVILEGES,
       parallel: build.parallel,
       maxBytes: Math.max(0, limit - used),
       maxContextBytes: Math.min(limits.diskBytes, MAX_CONTEXT_BYTES),
