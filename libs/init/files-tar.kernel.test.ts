@@ -23,7 +23,7 @@ import { run } from '@berth/host'
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals'
 import { exitOf, holdOnly, Sandbox } from './test/agent.js'
 import { files, finish, NOBODY, ok, program, Scratch, start } from './test/files.js'
-import { type Member, tar } from './test/tar.js'
+import { type Member, sparseKinds, sparseTar, tar } from './test/tar.js'
 
 const { ENOENT, EACCES, EEXIST, ENOTDIR, EISDIR, EPERM, EFBIG, ENAMETOOLONG } = constants.errno
 const GiB = 1024 ** 3
@@ -269,8 +269,12 @@ describe('unpack', () => {
     ['a device node', tar([{ name: 'c', type: '3' }]), /a device node/],
     ['a block device', tar([{ name: 'b', type: '4' }]), /a device node/],
     ['an unknown kind', tar([{ name: 'k', type: 'Z' }]), /unknown kind/],
-    ['a sparse file of GNU', tar([{ name: 's', type: 'S' }]), /a sparse file/],
-    ['a sparse file of pax', tar([file('s', 'x', { pax: { 'GNU.sparse.major': '1' } })]), /a sparse file/],
+    ['a sparse file of another tar', tar([{ name: 's', type: 'S' }]), /a sparse file of an unknown kind/],
+    [
+      'a sparse file without a map',
+      tar([file('s', 'x', { pax: { 'GNU.sparse.major': '1' } })]),
+      /a sparse file without/,
+    ],
     ['a global header with a path', tar([{ name: 'g', type: 'g', pax: { path: 'x' } }]), /a global header/],
     ['a pax path that leads out', tar([file('f', 'x', { pax: { path: '../f' } })]), /a name with \.\./],
     ['a pax path with NUL', tar([file('f', 'x', { pax: { path: 'a\0b' } })]), /a name with NUL/],
@@ -358,6 +362,26 @@ describe('unpack', () => {
     const script = `ulimit -f 100; exec ${program} unpack ${at('to')} user - - < ${at('a.tar')}`
     const { exitCode, stderr } = await run(['/bin/sh', '-c', script])
     expect([exitCode, stderr]).toEqual([1, `path ${EFBIG} ${at('to/large')} \n`])
+    expect(visible(at('to'))).toEqual(['small'])
+  })
+
+  test.each(sparseKinds)('files with holes keep them, as GNU tar has them: %s', async (kind) => {
+    mkdirSync(at('from'))
+    await shell(`cd ${at('from')}; truncate -s 1M f; for i in {0..9}; do printf $i >> f; truncate -s +99999 f; done`)
+    await unpack(sparseTar(kind, at('from'), ['f']))
+    expect(readFileSync(at('to/f')).equals(readFileSync(at('from/f')))).toBe(true)
+    expect(lstatSync(at('to/f')).blocks * 512).toBeLessThan(1 << 20)
+    // The name of another program's file is not what it is called.
+    expect(visible(at('to'))).toEqual(['f'])
+  })
+
+  test('one with a hole larger than a file may be leaves nothing', async () => {
+    const pax = { 'GNU.sparse.size': '922337203685477579', 'GNU.sparse.map': '0,0' }
+    mkdirSync(at('to'))
+    writeFileSync(at('a.tar'), tar([file('small'), file('f', '', { pax })]))
+    const script = `ulimit -f 100; exec ${program} unpack ${at('to')} user - - < ${at('a.tar')}`
+    const { exitCode, stderr } = await run(['/bin/sh', '-c', script])
+    expect([exitCode, stderr]).toEqual([1, `path ${EFBIG} ${at('to/f')} \n`])
     expect(visible(at('to'))).toEqual(['small'])
   })
 

@@ -41,6 +41,7 @@ bool of_kernel(int fd);      /* a file system whose files are made up by the ker
 /* ---- io.c ---- */
 size_t take(int fd, void *bytes, size_t n, const char *path);   /* as read(2), but all of it unless the file ends */
 bool give(int fd, const void *bytes, size_t n);  /* all of it; false: errno is set */
+bool leave_hole(int fd, uint64_t n);             /* at the end of a file; false: errno is set, EFBIG for more than it may be */
 void put(const void *bytes, size_t n);           /* to stdout, buffered */
 void flush(void);
 void *grown(void *array, size_t *room, size_t need, size_t size);   /* realloc to hold `need` elements; never NULL */
@@ -113,6 +114,7 @@ enum {
   MAX_EXTENDED = 1 << 20,    /* bytes of a pax header */
   MAX_ATTRIBUTES = 256,      /* of one entry */
   MAX_ABOUT_NEXT = 8,        /* headers about one entry */
+  MAX_FRAGMENTS = 1 << 16,   /* of a sparse file */
   MAX_TRAILING = 1 << 20,    /* bytes after the end marker */
 };
 enum entry_type { ENTRY_FILE, ENTRY_HARD_LINK, ENTRY_SYMLINK, ENTRY_DIRECTORY, ENTRY_FIFO, ENTRY_DEVICE };
@@ -132,18 +134,21 @@ struct entry {
   char *path;                /* relative, no "." or "..", one slash between parts; "" is the directory itself */
   char *link;                /* hard link: as path; symbolic link: any text */
   mode_t mode;               /* 07777 */
-  uint64_t uid, gid, size;
+  uint64_t uid, gid;
+  uint64_t size;             /* of a file, its holes too */
+  uint64_t occupied;         /* what that takes on a disk: of a sparse file the blocks of 4 KiB that hold something */
   struct timespec mtime;
   const struct attribute *attributes;
   size_t nattributes;
 };
 
 /* Reads a tar from `input` (all of n unless stdin ends) to its end marker and to the end of input. For each entry:
- * entry_begin, entry_data until `size` bytes are through (files only), entry_end. */
+ * entry_begin, entry_data and entry_hole until `size` bytes are through (files only), entry_end. */
 void untar(void);
 size_t input(void *bytes, size_t n);
 void entry_begin(const struct entry *e);
 void entry_data(const void *bytes, size_t n);
+void entry_hole(uint64_t n);     /* so many zeros, not all of them in the archive */
 void entry_end(const struct entry *e);
 
 /* ---- layer.c ---- */

@@ -16,6 +16,12 @@ bool give(int fd, const void *bytes, size_t n) {
   return true;
 }
 
+bool leave_hole(int fd, uint64_t n) {
+  off_t end = lseek(fd, (off_t)n, SEEK_CUR);
+  if (end < 0 && (errno == EINVAL || errno == EOVERFLOW)) errno = EFBIG;
+  return end >= 0 && ftruncate(fd, end) == 0;
+}
+
 size_t take(int fd, void *bytes, size_t n, const char *path) {
   size_t taken = 0;
   while (taken < n) {

@@ -1,10 +1,11 @@
 /* layer.c: berth-layer, one image layer from a tar on stdin to a directory that overlayfs takes as a lower one, and back.
  *
- *   berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES [unsynced]
+ *   berth-layer DIRECTORY MAX-BYTES MAX-WITH-HOLES MAX-ENTRIES [unsynced]
  *   berth-layer pack UPPER BASE COUNT MAX-BYTES MAX-ENTRIES [--newest SECONDS] [--without PATH]... [--stub PATH]...
  *                    [--lower LOWER]...
  *
- * DIRECTORY is empty and nobody else's. On success: `ENTRIES BYTES` on stdout, and everything is on disk, unless it is
+ * DIRECTORY is empty and nobody else's. Holes of sparse files stay holes: they are nothing of MAX-BYTES, and whoever reads
+ * them finds no more than MAX-WITH-HOLES, with all else in files. On success: `ENTRIES BYTES` on stdout, and everything is on disk, unless it is
  * `unsynced`. A failure is one line on stderr and an exit code: 3 the layer is refused, 4 no room, 5 more than MAX-BYTES,
  * 1 anything else.
  *
@@ -36,8 +37,8 @@
 enum { FAILED = 1, MISUSED = 2, REFUSED = 3, NO_ROOM = 4, TOO_LARGE = 5 };
 enum { MAX_MEMORY = 512 << 20 };   /* names are all that is kept: of directories, or of those of the largest one */
 
-static const char USAGE[] = "berth-layer DIRECTORY MAX-BYTES MAX-ENTRIES [unsynced] | pack UPPER BASE COUNT MAX-BYTES "
-                            "MAX-ENTRIES [--newest SECONDS] [--without PATH]... [--stub PATH]... [--lower LOWER]...";
+static const char USAGE[] = "berth-layer DIRECTORY MAX-BYTES MAX-WITH-HOLES MAX-ENTRIES [unsynced] | pack UPPER BASE COUNT "
+                            "MAX-BYTES MAX-ENTRIES [--newest SECONDS] [--without PATH]... [--stub PATH]... [--lower LOWER]...";
 static const char WHITEOUT[] = ".wh.", METADATA[] = ".wh..wh.", OPAQUE[] = ".wh..wh..opq";
 
 /* A directory whose time is set in the end: each new entry changes it. */
@@ -45,7 +46,7 @@ struct late { char *path; struct timespec mtime; };
 
 static struct {
   int root;
-  uint64_t max_bytes, bytes, entries, directories;
+  uint64_t max_bytes, bytes, max_with_holes, with_holes, entries, directories;
   struct late *late;
   size_t nlate, late_room;
   /* The directory of the last entry: archives are mostly in order. "" is the root. */
@@ -283,7 +284,10 @@ static void place_hard_link(const struct entry *e) {
 
 static void place_file(const struct entry *e) {
   const char *name;
-  if (e->size > to.max_bytes - to.bytes) too_large(to.shown);
+  if (e->occupied > to.max_bytes - to.bytes) too_large(to.shown);
+  if (e->size > to.max_with_holes - to.with_holes) refuse("the files are too large with their holes");
+  to.bytes += e->occupied;
+  to.with_holes += e->size;
   int dir = clear_way(e->path, &name);
   to.fd = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
   if (to.fd < 0) fail_here();
@@ -327,7 +331,10 @@ void entry_begin(const struct entry *e) {
 void entry_data(const void *bytes, size_t n) {
   if (to.fd < 0) return;     /* of what was left out */
   if (!give(to.fd, bytes, n)) fail_here();
-  to.bytes += n;
+}
+
+void entry_hole(uint64_t n) {
+  if (to.fd >= 0 && !leave_hole(to.fd, n)) fail_here();
 }
 
 void entry_end(const struct entry *e) {
@@ -406,11 +413,12 @@ static int pack_layer(int argc, char **argv) {
 
 static int unpack_layer(int argc, char **argv) {
   char answer[64];
-  bool synced = argc == 4;
-  if (!synced && (argc != 5 || strcmp(argv[4], "unsynced") != 0)) leave(MISUSED, "", USAGE);
+  bool synced = argc == 5;
+  if (!synced && (argc != 6 || strcmp(argv[5], "unsynced") != 0)) leave(MISUSED, "", USAGE);
   limit_memory(MAX_MEMORY);
   to.max_bytes = whole(argv[2]);
-  untar_rules = (struct untar_rules){.as_layer = true, .max_entries = (unsigned long)whole(argv[3])};
+  to.max_with_holes = whole(argv[3]);
+  untar_rules = (struct untar_rules){.as_layer = true, .max_entries = (unsigned long)whole(argv[4])};
   if (chdir(argv[1]) < 0 || chroot(".") < 0) fail_errno(argv[1]);
   to.root = to.dir = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (to.root < 0) fail_errno("/");

@@ -2,13 +2,26 @@
 // out of its directory.
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, lstatSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  ftruncateSync,
+  lstatSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  utimesSync,
+  writeSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { run } from '@berth/host'
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals'
 import { build } from './test/agent.js'
-import { type Member, tar } from './test/tar.js'
+import { type Member, sparseKinds, sparseTar, tar } from './test/tar.js'
 
 // On a disk: a tmpfs before Linux 6.6 knows no attributes of users.
 const scratch = existsSync('/var/tmp') ? '/var/tmp' : tmpdir()
@@ -21,11 +34,16 @@ const at = (...parts: string[]) => join(dir, ...parts)
 
 interface Limits {
   readonly bytes?: number
+  readonly withHoles?: number
   readonly entries?: number
 }
 
-async function unpack(input: Buffer | readonly Member[], { bytes = 1 << 20, entries = 1000 }: Limits = {}) {
-  const child = spawn(join(build, 'berth-layer'), [dir, String(bytes), String(entries)])
+async function unpack(
+  input: Buffer | readonly Member[],
+  { bytes = 1 << 20, withHoles = 1 << 30, entries = 1000 }: Limits = {},
+) {
+  const limits = [bytes, withHoles, entries].map(String)
+  const child = spawn(join(build, 'berth-layer'), [dir, ...limits])
   const said = { out: '', err: '' }
   child.stdout.on('data', (chunk: Buffer) => {
     said.out += chunk.toString()
@@ -155,6 +173,67 @@ describe('a layer', () => {
   })
 })
 
+/** One of pax; a map that is in its content is filled up to whole blocks. */
+const sparse = (records: Readonly<Record<string, string>>, content = ''): Member => ({
+  name: 's',
+  content: records.major === '1' ? content.padEnd(Math.ceil(content.length / 512) * 512, '\0') : content,
+  pax: Object.fromEntries(Object.entries(records).map(([key, value]) => [`GNU.sparse.${key}`, value])),
+})
+
+/** So many pieces of five bytes, each alone in 64 KiB; a hole at the end if it is `open`. @returns its bytes */
+function makeSparse(path: string, pieces: number, open: boolean): Buffer {
+  const fd = openSync(path, 'w')
+  for (let i = 0; i < pieces; i++) writeSync(fd, `p${i}`.padEnd(5, '.'), (i + 1) * 65_536 - 5)
+  if (open) ftruncateSync(fd, (pieces + 1) * 65_536)
+  closeSync(fd)
+  utimesSync(path, 1000, 1000)
+  return readFileSync(path)
+}
+
+describe.each(sparseKinds)('a layer with files with holes, as GNU tar has them: %s', (kind) => {
+  let from: string
+  beforeEach(() => {
+    from = mkdtempSync(join(scratch, 'berth-sparse-'))
+  })
+  afterEach(() => rmSync(from, { recursive: true, force: true }))
+
+  test('has them under their names, whole, and with their holes', async () => {
+    const long = 'l'.repeat(180)
+    const contents = {
+      few: makeSparse(join(from, 'few'), 3, false),
+      many: makeSparse(join(from, 'many'), 60, true),
+      nothing: makeSparse(join(from, 'nothing'), 0, true),
+      [long]: makeSparse(join(from, long), 4, true),
+    }
+    const archive = sparseTar(kind, from, Object.keys(contents))
+    // A piece takes its block of 4 KiB: that is what counts.
+    expect(await unpack(archive)).toEqual({ code: 0, out: `4 ${67 * 4096}\n`, err: '' })
+    expect(readdirSync(dir).sort()).toEqual(Object.keys(contents).sort())
+    for (const [name, bytes] of Object.entries(contents)) expect(readFileSync(at(name)).equals(bytes)).toBe(true)
+    expect(lstatSync(at('many')).blocks * 512).toBeLessThan(1 << 20)
+    expect(lstatSync(at('many')).mtimeMs).toBe(1_000_000)
+  })
+
+  test('is bounded by what they take, and by how large they are', async () => {
+    makeSparse(join(from, 'f'), 10, true)
+    const archive = sparseTar(kind, from, ['f'])
+    const large = { code: 5, err: 'f: the layer is too large\n' }
+    expect(await unpack(archive, { bytes: 10 * 4096 - 1 })).toMatchObject(large)
+    const holes = { code: 3, err: 'f: the files are too large with their holes\n' }
+    expect(await unpack(archive, { withHoles: 11 * 65_536 - 1 })).toMatchObject(holes)
+    expect(await unpack(archive, { bytes: 10 * 4096, withHoles: 11 * 65_536 })).toMatchObject({ code: 0 })
+  })
+})
+
+test('a file of all that numbers can say, which is nothing but a hole, is refused', async () => {
+  const bomb = (size: string) => unpack([sparse({ size, map: '0,0' })], { bytes: 1 << 20, withHoles: 2 ** 36 })
+  expect(await bomb('9223372036854775800')).toMatchObject({ code: 3 })
+  expect(await bomb('922337203685477579')).toMatchObject({ code: 3, err: expect.stringMatching(/with their holes/) })
+  // Nor are many, each of which may be.
+  const many = [sparse({ size: String(2 ** 35), map: '0,0' }), sparse({ size: String(2 ** 35 + 1), map: '0,0' })]
+  expect(await unpack(many, { withHoles: 2 ** 36 })).toMatchObject({ code: 3 })
+})
+
 const outside = `/tmp/berth-layer-${process.pid}`
 test.each<[string, readonly Member[], RegExp]>([
   ['a name with ..', [file('../x')], /a name with \.\./],
@@ -178,7 +257,26 @@ test.each<[string, readonly Member[], RegExp]>([
   ['a whiteout of what is above', [file('a/.wh...', '')], /hides nothing/],
   ['a name of 300 letters', [file(`d/${'x'.repeat(300)}`, 'x', { pax: { path: 'x'.repeat(300) } })], /too long/],
   ['a depth of 600', [file('x', 'x', { pax: { path: `${'a/'.repeat(600)}x` } })], /too many parts/],
-  ['a sparse file', [{ name: 's', type: 'S' }], /sparse/],
+  ['a sparse file of another tar', [{ name: 's', type: 'S' }], /sparse file of an unknown kind/],
+  ['a sparse file of no known version', [sparse({ major: '2', realsize: '9' })], /sparse file of an unknown kind/],
+  ['a sparse file with something new', [sparse({ size: '9', colour: 'red' })], /sparse file of an unknown kind/],
+  ['a sparse file without a size', [sparse({ map: '0,1' }, 'x')], /without its size/],
+  ['pieces over each other', [sparse({ size: '9', map: '0,4,3,4' }, 'xxxxxxxx')], /over each other/],
+  ['pieces in no order', [sparse({ size: '9', map: '4,1,0,1' }, 'xx')], /over each other/],
+  ['a piece beyond the end', [sparse({ size: '9', map: '8,2' }, 'xx')], /beyond its end/],
+  ['a piece that begins beyond the end', [sparse({ size: '9', map: '10,0' })], /beyond its end/],
+  ['a piece that ends where numbers do', [sparse({ size: '9', map: '9,9223372036854775800' })], /wrong number|beyond/],
+  ['less than a map says', [sparse({ size: '9', map: '0,3' }, 'xx')], /more, or less/],
+  ['more than a map says', [sparse({ size: '9', map: '0,1' }, 'xx')], /more, or less/],
+  ['half a pair', [sparse({ size: '9', map: '0,1,2' }, 'x')], /unknown kind/],
+  ['a length without its offset', [sparse({ size: '9', numbytes: '1' }, 'x')], /map is damaged/],
+  ['another number of pieces', [sparse({ size: '9', map: '0,1', numblocks: '2' }, 'x')], /map is damaged/],
+  ['a map that is no map', [sparse({ major: '1', realsize: '9' }, 'x'.repeat(512))], /map is damaged/],
+  ['a map without an end', [sparse({ major: '1', realsize: '9' }, '0'.repeat(4096))], /map is damaged/],
+  ['a map of too many pieces', [sparse({ major: '1', realsize: '9' }, '65537\n0\n0\n')], /too many pieces/],
+  ['a map that is cut', [sparse({ major: '1', realsize: '9' }, '3\n0\n')], /map is damaged/],
+  ['a sparse directory', [{ ...sparse({ size: '9', map: '0,0' }), type: '5' }], /no file/],
+  ['sparse files all over', [{ name: 'g', type: 'g', pax: { 'GNU.sparse.size': '9' } }], /global header/],
   ['a capability that is none', [file('f', 'x', { pax: { 'SCHILY.xattr.security.capability': 'x' } })], /cannot be/],
   ['an owner beyond all ids', [file('f', 'x', { pax: { uid: '4294967295' } })], /beyond all ids/],
 ])('%s is refused', async (_what, members, why) => {
@@ -212,7 +310,7 @@ test('more attributes than a file can have are not taken for a full disk', async
 })
 
 test('a disk that is full is told apart from a layer that is wrong', async () => {
-  const script = 'mount -t tmpfs -o size=64k none "$1" && exec "$2" "$1" 1000000 1000'
+  const script = 'mount -t tmpfs -o size=64k none "$1" && exec "$2" "$1" 1000000 1000000 1000'
   const child = spawn('unshare', ['--mount', 'sh', '-c', script, 'sh', dir, join(build, 'berth-layer')])
   let err = ''
   child.stderr.on('data', (chunk: Buffer) => {

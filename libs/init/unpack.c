@@ -206,6 +206,10 @@ void entry_data(const void *bytes, size_t n) {
   to.done.bytes += n;
 }
 
+void entry_hole(uint64_t n) {
+  if (!leave_hole(to.fd, n)) fail_here();
+}
+
 void entry_end(const struct entry *e) {
   const char *name;
   struct owner owner = owner_for(e);

@@ -1,6 +1,8 @@
-/* untar.c: a tar as entries: ustar and v7, pax headers (POSIX.1-2024), GNU's long names and binary numbers. Nothing here
- * touches a file, and whatever an archive holds, an entry that comes out of it names something below the directory it
- * is unpacked into: that is what fuzz/tar.c checks. What is not understood is refused, never skipped in silence. */
+/* untar.c: a tar as entries: ustar and v7, pax headers (POSIX.1-2024), GNU's long names, binary numbers and sparse files
+ * (tar's manual, "Storing Sparse Files": the old kind, and 0.0, 0.1 and 1.0 in pax headers). Nothing here touches a file,
+ * and whatever an archive holds, an entry that comes out of it names something below the directory it is unpacked into,
+ * and is as large as it says: that is what fuzz/tar.c checks. What is not understood is refused, never skipped in
+ * silence. */
 #define _GNU_SOURCE
 #include "files.h"
 
@@ -8,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK = 512 };
+enum { BLOCK = 512, DISK_BLOCK = 4096 };
 
 struct header {
   char name[100], mode[8], uid[8], gid[8], size[12], mtime[12], checksum[8], type, link[100];
@@ -25,6 +27,17 @@ static struct {
 } extended;
 
 struct untar_rules untar_rules;
+
+/* What extended headers say of a sparse file; its map may be there, or come with its content. */
+static struct {
+  bool given, has_offset, has_size, has_count;
+  char *name;
+  uint64_t major, minor, size, count;
+} sparse;
+
+/* What of a file is in the archive, in this order; the rest of it are holes. */
+static struct fragment { uint64_t offset, length; } fragments[MAX_FRAGMENTS];
+static size_t nfragments;
 
 static struct attribute attributes[MAX_ATTRIBUTES];
 static size_t nattributes;
@@ -143,6 +156,40 @@ static struct timespec moment(char *value) {
   return t;
 }
 
+static void add_fragment(uint64_t offset, uint64_t length) {
+  if (nfragments == MAX_FRAGMENTS) invalid("a sparse file in too many pieces");
+  fragments[nfragments++] = (struct fragment){offset, length};
+}
+
+/* 0.0 has a pair of records for each piece. */
+static void set_piece(bool offset, uint64_t n) {
+  static uint64_t at;
+  if (sparse.has_offset == offset) invalid("a sparse file whose map is damaged");
+  sparse.has_offset = offset;
+  if (offset) at = n;
+  else add_fragment(at, n);
+}
+
+/* 0.1 has all of them in one: `OFFSET,LENGTH,OFFSET,LENGTH...`. */
+static void set_map(char *value) {
+  bool offset = true;
+  nfragments = 0;
+  for (char *number, *rest = value; (number = strsep(&rest, ",")); offset = !offset) set_piece(offset, decimal(number));
+}
+
+static void set_sparse(const char *key, char *value, size_t n) {
+  sparse.given = true;
+  if (strcmp(key, "name") == 0) set_text(&sparse.name, value, n);
+  else if (strcmp(key, "major") == 0) sparse.major = decimal(value);
+  else if (strcmp(key, "minor") == 0) sparse.minor = decimal(value);
+  else if (strcmp(key, "size") == 0 || strcmp(key, "realsize") == 0) sparse.has_size = true, sparse.size = decimal(value);
+  else if (strcmp(key, "numblocks") == 0) sparse.has_count = true, sparse.count = decimal(value);
+  else if (strcmp(key, "offset") == 0) set_piece(true, decimal(value));
+  else if (strcmp(key, "numbytes") == 0) set_piece(false, decimal(value));
+  else if (strcmp(key, "map") == 0) set_map(value);
+  else invalid("a sparse file of an unknown kind");
+}
+
 /* Values may hold anything; of two with one name the later counts. */
 static void set_attribute(const char *name, const char *value, size_t n) {
   size_t at = 0;
@@ -161,7 +208,10 @@ static void set_attribute(const char *name, const char *value, size_t n) {
 static void set_keyword(const char *key, char *value, size_t n, bool global) {
   bool path = strcmp(key, "path") == 0, link = strcmp(key, "linkpath") == 0, size = strcmp(key, "size") == 0;
   bool uid = strcmp(key, "uid") == 0, gid = strcmp(key, "gid") == 0, mtime = strcmp(key, "mtime") == 0;
-  if (strncmp(key, "GNU.sparse.", 11) == 0) invalid("a sparse file");
+  if (strncmp(key, "GNU.sparse.", 11) == 0) {
+    if (global) invalid("a global header that makes every entry sparse");
+    return set_sparse(key + 11, value, n);
+  }
   if (untar_rules.as_layer && !global && strncmp(key, "SCHILY.xattr.", 13) == 0) return set_attribute(key + 13, value, n);
   if (!path && !link && !size && !uid && !gid && !mtime) return;
   if (global) invalid("a global header that names or owns every entry");
@@ -211,10 +261,97 @@ static void forget_extended(void) {
   free(extended.path);
   free(extended.link);
   memset(&extended, 0, sizeof extended);
+  free(sparse.name);
+  memset(&sparse, 0, sizeof sparse);
+  nfragments = 0;
   for (; nattributes > 0; nattributes--) {
     free(attributes[nattributes - 1].name);
     free(attributes[nattributes - 1].value);
   }
+}
+
+/* ---- sparse files ---- */
+
+/* The old kind: four pieces in the header, and the size with its holes; twenty-one in each block that follows. */
+static uint64_t read_old_map(const struct header *h) {
+  enum { IN_HEADER = 386, HEADER_PIECES = 4, BLOCK_PIECES = 21, FIELD = 12 };
+  char more[BLOCK];
+  const char *block = (const char *)h, *pieces = block + IN_HEADER;
+  /* star has the same letter for a map of another kind. */
+  if (memcmp(h->magic, "ustar  ", sizeof h->magic + sizeof h->version) != 0) invalid("a sparse file of an unknown kind");
+  const char *size = block + IN_HEADER + HEADER_PIECES * 2 * FIELD + 1;
+  for (int most = HEADER_PIECES; ; most = BLOCK_PIECES, pieces = more) {
+    const char *end = pieces + most * 2 * FIELD;
+    for (const char *at = pieces; at < end && *at; at += 2 * FIELD)
+      add_fragment(natural(at, FIELD), natural(at + FIELD, FIELD));
+    if (!*end) return natural(size, FIELD);
+    if (nfragments == 0) invalid("a sparse file whose map is damaged");
+    read_exactly(more, BLOCK);
+  }
+}
+
+/* 1.0 has its map before the content, filled up to whole blocks: a count, then offsets and lengths, a line for each.
+ * Takes off `stored` what was read. */
+static void read_map(uint64_t *stored) {
+  char block[BLOCK];
+  size_t at = BLOCK;
+  uint64_t count = 1, offset = 0;
+  nfragments = 0;
+  for (uint64_t line = 0; line < 1 + 2 * count; line++) {
+    uint64_t n = 0;
+    for (size_t digits = 0; ; digits++) {
+      if (at == BLOCK) {
+        if (*stored < BLOCK) invalid("a sparse file whose map is damaged");
+        read_exactly(block, BLOCK);
+        *stored -= BLOCK;
+        at = 0;
+      }
+      char c = block[at++];
+      if (c == '\n' && digits > 0) break;
+      if (c < '0' || c > '9' || n > INT64_MAX / 10 - 1) invalid("a sparse file whose map is damaged");
+      n = n * 10 + (uint64_t)(c - '0');
+    }
+    if (line == 0 && n > MAX_FRAGMENTS) invalid("a sparse file in too many pieces");
+    if (line == 0) count = n;
+    else if (line % 2 == 1) offset = n;
+    else add_fragment(offset, n);
+  }
+}
+
+/* Pieces are in their order, within the file, and all that is stored; `occupied` becomes what they take on a disk. */
+static void check_map(struct entry *e, uint64_t stored) {
+  uint64_t end = 0, taken = 0, sum = 0;
+  for (const struct fragment *f = fragments; f < fragments + nfragments; f++) {
+    if (f->offset < end || f->offset > e->size || f->length > e->size - f->offset)
+      invalid("a sparse file whose pieces lie over each other, or beyond its end");
+    end = f->offset + f->length;
+    sum += f->length;
+    uint64_t first = f->offset & ~(uint64_t)(DISK_BLOCK - 1), last = (end + DISK_BLOCK - 1) & ~(uint64_t)(DISK_BLOCK - 1);
+    if (f->length == 0) continue;
+    e->occupied += last - (first > taken ? first : taken);
+    taken = last;
+  }
+  if (e->occupied > e->size) e->occupied = e->size;
+  if (sum != stored) invalid("a sparse file of which more, or less, is there than its map says");
+}
+
+/* Sets the sizes of a file, and what of it is in the archive. @returns bytes that are */
+static uint64_t read_sizes(const struct header *h, struct entry *e) {
+  uint64_t stored = extended.has_size ? extended.size : natural(h->size, sizeof h->size);
+  e->size = e->occupied = stored;
+  if (h->type != 'S' && !sparse.given) {
+    add_fragment(0, stored);
+    return stored;
+  }
+  if (h->type == 'S' && sparse.given) invalid("a sparse file of two kinds");
+  if (h->type != 'S' && !sparse.has_size) invalid("a sparse file without its size");
+  if (sparse.has_offset || sparse.major > 1 || sparse.minor > (sparse.major == 0)) invalid("a sparse file of an unknown kind");
+  e->size = h->type == 'S' ? read_old_map(h) : sparse.size;
+  if (sparse.major == 1) read_map(&stored);
+  else if (sparse.has_count && sparse.count != nfragments) invalid("a sparse file whose map is damaged");
+  e->occupied = 0;
+  check_map(e, stored);
+  return stored;
 }
 
 /* ---- entries ---- */
@@ -223,6 +360,7 @@ static bool is_ustar(const struct header *h) { return memcmp(h->magic, "ustar\0"
 
 static char *name_of(const struct header *h) {
   char text[sizeof h->prefix + sizeof h->name + 2];
+  if (sparse.name) return copy(sparse.name, strlen(sparse.name));   /* `path` then is one for tars that know no holes */
   if (extended.path) return copy(extended.path, strlen(extended.path));
   bool prefixed = is_ustar(h) && h->prefix[0];
   snprintf(text, sizeof text, "%.*s%s%.*s", prefixed ? (int)sizeof h->prefix : 0, h->prefix, prefixed ? "/" : "",
@@ -243,7 +381,7 @@ static enum entry_type type_of(const struct header *h, const char *name) {
       return ENTRY_DEVICE;
     case '5': return ENTRY_DIRECTORY;
     case '6': return ENTRY_FIFO;
-    case 'S': invalid("a sparse file");
+    case 'S': return ENTRY_FILE;
     default: invalid("an entry of unknown kind");
   }
 }
@@ -258,20 +396,29 @@ static char *link_of(const struct header *h, enum entry_type type) {
   return made;
 }
 
-static void read_content(uint64_t size) {
+static void read_fragment(uint64_t length) {
   static char chunk[CHUNK];
-  for (uint64_t left = size; left > 0; ) {
+  for (uint64_t left = length; left > 0; ) {
     size_t n = left < CHUNK ? (size_t)left : CHUNK;
     read_exactly(chunk, n);
     entry_data(chunk, n);
     left -= n;
   }
-  skip_padding(size);
+}
+
+static void read_content(uint64_t size) {
+  uint64_t at = 0;
+  for (const struct fragment *f = fragments; f < fragments + nfragments; at = f->offset + f->length, f++) {
+    if (f->offset > at) entry_hole(f->offset - at);
+    read_fragment(f->length);
+  }
+  if (at < size) entry_hole(size - at);
 }
 
 static void read_entry(const struct header *h) {
   char *name = name_of(h);
   struct entry e = {.type = type_of(h, name)};
+  uint64_t stored = 0;
   bool links = e.type == ENTRY_SYMLINK || e.type == ENTRY_HARD_LINK;
   e.path = relative(name);
   e.link = links ? link_of(h, e.type) : NULL;
@@ -281,11 +428,13 @@ static void read_entry(const struct header *h) {
   e.gid = extended.has_gid ? extended.gid : natural(h->gid, sizeof h->gid);
   e.mtime = extended.has_mtime ? extended.mtime : (struct timespec){.tv_sec = number(h->mtime, sizeof h->mtime, "a time is no number")};
   /* Only files have content; some writers give others a size nevertheless. */
-  if (e.type == ENTRY_FILE) e.size = extended.has_size ? extended.size : natural(h->size, sizeof h->size);
+  if (e.type == ENTRY_FILE) stored = read_sizes(h, &e);
+  else if (sparse.given) invalid("a sparse file that is no file");
   e.attributes = attributes;
   e.nattributes = nattributes;
   entry_begin(&e);
   read_content(e.size);
+  skip_padding(stored);
   entry_end(&e);
   free(name);
   free(e.path);

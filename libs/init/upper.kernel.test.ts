@@ -51,7 +51,9 @@ function pack(options: readonly string[] = [], { bytes = 1 << 24, entries = 10_0
 
 function unpack(tar: Buffer, into: string) {
   mkdirSync(into)
-  const { status, stderr } = spawnSync(join(build, 'berth-layer'), [into, '100000000', '10000'], { input: tar })
+  const { status, stderr } = spawnSync(join(build, 'berth-layer'), [into, '100000000', '100000000', '10000'], {
+    input: tar,
+  })
   expect({ status, err: stderr.toString() }).toEqual({ status: 0, err: '' })
   return into
 }

@@ -1,6 +1,6 @@
 /* tar.c: libFuzzer over the reader of archives. Includes untar.c; input comes from the fuzzer's bytes, and instead of
  * files this checks what every entry must be whatever the archive holds: a name below the directory it is unpacked
- * into, no more content than was announced, begin and end in pairs.
+ * into, just as much content as was announced, holes of sparse files included, begin and end in pairs.
  *
  * A refused archive leaves what was allocated for it (the process would end): leaks are not looked for.
  *
@@ -13,7 +13,7 @@
 static const uint8_t *data, *data_end;
 static jmp_buf failed;
 static const struct entry *open_entry;
-static uint64_t content;
+static uint64_t content, holes;
 
 _Noreturn void fail(const char *word, long long error, const char *path, const char *text) {
   assert(strcmp(word, "archive") == 0 && error == 0 && strlen(path) < sizeof current && *text);
@@ -41,7 +41,7 @@ static void check_relative(const char *name) {
 void entry_begin(const struct entry *e) {
   assert(!open_entry);
   open_entry = e;
-  content = 0;
+  content = holes = 0;
   if (*e->path) check_relative(e->path);
   else assert(e->type == ENTRY_DIRECTORY);
   assert(e->type != ENTRY_DEVICE || untar_rules.as_layer);
@@ -58,8 +58,15 @@ void entry_data(const void *bytes, size_t n) {
   for (size_t i = 0; i < n; i += 997) assert(((const uint8_t *)bytes)[i] <= 255);
 }
 
+void entry_hole(uint64_t n) {
+  assert(open_entry->type == ENTRY_FILE && n > 0 && n <= open_entry->size - content);
+  content += n;
+  holes += n;
+}
+
 void entry_end(const struct entry *e) {
-  assert(e == open_entry && content == e->size);
+  assert(e == open_entry && content == e->size && e->size <= INT64_MAX);
+  assert(e->occupied <= e->size && e->size - e->occupied <= holes);
   open_entry = NULL;
 }
 

@@ -1,5 +1,7 @@
 // tar.ts: archives as bytes, the odd ones that no tar writes included. Format: POSIX.1-2024, pax, "ustar Interchange
 // Format"; base 256 as GNU tar writes it.
+import { execFileSync } from 'node:child_process'
+
 export interface Member {
   readonly name: string
   readonly type?: string
@@ -68,6 +70,16 @@ function bytesOf(member: Member): Buffer {
   const long = member.name.length > 100 ? [withContent({ name: 'L', type: 'L' }, Buffer.from(`${member.name}\0`))] : []
   const extended = records.length > 0 ? [withContent({ name: 'x', type: 'x' }, records)] : []
   return Buffer.concat([...long, ...extended, withContent(member, content)])
+}
+
+/** The ways in which GNU tar has files with holes. */
+export const sparseKinds = ['gnu', '0.0', '0.1', '1.0'] as const
+
+/** What GNU tar makes of files of a directory; on any file system it finds their holes, as blocks of zeros. */
+export function sparseTar(kind: (typeof sparseKinds)[number], directory: string, names: readonly string[]): Buffer {
+  const format = kind === 'gnu' ? ['--format=gnu'] : ['--format=pax', `--sparse-version=${kind}`]
+  const how = ['--create', '--sparse', '--hole-detection=raw', ...format, '--directory', directory]
+  return execFileSync('tar', [...how, ...names], { maxBuffer: 1 << 28 })
 }
 
 /** An archive of these members in their order, with its end marker. */

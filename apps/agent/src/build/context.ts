@@ -235,14 +235,12 @@ class Table {
   }
 
   async take(entry: TarEntry, spool: Spool): Promise<void> {
-    const { type, name, size, linkname, mode, mtime, pax } = entry.header
+    const { type, name, size, linkname, mode, mtime } = entry.header
     const path = partsOf(name)
     const shown = path.join('/')
     this.#count(() => shown)
     if (size > this.maxBytes) throw refuse(shown, `more than ${this.maxBytes} bytes`)
     if (this.#nameBytes > limits.nameBytes) throw refuse(shown, 'the names are too long together')
-    if (pax && Object.keys(pax).some((key) => key.startsWith('GNU.sparse')))
-      throw refuse(shown, 'sparse files are not taken')
     const seconds = mtime.getTime()
     const common = {
       ...{ mode: mode & 0o7777, uid: 0, gid: 0, mtimeMs: Number.isFinite(seconds) ? seconds : 0 },
@@ -270,7 +268,7 @@ class Table {
       case 'fifo':
         throw refuse(shown, 'devices and named pipes are not taken')
       default:
-        throw refuse(shown, 'it is neither a file, nor a directory, nor a link (sparse files are not taken)')
+        throw refuse(shown, 'it is neither a file, nor a directory, nor a link')
     }
     entry.resume()
   }

@@ -1,6 +1,6 @@
 // COPY, ADD and WORKDIR as layers of the store, put on one another as sandboxes mount them.
 import { execFileSync } from 'node:child_process'
-import { lstatSync, mkdtempSync, writeFileSync } from 'node:fs'
+import { lstatSync, mkdtempSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
@@ -218,6 +218,22 @@ describe('ADD', () => {
       const tree = await treeOn([(await add(other)).layer])
       expect(await tree.lstat('d')).toMatchObject({ type: 'file', size: other.length })
     }
+  })
+
+  test('unpacks sparse files as GNU tar has them, with their names and their zeros', async () => {
+    const directory = mkdtempSync(join(store.directory, 'sparse-'))
+    writeFileSync(join(directory, 'f'), 'begin')
+    truncateSync(join(directory, 'f'), 5 * MiB)
+    const layers = []
+    for (const how of ['gnu', 'pax']) {
+      const argv = ['--create', '--sparse', `--format=${how}`, '--mtime=@1', '--directory', directory, 'f']
+      const { layer } = await add(execFileSync('tar', argv))
+      const tree = await treeOn([layer])
+      expect(await tree.list('d')).toEqual(['f'])
+      expect((await buffer(tree.read('d/f'))).equals(Buffer.alloc(5 * MiB).fill('begin', 0, 5))).toBe(true)
+      layers.push(layer)
+    }
+    expect(layers[0]).toBe(layers[1])
   })
 
   test('unpacks within its directory, whatever links lead out of it', async () => {

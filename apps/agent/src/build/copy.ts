@@ -7,6 +7,7 @@ import { Failure, KiB } from '@berth/contracts'
 import { eachEntry, packingOf } from '../images/entries.js'
 import { inflate } from '../images/inflate.js'
 import { layerLimits } from '../images/layers.js'
+import { isTarHeader } from '../images/sparse.js'
 import { type CopyRequest, type CopyStep, mayRepeat, namesOwner, type Owner, ownerOf, planCopy } from './copy.plan.js'
 import { tarEnd, tarHeader, tarPadding } from './tar.plan.js'
 import { type Entry, Target } from './target.js'
@@ -284,10 +285,4 @@ async function firstBytes(bytes: AsyncIterable<Uint8Array>, most: number): Promi
   return first
 }
 
-/** By its checksum: the sum of its bytes, its own as spaces. */
-function isHeader(block: Buffer): boolean {
-  if (block.length < 512 || block[0] === 0) return false
-  let sum = 8 * 0x20
-  for (const [at, byte] of block.entries()) if (at < 148 || at >= 156) sum += byte
-  return Number.parseInt(block.toString('latin1', 148, 156).replaceAll('\0', ' ').trim(), 8) === sum
-}
+const isHeader = (block: Buffer) => block[0] !== 0 && isTarHeader(block)

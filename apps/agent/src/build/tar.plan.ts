@@ -1,5 +1,6 @@
 // tar.plan.ts: entries of a layer as a tar (POSIX.1-2024, pax, "ustar Interchange Format"). Written here rather than by
 // tar-stream, whose extended headers are text: a file's capabilities are bytes.
+import { paxRecord as record } from '../images/sparse.js'
 import type { Entry } from './target.js'
 
 const BLOCK = 512
@@ -41,14 +42,6 @@ export function tarHeader(entry: Entry, newestMs: number): Buffer {
 }
 
 const isShort = (text: string) => text.length <= 100 && Buffer.byteLength(text) === text.length
-
-/** `25 key=value\n`; the length is that of all of it. */
-function record(key: string, value: Buffer): Buffer {
-  const rest = Buffer.concat([Buffer.from(` ${key}=`), value, Buffer.from('\n')])
-  let length = rest.length + 1
-  while (String(length).length + rest.length !== length) length = String(length).length + rest.length
-  return Buffer.concat([Buffer.from(String(length)), rest])
-}
 
 interface Fields {
   readonly name: string

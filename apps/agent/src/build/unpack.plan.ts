@@ -71,7 +71,7 @@ export async function* unpacked(
     case 'fifo':
       return yield* target.put({ type: 'fifo', ...common })
     default:
-      throw refuse(header.name, 'devices and sparse files are not taken')
+      throw refuse(header.name, 'devices are not taken')
   }
 }
 

@@ -1,6 +1,6 @@
 // Archives: what is saved is read back with the same digests, what others write is read, and what is wrong is refused.
 import { execFileSync } from 'node:child_process'
-import { lstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { lstatSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
@@ -105,6 +105,24 @@ describe('an archive', () => {
       expect(loaded).toMatchObject({ image: { manifestDigest: digestOf(image.manifest) }, references: ['team/app:1'] })
       expect((await buffer(await save(other.images, request, forever))).equals(archive)).toBe(true)
     }
+  })
+
+  test('may have a layer with a sparse file, itself in sparse files: only what it holds counts', async () => {
+    const directory = mkdtempSync(join(store.directory, 'sparse-'))
+    const at = (name: string) => join(directory, name)
+    writeFileSync(at('large'), 'begin')
+    truncateSync(at('large'), 40 * 1024 ** 3)
+    const tarBy = (...argv: string[]) =>
+      execFileSync('tar', ['--create', '--sparse', '--directory', directory, ...argv])
+    const layer = Buffer.concat([tarBy('--format=pax', 'large'), Buffer.alloc(1 << 20)])
+    const image = imageOf([layer], { pack: (tar) => tar, layerType: mediaTypes.layer })
+    execFileSync('tar', ['--extract', '--sparse', '--directory', directory], { input: await layoutOf([{ image }]) })
+    // A hole where the archive had zeros.
+    execFileSync('fallocate', ['--dig-holes', at(blobName(layer))])
+    const [loaded] = await into(tarBy('--format=gnu', 'oci-layout', 'index.json', 'blobs'), store, 100_000)
+    expect(loaded?.image).toMatchObject({ digest: digestOf(image.config), layers: [{ unpackedBytes: 4096 }] })
+    const file = join(store.images.layers.path(digestOf(layer)), 'large')
+    expect(lstatSync(file)).toMatchObject({ size: 40 * 1024 ** 3, blocks: 8 })
   })
 
   test('that nobody reads to its end fails nothing else, and keeps no file open', async () => {

@@ -1,8 +1,22 @@
-// Headers of archives that cost more than they say.
+// Headers of archives that cost more than they say, and files with holes as GNU tar writes them.
+import { execFileSync } from 'node:child_process'
+import {
+  closeSync,
+  ftruncateSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
 import { gzipSync } from 'node:zlib'
-import { describe, expect, test } from '@jest/globals'
+import { afterAll, describe, expect, test } from '@jest/globals'
 import { type Header, pack } from 'tar-stream'
 import { eachEntry } from './entries.js'
 
@@ -45,5 +59,111 @@ describe('headers of an archive', () => {
     await expect(namesIn(large)).rejects.toMatchObject({ code: 'archive_invalid', message: /headers.*too large/ })
     const many = await tarOf([before, { name: 'a', pax: fields(1100, 1) }])
     await expect(namesIn(many)).rejects.toMatchObject({ code: 'archive_invalid', message: /1000 fields/ })
+  })
+})
+
+/** What is in a tar that comes in pieces of so many bytes. */
+async function filesIn(tar: Buffer, piece: number, maxBytes = 1 << 30) {
+  const files: Record<string, Buffer> = {}
+  const pieces = function* () {
+    for (let at = 0; at < tar.length; at += piece) yield tar.subarray(at, at + piece)
+  }
+  const take = async (entry: Parameters<Parameters<typeof eachEntry>[1]>[0]) => {
+    expect(Object.keys(entry.header.pax ?? {}).filter((key) => key.startsWith('GNU.'))).toEqual([])
+    expect(entry.header.type).toBe('file')
+    files[entry.header.name] = await buffer(entry)
+    expect(files[entry.header.name]).toHaveLength(entry.header.size)
+  }
+  await eachEntry(Readable.from(pieces()), take, new AbortController().signal, { maxBytes })
+  return files
+}
+
+describe('files with holes', () => {
+  const directory = mkdtempSync(join(tmpdir(), 'berth-entries-'))
+  afterAll(() => rmSync(directory, { recursive: true }))
+
+  /** So many pieces, each alone in 64 KiB. */
+  function sparseFile(name: string, pieces: number, size: number): Buffer {
+    const fd = openSync(join(directory, name), 'w')
+    for (let i = 0; i < pieces; i++) writeSync(fd, `${i}`.padEnd(5, '.'), 65_536 * (i + 1) - 5)
+    ftruncateSync(fd, size)
+    closeSync(fd)
+    return readFileSync(join(directory, name))
+  }
+  const tarBy = (options: readonly string[], names: readonly string[]) => {
+    const how = ['--create', '--sparse', '--hole-detection=raw', ...options, '--directory', directory]
+    return execFileSync('tar', [...how, ...names], { maxBuffer: 1 << 28 })
+  }
+  const kinds = [
+    ['--format=gnu'],
+    ...['0.0', '0.1', '1.0'].map((version) => ['--format=pax', `--sparse-version=${version}`]),
+  ]
+
+  test.each(kinds)('are what they were before GNU tar packed them: %s %s', async (...options) => {
+    const long = `${'l'.repeat(180)}ü`
+    const contents = {
+      few: sparseFile('few', 3, 3 * 65_536),
+      many: sparseFile('many', 80, 81 * 65_536 + 1),
+      nothing: sparseFile('nothing', 0, 100_000),
+      [long]: sparseFile(long, 5, 400_000),
+    }
+    writeFileSync(join(directory, 'plain'), 'plain')
+    const tar = tarBy(options, [...Object.keys(contents), 'plain'])
+    expect(tar.length).toBeLessThan(1 << 18)
+    for (const piece of [333, 1 << 20]) {
+      const { plain, ...files } = await filesIn(tar, piece)
+      expect(plain?.toString()).toBe('plain')
+      expect(Object.keys(files)).toEqual(Object.keys(contents))
+      for (const [name, bytes] of Object.entries(contents)) expect(files[name]?.equals(bytes)).toBe(true)
+    }
+  })
+
+  test.each(kinds)('are as large as they are with their holes: %s %s', async (...options) => {
+    writeFileSync(join(directory, 'large'), 'x')
+    truncateSync(join(directory, 'large'), 2 ** 40)
+    const how = ['--create', '--sparse', '--hole-detection=seek', ...options, '--directory', directory, 'large']
+    const refused = { code: 'archive_invalid', message: `more than ${2 ** 30} bytes` }
+    await expect(filesIn(execFileSync('tar', how), 1 << 20)).rejects.toMatchObject(refused)
+  })
+
+  const sparse = (records: Readonly<Record<string, string>>, text = '') =>
+    tarOf([
+      {
+        name: 's',
+        text: records.major === '1' ? text.padEnd(Math.ceil(text.length / 512) * 512, '\0') : text,
+        pax: Object.fromEntries(Object.entries(records).map(([key, value]) => [`GNU.sparse.${key}`, value])),
+      },
+    ])
+  test.each<[string, Readonly<Record<string, string>>, string, RegExp]>([
+    ['of no known version', { major: '2', realsize: '9' }, '', /unknown kind/],
+    ['without a size', { map: '0,1' }, 'x', /without its size/],
+    ['with pieces over each other', { size: '9', map: '0,4,3,4' }, 'xxxxxxxx', /over each other/],
+    ['with a piece beyond the end', { size: '9', map: '8,2' }, 'xx', /beyond its end/],
+    ['with a piece that ends where numbers do', { size: '9', map: '9,9007199254740991' }, '', /beyond its end/],
+    ['with numbers beyond all', { size: '9', map: '9,9007199254740993' }, '', /wrong number/],
+    ['of which less is there', { size: '9', map: '0,3' }, 'xx', /more, or less/],
+    ['of which more is there', { size: '9', map: '0,1' }, 'xx', /more, or less/],
+    ['with half a pair', { size: '9', map: '0,1,2' }, 'x', /map is damaged/],
+    ['with a length without its offset', { size: '9', numbytes: '1' }, 'x', /map is damaged/],
+    ['with another number of pieces', { size: '9', map: '0,1', numblocks: '2' }, 'x', /map is damaged/],
+    ['with a map that is none', { major: '1', realsize: '9' }, 'x', /map is damaged/],
+    ['with a map without an end', { major: '1', realsize: '9' }, '0'.repeat(2048), /map is damaged/],
+    ['with a map of too many pieces', { major: '1', realsize: '9' }, '65537\n', /too many pieces/],
+    ['with a map that is cut', { major: '1', realsize: '9' }, '3\n0\n', /map is damaged/],
+  ])('are refused %s', async (_what, records, text, message) => {
+    await expect(filesIn(await sparse(records, text), 1000)).rejects.toMatchObject({ code: 'archive_invalid', message })
+  })
+
+  test('are refused where a tar says it of all, or of what is no file', async () => {
+    const directory = await tarOf([{ name: 'd', type: 'directory', pax: { 'GNU.sparse.size': '1' } }])
+    await expect(filesIn(directory, 1000)).rejects.toMatchObject({ message: /no file/ })
+    const old = await tarOf([{ name: 'f', text: 'x' }])
+    old.write('S', 156)
+    // Two characters more than the zero that was there.
+    old.write(
+      `${(Number.parseInt(old.toString('latin1', 148, 154), 8) + 0x53 - 0x30).toString(8).padStart(6, '0')}`,
+      148,
+    )
+    await expect(filesIn(old, 1000)).rejects.toMatchObject({ message: /unknown kind/ })
   })
 })

@@ -1,34 +1,31 @@
 // entries.ts: what is in a tar, plain or packed, one entry after another, as it comes.
-import { Readable, Writable } from 'node:stream'
-import { Failure, KiB } from '@berth/contracts'
+import { Duplex, Readable, Writable } from 'node:stream'
+import { Failure } from '@berth/contracts'
 import { compressionOf } from '@berth/oci'
 import { extract } from 'tar-stream'
 import { abortable } from './exclusive.js'
 import { inflate, type Packing } from './inflate.js'
+import { withoutHoles } from './sparse.js'
 
 type Tar = ReturnType<typeof extract>
 /** An entry: its header, and its bytes as they come. */
 export type TarEntry = Tar extends AsyncIterable<infer Entry> ? Entry : never
 
 const BLOCK = 512
-/**
- * Of the headers of one entry, besides a chunk; they are held and taken apart at one go, and what a global one says is
- * copied for each entry that has one of its own: by seconds for one of megabytes.
- */
-const MAX_HEADER_BYTES = 128 * KiB
+/** Of the headers of one entry. What a global one says is copied for each entry that has one of its own. */
 const MAX_HEADER_FIELDS = 1000
 /** Those of before 1988 too: a header is known by its checksum. */
 const anyFormat = { highWaterMark: 16_384, allowUnknownFormat: true }
 
 export interface TarLimits {
-  /** Most bytes of the tar, unpacked. */
+  /** Most bytes of the tar, unpacked, holes of sparse files as the zeros that they are. */
   readonly maxBytes?: number
   /** A tar that ends without its mark, blocks of zeros, was cut. */
   readonly marked?: boolean
 }
 
 /**
- * Has `take` look at each entry; it reads the bytes to their end, or resumes the entry.
+ * Has `take` look at each entry, sparse files as others; it reads the bytes to their end, or resumes the entry.
  * @throws Failure archive_invalid where it cannot be read to its end; what `take` throws
  */
 export async function eachEntry(
@@ -64,26 +61,6 @@ function checkFields({ header }: TarEntry): void {
       throw new Failure('archive_invalid', `an entry with more than ${MAX_HEADER_FIELDS} fields in its headers`)
 }
 
-/** Counts bytes that are no entry's. @returns told of each chunk before it is read; whether they are too many by then */
-function headerGuard(tar: Tar): (chunk: Buffer) => boolean {
-  let bytes = 0
-  let open: TarEntry | undefined
-  tar.on('entry', (_header, entry: TarEntry) => {
-    open = entry
-    entry.once('close', () => {
-      if (open === entry) open = undefined
-      bytes = 0
-    })
-  })
-  return (chunk) => {
-    if (open) return false
-    if (bytes > MAX_HEADER_BYTES) return true
-    // An archive may end with any number of zeros.
-    if (chunk.some((byte) => byte !== 0)) bytes += chunk.length
-    return false
-  }
-}
-
 /** What is wrong with an archive is the sender's matter, all else is not. */
 function broken(error: unknown): unknown {
   if (error instanceof Failure && error.code !== 'image_invalid') return error
@@ -110,14 +87,12 @@ async function unpacked(source: Readable, tar: Tar, limits: TarLimits, signal: A
   }
   if (first.length === 0) throw new Failure('archive_invalid', 'it is empty')
   let [last, size]: [Buffer, number] = [Buffer.alloc(0), 0]
-  const isTooMuch = headerGuard(tar)
   // tar-stream's streams are not node's own: this one is.
   const sink = new Writable({
     write: (chunk: Buffer, _encoding, done) => {
       last = chunk.length < BLOCK ? Buffer.concat([last, chunk]).subarray(-BLOCK) : chunk.subarray(-BLOCK)
       size += chunk.length
       if (size > maxBytes) done(new Failure('archive_invalid', `more than ${maxBytes} bytes`))
-      else if (isTooMuch(chunk)) done(new Failure('archive_invalid', 'the headers of an entry are too large'))
       else if (tar.write(chunk)) done()
       else tar.once('drain', done)
     },
@@ -128,7 +103,8 @@ async function unpacked(source: Readable, tar: Tar, limits: TarLimits, signal: A
     },
   })
   tar.once('close', () => sink.destroy())
-  await inflate(Readable.from(again(first, bytes)), packingOf(first), [sink], signal)
+  const plain = Duplex.from(withoutHoles(maxBytes))
+  await inflate(Readable.from(again(first, bytes)), packingOf(first), [plain, sink], signal)
 }
 
 async function* again(first: Buffer, rest: AsyncIterator<Buffer>): AsyncGenerator<Buffer> {

@@ -21,7 +21,7 @@ import { noRoom } from './room.js'
 import { diffIdOf, type LayerLimits, LayerTooLarge, unpackLayer } from './unpack.js'
 
 /** Unpacked layers are bounded whoever made them. */
-export const layerLimits = { maxBytes: 64 * GiB, maxEntries: 2_000_000 } as const
+export const layerLimits = { maxBytes: 64 * GiB, maxBytesWithHoles: 64 * GiB, maxEntries: 2_000_000 } as const
 
 /** `unsynced`: what it is of is not on disk for sure, since it was written in this boot of the machine. */
 const AnyRecord = z.looseObject({ unsynced: z.string().optional() })
@@ -271,6 +271,7 @@ export class Layers {
   async #making<T>(limits: LayerLimits, work: (making: string, bounded: LayerLimits) => Promise<T>): Promise<T> {
     const room = await this.content.room.left()
     const bounded = {
+      ...limits,
       maxBytes: Math.min(limits.maxBytes, room.bytes),
       maxEntries: Math.min(limits.maxEntries, room.inodes),
     }

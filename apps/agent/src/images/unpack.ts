@@ -12,7 +12,10 @@ import { noRoom } from './room.js'
 
 /** What a layer may become; a tar bomb ends here. */
 export interface LayerLimits {
+  /** Of files, without the holes of sparse ones. */
   readonly maxBytes: number
+  /** Of files as they are read, holes too: they are kept as holes, and take nothing. */
+  readonly maxBytesWithHoles: number
   readonly maxEntries: number
 }
 
@@ -77,6 +80,7 @@ export async function unpackTar<T>(
     program,
     target,
     String(limits.maxBytes),
+    String(limits.maxBytesWithHoles),
     String(limits.maxEntries),
     ...(synced ? [] : ['unsynced']),
   ] as const
