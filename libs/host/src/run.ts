@@ -23,6 +23,8 @@ export interface RunOptions {
   readonly timeoutMs?: number
   /** Kept bytes per stream. Default 1 MiB. */
   readonly maxOutputBytes?: number
+  /** Of output: `latin1` has a character for each byte, and loses none that is no UTF-8. Default UTF-8. */
+  readonly encoding?: 'utf8' | 'latin1'
   readonly cwd?: string
   /** The whole environment. By default PATH and LC_ALL=C only: a child never inherits the caller's secrets. */
   readonly env?: Readonly<Record<string, string>>
@@ -104,7 +106,8 @@ export function run(argv: readonly [string, ...string[]], options: RunOptions = 
         const wallMs = performance.now() - started
         // One that exited by itself was not killed, even if that was asked for meanwhile.
         const killed = exitCode === undefined ? why : { timedOut: false, canceled: false }
-        resolve({ argv, exitCode, signal, stdout: stdout.text, stderr: stderr.text, ...killed, truncated, wallMs })
+        const said = { stdout: stdout.text(options.encoding), stderr: stderr.text(options.encoding) }
+        resolve({ argv, exitCode, signal, ...said, ...killed, truncated, wallMs })
       },
     }
     let running: Running | undefined
@@ -216,8 +219,8 @@ class Collected {
     this.#room = limit
   }
 
-  get text(): string {
-    return Buffer.concat(this.#chunks).toString('utf8')
+  text(encoding: 'utf8' | 'latin1' = 'utf8'): string {
+    return Buffer.concat(this.#chunks).toString(encoding)
   }
 
   add(chunk: Buffer): void {

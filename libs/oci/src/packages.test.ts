@@ -2,7 +2,9 @@ import { describe, expect, test } from '@jest/globals'
 import {
   attributed,
   packageFileOf,
+  packagePlaceOf,
   parseApkInstalled,
+  parseDpkgFiles,
   parseDpkgStatus,
   parseOsRelease,
   parsePackageJson,
@@ -10,12 +12,29 @@ import {
   type ToldPackage,
 } from './packages.js'
 
+test.each([
+  ['var/lib', '/var/lib'],
+  ['lib/apk', '/lib/apk'],
+  ['var/lib/dpkg/status.d', '/var/lib/dpkg/status.d'],
+  ['var/log', undefined],
+  ['a/node_modules', 'modules'],
+  ['a/node_modules/@s', 'scope'],
+  ['a/node_modules/@s/x', 'module'],
+  ['a/node_modules/x', 'module'],
+  ['a/node_modules/.bin', undefined],
+  ['a/node_modules/x/lib', undefined],
+  ['a/x-1.dist-info', 'dist-info'],
+  ['a/x.egg-info', 'egg-info'],
+  ['a/EGG-INFO', 'egg-info'],
+])('in a directory %s is looked for %s', (path, place) => expect(packagePlaceOf(path)).toBe(place))
+
 const none = { architecture: null, source: null, license: null }
 
 test.each([
   ['var/lib/dpkg/status', 'dpkg'],
   ['var/lib/dpkg/status.d/libc6', 'dpkg'],
-  ['var/lib/dpkg/status.d/libc6.md5sums', undefined],
+  ['var/lib/dpkg/status.d/libc6.md5sums', 'dpkg-files'],
+  ['var/lib/dpkg/info/libc6:amd64.list', 'dpkg-files'],
   ['lib/apk/db/installed', 'apk'],
   ['usr/lib/apk/db/installed', 'apk'],
   ['home/lib/apk/db/installed', undefined],
@@ -29,9 +48,8 @@ test.each([
   ['opt/x.egg-info/PKG-INFO', 'python'],
   ['opt/x-1.0.egg-info', 'python'],
   ['usr/local/lib/python3.13/dist-packages/x-1.dist-info/METADATA', 'python'],
-  // Debian's own: they are dpkg's.
-  ['usr/lib/python3/dist-packages/x-1.dist-info/METADATA', undefined],
-  ['usr/share/nodejs/x/node_modules/y/package.json', undefined],
+  ['usr/lib/python3/dist-packages/x-1.dist-info/METADATA', 'python'],
+  ['usr/share/nodejs/x/node_modules/y/package.json', 'npm'],
 ])('%s is read as %s', (path, kind) => expect(packageFileOf(path)).toBe(kind))
 
 describe('dpkg', () => {
@@ -73,8 +91,22 @@ Version: 1
           source: { name: 'openssl', version: '3.0.1-1' },
         },
       ],
-      malformed: 1,
+      ...{ malformed: 1, cut: false },
     })
+  })
+
+  test('names of fields and of packages are in any case, as to dpkg itself', () => {
+    const text = 'package: OpenSSL\nSTATUS: install ok installed\nversion: 1\narchitecture: all\n'
+    expect(parseDpkgStatus(text).packages).toEqual([
+      { ...none, type: 'deb', name: 'openssl', version: '1', architecture: 'all' },
+    ])
+  })
+
+  test('its files, of both kinds', () => {
+    const sum = '0'.repeat(32)
+    expect([...parseDpkgFiles(`/.\n/usr/lib/a b\nno path\n${sum}  usr/lib/c\n`)]).toEqual([
+      ...['.', 'usr/lib/a b', 'usr/lib/c'],
+    ])
   })
 
   test('a file of a distroless image has no status', () => {
@@ -90,7 +122,7 @@ test.each([
   ['empty lines', '\n', 0, 0],
 ])('of megabytes of %s no more is looked at than is of use', (_, entry, packages, malformed) => {
   const told = parseDpkgStatus(entry.repeat((4 * 1024 * 1024) / entry.length))
-  expect([told.packages.length, told.malformed]).toEqual([packages, malformed])
+  expect([told.packages.length, told.malformed, told.cut]).toEqual([packages, malformed, packages + malformed > 20_000])
 })
 
 test('apk: with origin and licence', () => {
@@ -102,7 +134,7 @@ test('apk: with origin and licence', () => {
         source: { name: 'openssl', version: '3.5.1-r0' },
       },
     ],
-    malformed: 1,
+    ...{ malformed: 1, cut: false },
   })
 })
 
@@ -118,7 +150,7 @@ test.each<[string, Partial<ToldPackage> | undefined]>([
   ['[]', undefined],
 ])('npm: %s', (text, found) => {
   const expected = found && [{ ...none, type: 'npm', ...found }]
-  expect(parsePackageJson(text)).toEqual({ packages: expected ?? [], malformed: expected ? 0 : 1 })
+  expect(parsePackageJson(text)).toEqual({ packages: expected ?? [], malformed: expected ? 0 : 1, cut: false })
 })
 
 test('python: the header only, and a licence that is a text is none', () => {
@@ -126,6 +158,7 @@ test('python: the header only, and a licence that is a text is none', () => {
   expect(parsePythonMetadata(text).packages).toEqual([{ ...none, type: 'pypi', name: 'Flask', version: '3.0.0' }])
   expect(parsePythonMetadata('Name: x').malformed).toBe(1)
   expect(parsePythonMetadata('').malformed).toBe(1)
+  expect(parsePythonMetadata('name: x\nVERSION: 1').packages).toHaveLength(1)
 })
 
 test.each([

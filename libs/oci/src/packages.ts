@@ -3,6 +3,7 @@
 // believed to be short or free of control characters.
 //
 //     var/lib/dpkg/status, var/lib/dpkg/status.d/*   dpkg(1), deb-control(5); the second of distroless images
+//     var/lib/dpkg/info/*.list, …/status.d/*.md5sums  the files of its packages, a line each
 //     lib/apk/db/installed                            apk-tools, "Installed database V2"
 //     **/node_modules/<name>/package.json             npm, as node's resolution of modules finds them
 //     **/*.dist-info/METADATA, **/*.egg-info[/PKG-INFO]   PyPA core metadata; PEP 376
@@ -18,25 +19,50 @@ export interface Told {
   readonly packages: readonly ToldPackage[]
   /** How many entries are none, of those that were looked at. */
   readonly malformed: number
+  /** Whether what comes after them was not looked at. */
+  readonly cut: boolean
 }
 
-export type PackageFile = 'dpkg' | 'apk' | 'npm' | 'python' | 'os-release'
+export type PackageFile = 'dpkg' | 'dpkg-files' | 'apk' | 'npm' | 'python' | 'os-release'
 
 // By npm's rules a name has no space, and at most one slash, after a scope.
 const npmFile = /(?:^|\/)node_modules\/(?:@[^/]+\/)?[^/@.][^/]*\/package\.json$/
 const pythonFile = /(?:\.dist-info\/METADATA|\.egg-info\/PKG-INFO|\/EGG-INFO\/PKG-INFO|[^/]\.egg-info)$/
-/** Where Debian's own packages put such files: those are dpkg's, under its versions. */
+/** Where Debian's own packages put such files. */
 const debianFile = /^usr\/(?:lib\/python3\/dist-packages|share\/nodejs|lib\/nodejs)\//
 
 /** What a file is to be read as; `path` is relative to the root of the image. */
 export function packageFileOf(path: string): PackageFile | undefined {
-  if (path === 'var/lib/dpkg/status' || /^var\/lib\/dpkg\/status\.d\/[^/]+$/.test(path))
-    return path.endsWith('.md5sums') ? undefined : 'dpkg'
+  if (path === 'var/lib/dpkg/status') return 'dpkg'
+  if (/^var\/lib\/dpkg\/status\.d\/[^/]+$/.test(path)) return path.endsWith('.md5sums') ? 'dpkg-files' : 'dpkg'
+  if (/^var\/lib\/dpkg\/info\/[^/]+\.list$/.test(path)) return 'dpkg-files'
   if (/^(?:usr\/)?lib\/apk\/db\/installed$/.test(path)) return 'apk'
   if (path === 'etc/os-release' || path === 'usr/lib/os-release') return 'os-release'
-  if (debianFile.test(path)) return undefined
   if (npmFile.test(path)) return 'npm'
   return pythonFile.test(path) ? 'python' : undefined
+}
+
+/** Whether a file may be of one of Debian's own packages: then it is dpkg's, under its version, where dpkg lists it. */
+export const isOfDebian = (path: string): boolean => debianFile.test(path)
+
+/** Directories on the way to databases. */
+const ways = new Set(
+  ['var/lib/dpkg/status.d', 'var/lib/dpkg/info', 'lib/apk/db', 'usr/lib/apk/db', 'etc'].flatMap((path) =>
+    path.split('/').map((_, index, parts) => parts.slice(0, index + 1).join('/')),
+  ),
+)
+const places: readonly [string, RegExp][] = [
+  ['modules', /(?:^|\/)node_modules$/],
+  ['scope', /(?:^|\/)node_modules\/@[^/]+$/],
+  ['module', /(?:^|\/)node_modules\/(?:@[^/]+\/)?[^/@.][^/]*$/],
+  ['dist-info', /\.dist-info$/],
+  ['egg-info', /(?:\.egg-info|(?:^|\/)EGG-INFO)$/],
+]
+
+/** What is looked for in a directory because of its name; undefined: nothing that would not be found by its own. */
+export function packagePlaceOf(path: string): string | undefined {
+  if (ways.has(path)) return `/${path}`
+  return places.find(([, pattern]) => pattern.test(path))?.[0]
 }
 
 const word = /^[^\p{Cc}\p{Cs}\s]+$/u
@@ -62,9 +88,9 @@ function toldOf(found: Iterable<ToldPackage | null | undefined>): Told {
   for (const one of found) {
     if (one) packages.push(one)
     if (one === null) malformed++
-    if (Math.max(packages.length, malformed) > contentLimits.packages) break
+    if (Math.max(packages.length, malformed) > contentLimits.packages) return { packages, malformed, cut: true }
   }
-  return { packages, malformed }
+  return { packages, malformed, cut: false }
 }
 
 function* each<T, R>(items: Iterable<T>, to: (item: T) => R): Generator<R> {
@@ -74,8 +100,15 @@ function* each<T, R>(items: Iterable<T>, to: (item: T) => R): Generator<R> {
 /** Of a field; those that are wanted have less. */
 const MAX_NAME = 32
 
-/** Fields of paragraphs between empty lines, `Name: value`; lines that go on are left out, names are as `wanted` has them. */
-function* paragraphs(text: string, wanted: ReadonlySet<string>): Generator<ReadonlyMap<string, string>> {
+/**
+ * Fields of paragraphs between empty lines, `Name: value`; lines that go on are left out.
+ * @param wanted names; in small letters where `anyCase`
+ */
+function* paragraphs(
+  text: string,
+  wanted: ReadonlySet<string>,
+  anyCase: boolean,
+): Generator<ReadonlyMap<string, string>> {
   let fields = new Map<string, string>()
   let isEmpty = true
   for (let at = 0; at <= text.length; ) {
@@ -89,7 +122,8 @@ function* paragraphs(text: string, wanted: ReadonlySet<string>): Generator<Reado
       isEmpty = false
       // Not in all of the text: lines of those who made it have no colon.
       const colon = text.slice(at, Math.min(next, at + MAX_NAME)).indexOf(':')
-      const name = colon < 0 ? '' : text.slice(at, at + colon)
+      const written = colon < 0 ? '' : text.slice(at, at + colon)
+      const name = anyCase ? written.toLowerCase() : written
       if (wanted.has(name) && !fields.has(name)) fields.set(name, text.slice(at + colon + 1, next).trim())
     }
     at = next + 1
@@ -97,20 +131,20 @@ function* paragraphs(text: string, wanted: ReadonlySet<string>): Generator<Reado
   if (!isEmpty) yield fields
 }
 
-const dpkgFields = new Set(['Package', 'Status', 'Version', 'Architecture', 'Source'])
+const dpkgFields = new Set(['package', 'status', 'version', 'architecture', 'source'])
 /** deb-control(5): `Source: name` or `name (version)`, where the version is another. */
 const dpkgSource = /^(\S{1,256})(?: \((\S{1,256})\))?$/
 
-/** Of dpkg: packages whose files are there, even if half-installed. */
+/** Of dpkg: packages whose files are there, even if half-installed. Names of fields and packages are of any case to it. */
 export function parseDpkgStatus(text: string): Told {
   return toldOf(
-    each(paragraphs(text, dpkgFields), (fields) => {
-      const status = fields.get('Status')
+    each(paragraphs(text, dpkgFields, true), (fields) => {
+      const status = fields.get('status')
       if (status !== undefined && /(?:^| )(?:not-installed|config-files)$/.test(status)) return undefined
-      const found = named('deb', fields.get('Package'), fields.get('Version'))
+      const found = named('deb', fields.get('package')?.toLowerCase(), fields.get('version'))
       if (!found) return null
-      const [, source, version = found.version] = dpkgSource.exec(fields.get('Source') ?? '') ?? []
-      const architecture = fields.get('Architecture')
+      const [, source, version = found.version] = dpkgSource.exec(fields.get('source') ?? '') ?? []
+      const architecture = fields.get('architecture')
       return {
         ...found,
         architecture: isWord(architecture) ? architecture : null,
@@ -120,12 +154,17 @@ export function parseDpkgStatus(text: string): Told {
   )
 }
 
+/** Paths, relative to the root, of files that a package of dpkg has: a line each, in `*.md5sums` behind a checksum. */
+export function parseDpkgFiles(text: string): Iterable<string> {
+  return each(text.matchAll(/^(?:[0-9a-f]{32} {2}|\/)([^\n]+)$/gm), ([, path = '']) => path)
+}
+
 const apkFields = new Set(['P', 'V', 'A', 'L', 'o'])
 
 /** Of apk: all that it has installed. */
 export function parseApkInstalled(text: string): Told {
   return toldOf(
-    each(paragraphs(text, apkFields), (fields) => {
+    each(paragraphs(text, apkFields, false), (fields) => {
       const found = named('apk', fields.get('P'), fields.get('V'))
       if (!found) return null
       const [architecture, origin] = [fields.get('A'), fields.get('o')]
@@ -149,7 +188,7 @@ const PackageJson = z.object({
 /** Of npm: the one package that a package.json describes; one without a name or a version is nobody's fault. */
 export function parsePackageJson(text: string): Told {
   const parsed = PackageJson.safeParse(jsonOf(text))
-  if (!parsed.success) return { packages: [], malformed: 1 }
+  if (!parsed.success) return { packages: [], malformed: 1, cut: false }
   const { name, version, license } = parsed.data
   const found = named('npm', name, version)
   return toldOf([found && { ...found, license: licenseOf(license) }])
@@ -163,13 +202,13 @@ function jsonOf(text: string): unknown {
   }
 }
 
-const pythonFields = new Set(['Name', 'Version', 'License', 'License-Expression'])
+const pythonFields = new Set(['name', 'version', 'license', 'license-expression'])
 
 /** Of pip: the one package that core metadata describe. Only what comes before the first empty line is looked at. */
 export function parsePythonMetadata(text: string): Told {
-  const [fields] = paragraphs(text, pythonFields)
-  const found = named('pypi', fields?.get('Name'), fields?.get('Version'))
-  const license = fields?.get('License-Expression') ?? fields?.get('License')
+  const [fields] = paragraphs(text, pythonFields, true)
+  const found = named('pypi', fields?.get('name'), fields?.get('version'))
+  const license = fields?.get('license-expression') ?? fields?.get('license')
   // What is longer is the text of a licence.
   return toldOf([
     found && { ...found, license: license !== undefined && license.length <= 128 ? licenseOf(license) : null },
@@ -201,7 +240,7 @@ function unquoted(value: string): string {
   return (quoted?.[2] ?? value).replace(/\\(["'$`\\])/g, '$1')
 }
 
-export const parsers: Readonly<Record<Exclude<PackageFile, 'os-release'>, (text: string) => Told>> = {
+export const parsers: Readonly<Record<Exclude<PackageFile, 'dpkg-files' | 'os-release'>, (text: string) => Told>> = {
   dpkg: parseDpkgStatus,
   apk: parseApkInstalled,
   npm: parsePackageJson,

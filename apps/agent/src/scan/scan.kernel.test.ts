@@ -70,15 +70,100 @@ test('what upper layers hide is not there, and what they change is theirs', asyn
   })
 })
 
-test('a link is never followed, whatever it is a link to', async () => {
+test('a link leads to nothing outside of the image', async () => {
   layer('outside', { 'node_modules/secret/package.json': npm('secret', '1.0.0') })
   const hostile = layer('hostile', {
     'var/lib/dpkg/status': `->${root}/outside/node_modules/secret/package.json`,
     'app/node_modules': `->${root}/outside/node_modules`,
     'up/node_modules': '->../../outside/node_modules',
-    'loop/loop': '->../loop',
+    'far/node_modules': `->${'../'.repeat(40)}${root}/outside/node_modules`,
+    'loop/node_modules': '->../loop/node_modules',
+    'a/node_modules': '->../b/node_modules',
+    'b/node_modules': '->../a/node_modules',
+    'self/node_modules/self': '->..',
+    'file/node_modules/x': '->../../etc/os-release/x',
+    'etc/os-release': 'ID=debian',
   })
   expect(await told(hostile)).toEqual([])
+})
+
+test('what a container finds by a link, through all layers, is found', async () => {
+  const lowest = layer('lowest', {
+    'data/dpkg/status': deb('base'),
+    'data/os': 'ID=debian\nVERSION_ID=13',
+    'opt/deps/x/package.json': npm('x', '1.0.0'),
+    'opt/deps/@s/y/package.json': npm('@s/y', '1.0.0'),
+    'opt/deps/gone/package.json': npm('gone', '1.0.0'),
+    'opt/z/package.json': npm('z', '1.0.0'),
+    'opt/z/node_modules/deep/package.json': npm('deep', '1.0.0'),
+    'opt/meta': 'Name: py\nVersion: 1\n',
+    'store/node_modules/real/package.json': npm('real', '1.0.0'),
+  })
+  const top = layer('top', {
+    'var/lib': '->/var/moved',
+    'var/moved/dpkg': '->/../data/./dpkg/',
+    'etc/os-release': '->../data/os',
+    'app/node_modules': '->/opt/deps',
+    'opt/deps/z': '->../z',
+    'opt/deps/gone': null,
+    'more/node_modules/x': '->/opt/deps/x',
+    'more/node_modules/real': '->/store/node_modules/real',
+    'lib/py-1.dist-info/METADATA': '->../../opt/meta',
+    'data/dpkg/status': deb('base', 'added'),
+  })
+  expect((await told(lowest, top)).sort()).toEqual([
+    ...['@s/y 1.0.0 lowest', 'added 1 top', 'base 1 lowest', 'deep 1.0.0 lowest', 'py 1 lowest'],
+    ...['real 1.0.0 lowest', 'x 1.0.0 lowest', 'z 1.0.0 lowest'],
+  ])
+  const { distribution, packages, complete } = await scan([top, lowest], forever)
+  expect({ id: distribution?.id, complete }).toEqual({ id: 'debian', complete: true })
+  expect(packages.find(({ name }) => name === 'base')?.path).toBe('var/lib/dpkg/status')
+})
+
+test('a name that is no UTF-8 hides nothing, of its own or under a name that looks the same', async () => {
+  const lower = layer('lower', { [`\ufffd/${module('whiteout')}`]: npm('shown', '1.0.0') })
+  const upper = layer('upper', { [`\ufffd/${module('seen')}`]: npm('seen', '1.0.0') })
+  const bytes = (name: string) => Buffer.concat([Buffer.from(`${upper.path}/`), Buffer.from(name, 'latin1')])
+  // Both are U+FFFD to who reads them as text; the first one is opaque.
+  for (const name of ['\xff', '\xfe']) mkdirSync(bytes(`${name}/node_modules/odd${name}`), { recursive: true })
+  writeFileSync(bytes('\xff/node_modules/odd\xff/package.json'), npm('odd', '1.0.0'))
+  execFileSync('sh', ['-c', `setfattr -n trusted.overlay.opaque -v y "${upper.path}/$(printf '\\377')"`])
+  const { packages, complete, warnings } = await scan([upper, lower], forever)
+  expect(packages.map(({ name, path }) => [name, path])).toEqual([
+    ...[
+      ['odd', '\ufffd/node_modules/odd\ufffd/package.json'],
+      ['seen', '\ufffd/app/node_modules/seen/package.json'],
+      ['shown', '\ufffd/app/node_modules/whiteout/package.json'],
+    ],
+  ])
+  expect({ complete, warnings }).toEqual({ complete: true, warnings: [] })
+})
+
+test('below dist-packages of Debian, what dpkg lists is its own, and all else is pip’s', async () => {
+  const place = 'usr/lib/python3/dist-packages'
+  const python = (name: string) => `Name: ${name}\nVersion: 1\n`
+  const debian = layer('debian', {
+    'var/lib/dpkg/status': deb('python3-six'),
+    'var/lib/dpkg/info/python3-six.list': `/.\n/${place}\n/${place}/six-1.egg-info/PKG-INFO\n`,
+    'var/lib/dpkg/status.d/python3-ply': 'Package: python3-ply\nVersion: 1\n',
+    'var/lib/dpkg/status.d/python3-ply.md5sums': `${'0'.repeat(32)}  ${place}/ply-1.egg-info\n`,
+    [`${place}/six-1.egg-info/PKG-INFO`]: python('six'),
+    [`${place}/ply-1.egg-info`]: python('ply'),
+    [`${place}/other-1.dist-info/METADATA`]: python('other'),
+  })
+  expect(await told(debian)).toEqual(['python3-ply 1 debian', 'python3-six 1 debian', 'other 1 debian'])
+})
+
+test('a path that is too long for who reads attributes costs no more than itself', async () => {
+  const long = Array.from({ length: 15 }, () => 'd'.repeat(255)).join('/')
+  const lower = layer('lower', { [module('kept')]: npm('kept', '1.0.0') })
+  const upper = layer('upper', {})
+  execFileSync('sh', ['-c', `mkdir -p ${long} && cd ${long} && mkdir -p ${'e'.repeat(250)}/${'f'.repeat(250)}`], {
+    cwd: upper.path,
+  })
+  const { packages, complete } = await scan([upper, lower], forever)
+  expect({ found: packages.length, complete }).toEqual({ found: 1, complete: false })
+  execFileSync('rm', ['-r', upper.path])
 })
 
 test('what is malformed, too large or too much is told, and the rest is read', async () => {
@@ -109,6 +194,7 @@ test.each([
   ['characters', { ...scanLimits, text: 500 }, /packages after 500 characters/],
   ['bytes', { ...scanLimits, bytes: 60 }, /after the first 60 bytes/],
   ['entries', { ...scanLimits, walk: { ...walkLimits, entries: 5 } }, /entries after the first 5/],
+  ['links', { ...scanLimits, walk: { ...walkLimits, links: 1 } }, /links after the first 1/],
   [
     'entries of one directory',
     { ...scanLimits, walk: { ...walkLimits, entriesOfOne: 3 } },
@@ -116,10 +202,31 @@ test.each([
   ],
   ['files', { ...scanLimits, walk: { ...walkLimits, files: 1 } }, /files after the first 1/],
 ])('%s have a limit', async (_, limits, warning) => {
-  const many = layer('many', Object.fromEntries(['a', 'b', 'c', 'd', 'e'].map((n) => [module(n), npm(n, '1.0.0')])))
+  const many = layer('many', {
+    ...Object.fromEntries(['a', 'b', 'c', 'd'].map((name) => [module(name), npm(name, '1.0.0')])),
+    ...Object.fromEntries(['e', 'f'].map((name) => [`app/node_modules/${name}`, `->/opt/${name}`])),
+    ...Object.fromEntries(['e', 'f'].map((name) => [`opt/${name}/package.json`, npm(name, '1.0.0')])),
+  })
   const { packages, complete, warnings } = await scan([many], forever, limits)
-  expect(packages.length).toBeLessThan(5)
+  expect(packages.length).toBeLessThan(6)
   expect({ complete, said: warnings.some((one) => warning.test(one)) }).toEqual({ complete: false, said: true })
+})
+
+test('entries that are none do not push those behind them out unseen', async () => {
+  const status = `${'Package: x\n\n'.repeat(20_001)}${deb('behind')}`
+  const { packages, complete, warnings } = await scan([layer('any', { 'var/lib/dpkg/status': status })], forever)
+  expect({ packages, complete }).toEqual({ packages: [], complete: false })
+  expect(warnings).toContain('var/lib/dpkg/status: entries after the first 20000 are not read')
+})
+
+test('a header of metadata that is longer than what is read is told', async () => {
+  const header = 'Keywords: many\n'.repeat(8192)
+  const files = (end: string) => ({ 'x-1.dist-info/METADATA': `Name: x\nVersion: 1\n${end}` })
+  expect((await scan([layer('short', files(`\n${header}`))], forever)).complete).toBe(true)
+  const { complete, warnings } = await scan([layer('long', files(header))], forever)
+  expect({ complete, warnings }).toEqual({
+    ...{ complete: false, warnings: ['x-1.dist-info/METADATA: larger than the 65536 bytes that are read'] },
+  })
 })
 
 test('ends when its caller goes', async () => {

@@ -1,8 +1,7 @@
 // scan.ts: what is installed in an image, read out of its unpacked layers. Nothing of the image is run, and nothing in it
 // is believed: see walk.ts for how files are found, and packages.ts of libs/oci for what they say.
 import { constants } from 'node:fs'
-import { open } from 'node:fs/promises'
-import { join } from 'node:path'
+import { type FileHandle, open } from 'node:fs/promises'
 import {
   contentLimits,
   type Distribution,
@@ -12,8 +11,18 @@ import {
   KiB,
   MiB,
 } from '@berth/contracts'
-import { attributed, type LayerState, type PackageFile, packageFileOf, parseOsRelease, parsers } from '@berth/oci'
-import { type WalkedFile, walk, walkLimits } from './walk.js'
+import {
+  attributed,
+  isOfDebian,
+  type LayerState,
+  type PackageFile,
+  packageFileOf,
+  packagePlaceOf,
+  parseDpkgFiles,
+  parseOsRelease,
+  parsers,
+} from '@berth/oci'
+import { bytesOf, type WalkedFile, walk, walkLimits } from './walk.js'
 
 export interface ScanLayer {
   readonly diffId: string
@@ -40,6 +49,7 @@ export const scanLimits: ScanLimits = {
 /** Most that is read of one file. Descriptions come after what is wanted of core metadata. */
 const fileBytes: Readonly<Record<PackageFile, number>> = {
   dpkg: 16 * MiB,
+  'dpkg-files': 4 * MiB,
   apk: 32 * MiB,
   npm: 1 * MiB,
   python: 64 * KiB,
@@ -58,10 +68,17 @@ export async function scan(
   signal: AbortSignal,
   limits = scanLimits,
 ): Promise<ImageContents> {
-  const isWanted = (path: string) => packageFileOf(path) !== undefined
+  const wanted = { file: (path: string) => packageFileOf(path) !== undefined, place: packagePlaceOf }
   const paths = layers.map(({ path }) => path)
-  const { files, omitted } = await walk(paths, isWanted, signal, limits.walk)
+  const { files, omitted } = await walk(paths, wanted, signal, limits.walk)
   const reading = new Reading(layers, limits, omitted)
+  const isList = ({ path }: WalkedFile) => packageFileOf(path) === 'dpkg-files'
+  if (files.some(({ path }) => isOfDebian(path))) {
+    for (const file of files.filter(isList)) {
+      signal.throwIfAborted()
+      await reading.takeList(file)
+    }
+  }
   for (const file of files) {
     signal.throwIfAborted()
     await reading.take(file)
@@ -72,6 +89,8 @@ export async function scan(
 class Reading {
   private readonly packages = new Map<string, FoundPackage>()
   private readonly releases = new Map<string, Distribution>()
+  /** Files of Debian's packages, of those that may be something else too. */
+  private readonly debian = new Set<string>()
   private readonly warnings: string[] = []
   private complete = true
   private bytes = 0
@@ -86,24 +105,36 @@ class Reading {
     for (const what of omitted) this.leaveOut(`not looked at: ${what}`)
   }
 
-  async take({ path, layers }: WalkedFile): Promise<void> {
+  /** Remembers what is dpkg's of what may be. */
+  async takeList({ path, real, layers: [index] }: WalkedFile): Promise<void> {
+    const layer = this.layers[index ?? 0]
+    const text = layer && (await this.read(layer, { path, real }, 'dpkg-files'))
+    for (const its of parseDpkgFiles(text ?? '')) if (isOfDebian(its) && packageFileOf(its)) this.debian.add(its)
+  }
+
+  async take({ path, real, layers }: WalkedFile): Promise<void> {
     const kind = packageFileOf(path)
-    if (kind === undefined) return
+    if (kind === undefined || kind === 'dpkg-files' || this.debian.has(textOf(real))) return
     const states: LayerState[] = []
     for (const index of hasHistory.has(kind) ? layers : layers.slice(0, 1)) {
       const layer = this.layers[index]
-      const text = layer && (await this.read(join(layer.path, path), path, kind))
+      const text = layer && (await this.read(layer, { path, real }, kind))
       if (text === undefined) break
       if (kind === 'os-release') {
         this.release(path, text)
         return
       }
-      const { packages, malformed } = parsers[kind](text)
+      const { packages, malformed, cut } = parsers[kind](text)
       // Older states only say since when something is there.
-      if (malformed > 0 && states.length === 0) this.warn(`${shown(path)}: entries that are no packages: ${malformed}`)
+      if (states.length === 0) this.check(path, malformed, cut)
       states.push({ layer: layer?.diffId ?? '', packages })
     }
     this.add(attributed(shown(path), states))
+  }
+
+  private check(path: string, malformed: number, cut: boolean): void {
+    if (malformed > 0) this.warn(`${shown(path)}: entries that are no packages: ${malformed}`)
+    if (cut) this.leaveOut(`${shown(path)}: entries after the first ${contentLimits.packages} are not read`)
   }
 
   contents(): ImageContents {
@@ -132,30 +163,32 @@ class Reading {
   }
 
   /** Undefined where nothing more may be read. */
-  private async read(at: string, path: string, kind: PackageFile): Promise<string | undefined> {
+  private async read(
+    layer: ScanLayer,
+    { path, real }: Pick<WalkedFile, 'path' | 'real'>,
+    kind: PackageFile,
+  ): Promise<string | undefined> {
+    const at = bytesOf(layer.path, real)
     const file = await open(at, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(
-      (error: unknown) => ignore(error, 'ENOENT', 'ENAMETOOLONG', 'ELOOP'),
+      (error: unknown) => ignore(error, 'ENAMETOOLONG'),
     )
     if (!file) {
-      this.leaveOut(`${shown(path)}: its path is too long, or not UTF-8`)
+      this.leaveOut(`${shown(path)}: its path is too long`)
       return undefined
     }
     try {
       const { size } = await file.stat()
       const most = Math.min(size, fileBytes[kind])
-      if (size > most && kind !== 'python') this.leaveOut(`${shown(path)}: larger than the ${most} bytes that are read`)
       if (this.bytes + most > this.limits.bytes) {
         this.leaveOut(`files after the first ${this.limits.bytes} bytes of them are not read`)
         return undefined
       }
       this.bytes += most
-      const buffer = Buffer.allocUnsafe(most)
-      let end = 0
-      for (;;) {
-        const { bytesRead } = await file.read(buffer, end, most - end, end)
-        end += bytesRead
-        if (bytesRead === 0 || end === most) return buffer.toString('utf8', 0, end)
-      }
+      const text = await readStart(file, most)
+      // Of core metadata only what comes before the first empty line counts.
+      if (size > most && !(kind === 'python' && /\n\r?\n/.test(text)))
+        this.leaveOut(`${shown(path)}: larger than the ${most} bytes that are read`)
+      return text
     } finally {
       await file.close()
     }
@@ -167,12 +200,26 @@ class Reading {
   }
 
   private warn(what: string): void {
-    const text = shown(what)
+    const text = printable(what)
     if (this.warnings.includes(text)) return
     if (this.warnings.length < contentLimits.warnings) this.warnings.push(text)
     else this.unsaid++
   }
 }
 
+async function readStart(file: FileHandle, most: number): Promise<string> {
+  const buffer = Buffer.allocUnsafe(most)
+  let end = 0
+  for (;;) {
+    const { bytesRead } = await file.read(buffer, end, most - end, end)
+    end += bytesRead
+    if (bytesRead === 0 || end === most) return buffer.toString('utf8', 0, end)
+  }
+}
+
+/** A path as walk.ts has it → as text. */
+const textOf = (path: string): string => Buffer.from(path, 'latin1').toString()
+
 /** Names in an image may hold anything, and be long. */
-const shown = (text: string): string => text.replace(/[\p{Cc}\p{Cs}]/gu, '\ufffd').slice(0, 512)
+const shown = (path: string): string => printable(textOf(path))
+const printable = (text: string): string => text.replace(/[\p{Cc}\p{Cs}]/gu, '\ufffd').slice(0, 512)

@@ -10,7 +10,7 @@ import { ImageNodes } from '../images/image-nodes.js'
 import { CONFIG, DATABASE, type Database, LOG, type Logger } from '../tokens.js'
 
 /** Grows when what nodes find in the same image does. */
-const FORMAT = 1
+const FORMAT = 2
 /** Most that is kept of one image. What a real one has packs to a tenth of it; what does not is made not to. */
 const MAX_PACKED = 512 * KiB
 /** A node has its own, shorter, limit. */
