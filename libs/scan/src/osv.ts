@@ -55,7 +55,7 @@ export interface Advisory {
 }
 
 interface Span {
-  /** Sorted as they come; `0` is before every version. */
+  /** As they come; `0` is before every version, and `*` after it. */
   readonly events: readonly {
     readonly kind: 'introduced' | 'fixed' | 'lastAffected' | 'limit'
     readonly version: string
@@ -168,7 +168,7 @@ const spanOf = (events: readonly z.infer<typeof Event>[]): Span => ({
     ...(introduced === undefined ? [] : [{ kind: 'introduced' as const, version: introduced }]),
     ...(fixed === undefined ? [] : [{ kind: 'fixed' as const, version: fixed }]),
     ...(lastAffected === undefined ? [] : [{ kind: 'lastAffected' as const, version: lastAffected }]),
-    ...(limit === undefined || limit === '*' ? [] : [{ kind: 'limit' as const, version: limit }]),
+    ...(limit === undefined ? [] : [{ kind: 'limit' as const, version: limit }]),
   ]),
 })
 
@@ -186,14 +186,25 @@ export function hitOf(type: PackageType, affected: AffectedPackage, version: str
   return affected.versions.includes(`\n${version}\n`) ? { fixed: null } : undefined
 }
 
+/** Where a version is that is before or after all others. */
+const boundOf = (version: string): -1 | 1 | undefined => (version === '0' ? -1 : version === '*' ? 1 : undefined)
+
+/** What it costs to say whether a version is affected, in comparisons. */
+export const costOf = ({ spans, versions }: AffectedPackage): number =>
+  spans.reduce((sum, { events }) => sum + events.length, 1 + Math.ceil(versions.length / 1024))
+
+/** Whether nothing but the version itself can say that it is not affected. */
+export const needsOrder = ({ spans }: AffectedPackage): boolean => spans.some(({ events }) => events.length > 0)
+
 /** The algorithm of the schema's section "Evaluation"; events that cannot be compared with the version say nothing. */
 function withinSpan(type: PackageType, { events }: Span, version: string): Hit | undefined {
   const compared = events.flatMap((event) => {
-    const order = event.version === '0' ? -1 : compareVersions(type, event.version, version)
+    const order = boundOf(event.version) ?? compareVersions(type, event.version, version)
     return order === undefined ? [] : [{ ...event, order }]
   })
-  if (compared.some(({ kind, order }) => kind === 'limit' && order <= 0)) return undefined
-  const after = (a: string, b: string) => (a === '0' ? -1 : b === '0' ? 1 : (compareVersions(type, a, b) ?? 0))
+  const limits = compared.filter(({ kind }) => kind === 'limit')
+  if (limits.length > 0 && limits.every(({ order }) => order <= 0)) return undefined
+  const after = (a: string, b: string) => boundOf(a) ?? -(boundOf(b) ?? -(compareVersions(type, a, b) ?? 0))
   // Of two at one version what begins comes after what ends.
   const rank = (kind: string) => (kind === 'introduced' ? 1 : 0)
   const sorted = compared.sort((a, b) => after(a.version, b.version) || rank(a.kind) - rank(b.kind))

@@ -14,12 +14,15 @@ export function purlOf(one: FoundPackage, distribution: Distribution | null): st
   }
   const id = distribution?.id ?? (type === 'deb' ? 'debian' : 'alpine')
   const qualifiers = {
-    ...(architecture !== null && { arch: architecture }),
-    ...(distribution?.version != null && { distro: `${id}-${distribution.version}` }),
-    ...(source && source.name !== name && { upstream: upstreamOf(source, version) }),
+    ...(architecture !== null && { arch: plain(architecture) }),
+    ...(distribution?.version != null && { distro: plain(`${id}-${distribution.version}`) }),
+    ...(source && source.name !== name && { upstream: plain(upstreamOf(source, version)) }),
   }
   return new PackageURL(type, id, name, version, qualifiers).toString()
 }
+
+/** What is beyond 16 bits the library's encoding of qualifiers throws at; no package has it but to that end. */
+const plain = (text: string): string => text.replace(/[\u{10000}-\u{10ffff}]/gu, '\ufffd')
 
 const upstreamOf = (source: { readonly name: string; readonly version: string }, version: string): string =>
   source.version === version ? source.name : `${source.name}@${source.version}`

@@ -3,6 +3,7 @@ import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import type { FoundPackage, ImageContents } from '@berth/contracts'
 import { expect, test } from '@jest/globals'
+import fc from 'fast-check'
 import { z } from 'zod'
 import { purlOf } from './package-url.js'
 import { cycloneDxOf, type SbomSubject, spdxOf } from './sbom.js'
@@ -50,6 +51,20 @@ test.each<[FoundPackage, string]>([
   [packages[2] as FoundPackage, 'pkg:npm/%40a/b@1.0.0'],
   [packages[3] as FoundPackage, 'pkg:pypi/foo-bar@1.0'],
 ])('purl of $name', (one, purl) => expect(purlOf(one, contents.distribution)).toBe(purl))
+
+test('a purl is written of whatever a package is made to say', () => {
+  const text = fc.string({
+    unit: fc.constantFrom('%', '%zz', '/', '..', '@', '?', '\u{1f600}', '\u202e', 'é', 'a', '1'),
+  })
+  const word = text.filter((one) => one !== '')
+  fc.assert(
+    fc.property(fc.constantFrom('deb', 'apk', 'pypi'), word, word, word, word, (type, name, version, more, id) => {
+      const source = { name: more, version: more }
+      const one = found({ type, name, version, architecture: more, source })
+      expect(purlOf(one, { id, version: more, name: '' })).toMatch(/^pkg:[!-~]+$/)
+    }),
+  )
+})
 
 // What SPDX 2.3's schema (spdx-spec, schemas/spdx-schema.json) has for the fields that are written, and no others.
 const none = z.literal('NOASSERTION')
@@ -128,6 +143,17 @@ test.each<[string, Partial<SbomSubject>]>([
   ['an image', {}],
   ['one with nothing in it', { contents: { distribution: null, packages: [], complete: true, warnings: [] } }],
   ['one that says no time', { createdAt: 'yesterday' }],
+  [
+    'one whose packages say what they like',
+    {
+      contents: {
+        ...{ distribution: { id: 'de"b', version: '\u202e', name: '' }, complete: true, warnings: ['\ufffd'] },
+        packages: ['..', '%zz', '\u{1f600}', '__proto__', '<x>'].map((text) =>
+          found({ type: 'apk', name: text, version: text, architecture: text, license: text, path: text }),
+        ),
+      },
+    },
+  ],
 ])('CycloneDX of %s is what its schema says', (_, more) => {
   const ajv = new Ajv({ strict: false, allErrors: true })
   addFormats(ajv)

@@ -29,9 +29,12 @@ function ofScore(score: number): Severity {
 const known = new Map<string, number | undefined>()
 const MAX_KNOWN = 10_000
 
+/** The library prints what it does not know, and throws at names of its own. */
+const isVector = /^\(?(?:CVSS:\d\.\d\/)?(?:[A-Z][A-Za-z]{0,4}:[A-Z][A-Za-z]{0,10}[/)]?)+$/
+
 /** @param vector of CVSS 2.0, 3.0, 3.1 or 4.0; undefined for what is none, or says not all that the base score needs */
 export function scoreOf(vector: string): number | undefined {
-  if (vector.length > 512) return undefined
+  if (vector.length > 512 || !isVector.test(vector)) return undefined
   if (known.has(vector)) return known.get(vector)
   if (known.size >= MAX_KNOWN) known.clear()
   const score = computed(vector)

@@ -1,7 +1,7 @@
 // versions.ts: which of two versions is newer, as each package manager has it.
 import type { PackageType } from '@berth/contracts'
 import pep440 from '@renovatebot/pep440'
-import semver from 'semver'
+import semver, { type SemVer } from 'semver'
 
 /** Longer ones are none: what compares them is not made for anything. */
 const MAX_LENGTH = 256
@@ -15,11 +15,17 @@ export function compareVersions(type: PackageType, a: string, b: string): number
   if (type === 'deb') return compareDebian(a, b)
   if (type === 'apk') return compareAlpine(a, b)
   if (type === 'npm') {
-    const [one, other] = [semver.parse(a, { loose: true }), semver.parse(b, { loose: true })]
-    return one && other ? semver.compare(one, other) : undefined
+    const [one, other] = [semanticOf(a), semanticOf(b)]
+    // Not `semver.compare`, which reads both again, strictly, and throws.
+    return one && other ? one.compare(other) : undefined
   }
-  return pep440.valid(a) && pep440.valid(b) ? pep440.compare(a, b) : undefined
+  const [one, other] = [a.trim(), b.trim()]
+  return pep440.valid(one) && pep440.valid(other) ? pep440.compare(one, other) : undefined
 }
+
+/** Loosely, as npm reads what is installed. Records have `13.0` too, which is 13.0.0. */
+const semanticOf = (text: string): SemVer | null =>
+  semver.parse(/^v?\d+(?:\.\d+)?$/.test(text) ? `${text}${text.includes('.') ? '.0' : '.0.0'}` : text, { loose: true })
 
 // deb-version(7): [epoch:]upstream[-revision]; only behind an epoch there may be more colons.
 const debian = /^(?:(\d{1,9}):(?=.)|(?!.*:))([A-Za-z0-9.+~:-]*?)(?:-([A-Za-z0-9.+~]*))?$/
@@ -75,24 +81,31 @@ function compareNumbers(a: string, b: string): number {
 
 const compareText = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0)
 
-// apk-tools, src/version.c: digits{.digits}[letter]{_suffix[digits]}[~hash][-rdigits]
-const alpine = /^(\d+(?:\.\d+)*)([a-z]?)((?:_(?:alpha|beta|pre|rc|cvs|svn|git|hg|p)\d*)*)(?:~([0-9a-f]+))?(?:-r(\d+))?$/
+// apk-tools, src/version.c: digits{.digits}[letter[digits]]{_suffix[digits]}[~hash][-rdigits]. Digits behind a letter are of
+// apk 2 alone, which Alpine had when it had such versions (libretls 3.3.3p1-r3).
+const alpine =
+  /^(\d+(?:\.\d+)*)(?:([a-z])(\d*))?((?:_(?:alpha|beta|pre|rc|cvs|svn|git|hg|p)\d*)*)(?:~([0-9a-f]+))?(?:-r(\d+))?$/
 /** Those before the nothing in the middle are of what comes before a release. */
 const suffixes = ['alpha', 'beta', 'pre', 'rc', '', 'cvs', 'svn', 'git', 'hg', 'p']
 
 function compareAlpine(a: string, b: string): number | undefined {
   const [one, other] = [alpine.exec(a), alpine.exec(b)]
   if (!one || !other) return undefined
-  const [, numbers = '', letter = '', suffix = '', hash = '', revision = '0'] = one
-  const [, itsNumbers = '', itsLetter = '', itsSuffix = '', itsHash = '', itsRevision = '0'] = other
+  const [, numbers = '', letter = '', patch = '', suffix = '', hash = '', revision = ''] = one
+  const [, itsNumbers = '', itsLetter = '', itsPatch = '', itsSuffix = '', itsHash = '', itsRevision = ''] = other
   return (
     compareLists(numbers.split('.'), itsNumbers.split('.'), compareComponents) ||
     compareText(letter, itsLetter) ||
+    compareOptional(patch, itsPatch) ||
     compareSuffixes(suffix, itsSuffix) ||
     compareText(hash, itsHash) ||
-    compareNumbers(revision, itsRevision)
+    compareOptional(revision, itsRevision)
   )
 }
+
+/** Numbers of which none, too, is less than 0. */
+const compareOptional = (a: string, b: string): number =>
+  a === '' || b === '' ? Math.sign(a.length - b.length) : compareNumbers(a, b)
 
 /** The first is a number; of the others one that begins with 0 is a fraction. */
 const compareComponents = (a: string, b: string, index: number): number =>
@@ -114,7 +127,7 @@ function compareSuffixes(a: string, b: string): number {
   const [one, other] = [parts(a), parts(b)]
   for (let index = 0; index < Math.max(one.length, other.length); index++) {
     const [mine, its] = [suffixAt(one, index), suffixAt(other, index)]
-    const difference = mine.rank - its.rank || compareNumbers(mine.number, its.number)
+    const difference = mine.rank - its.rank || compareOptional(mine.number, its.number)
     if (difference !== 0) return difference
   }
   return 0

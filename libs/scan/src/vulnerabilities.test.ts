@@ -5,7 +5,7 @@ import { JsonValues } from './json-values.js'
 import { keptOf, OsvRecord } from './osv.js'
 import { verdictOf } from './policy.js'
 import { rate, scoreOf } from './severity.js'
-import { unknowable, Vulnerabilities } from './vulnerabilities.js'
+import { Vulnerabilities } from './vulnerabilities.js'
 
 const debian13: Distribution = { id: 'debian', version: '13', name: 'Debian' }
 const found = (type: FoundPackage['type'], name: string, version: string, source: FoundPackage['source'] = null) => ({
@@ -27,6 +27,11 @@ function known(...records: object[]): Vulnerabilities {
 const match = (all: Vulnerabilities, one: FoundPackage, distribution: Distribution | null = debian13) =>
   all.match({ packages: [one], distribution }).found
 const ids = (matched: readonly ImageVulnerability[]) => matched.map(({ id }) => id)
+
+test.each(['constructor', '__proto__', 'CVSS:3.1/__proto__:x', ':::::', 'CVSS:3.1/', 'CVSS:9.9/AV:N', ''])(
+  'what is no vector has no score: %j',
+  (vector) => expect(scoreOf(vector)).toBeUndefined(),
+)
 
 describe('ranges', () => {
   const span = [{ introduced: '1.0.0' }, { fixed: '1.5.0' }, { introduced: '2.0.0' }, { last_affected: '2.3.0' }]
@@ -125,12 +130,43 @@ test.each<[FoundPackage[], Distribution | null, RegExp | undefined]>([
     { id: 'raspbian', version: '12', name: '' },
     /the distribution: the image is of raspbian 12/,
   ],
+  // Nobody has told anything of this release, nor of what comes next.
+  [[found('deb', 'p', '1')], { id: 'debian', version: '14', name: '' }, /the distribution: the image is of debian 14/],
+  [[found('deb', 'p', '1')], { id: 'debian', version: null, name: '' }, /the distribution: the image is of debian$/],
   [[found('deb', 'p', '1')], null, /of no known distribution/],
+  [
+    [found('pypi', 'dnf', '1')],
+    { id: 'fedora', version: '42', name: '' },
+    /^no packages of the distribution were found/,
+  ],
   [[], { id: 'fedora', version: '42', name: '' }, /nothing .* was found; the image is of fedora 42/],
 ])('what cannot be known is said: %j of %j', (packages, distribution, expected) => {
-  const said = unknowable({ packages, distribution })
+  const said = known(record('X', [of('Debian:13', 'other', [{ introduced: '0' }])])).unknowable({
+    packages,
+    distribution,
+  })
   if (expected) expect(said).toMatch(expected)
   else expect(said).toBeUndefined()
+})
+
+test('a version that cannot be compared with those of records is told, not taken for one that is fine', () => {
+  const all = known(record('X', [of('npm', 'p', [{ introduced: '1.0.0' }])]), record('Y', [of('npm', 'q', [])]))
+  const matched = (...packages: FoundPackage[]) => all.match({ packages, distribution: null }).leftOut
+  expect(matched(found('npm', 'p', 'mine'), found('npm', 'p', 'ours'), found('npm', 'p', '0.1.0'))).toEqual([
+    'packages whose versions cannot be compared with those of records: 2',
+  ])
+  // Nothing that is known depends on these.
+  expect(matched(found('npm', 'none', 'mine'), found('npm', 'q', 'mine'))).toEqual([])
+})
+
+test.each<[string, Record<string, string>[], string[]]>([
+  ['before any', [{ introduced: '0' }, { limit: '1.0.0' }, { limit: '3.0.0' }], ['0.1.0', '1.0.0', '2.0.0']],
+  ['without end', [{ introduced: '0' }, { limit: '1.0.0' }, { limit: '*' }], ['0.1.0', '1.0.0', '2.0.0', '3.0.0']],
+  ['of one', [{ introduced: '0' }, { limit: '1.0.0' }], ['0.1.0']],
+])('limits: a version counts that is %s of them', (_, events, expected) => {
+  const all = known(record('X', [of('npm', 'p', events)]))
+  const versions = ['0.1.0', '1.0.0', '2.0.0', '3.0.0']
+  expect(versions.filter((version) => match(all, found('npm', 'p', version)).length > 0)).toEqual(expected)
 })
 
 describe('one vulnerability is told once', () => {
@@ -246,7 +282,17 @@ describe('an image that is made for there to be too much', () => {
   ])('%s', (_, count, each, told) => {
     const { found, leftOut } = records(each).match({ packages: packages(count), distribution: debian13 })
     expect(found).toHaveLength(told)
-    expect(leftOut !== undefined).toBe(count * each > told)
+    expect(leftOut.length > 0).toBe(count * each > told)
+  })
+
+  test('whose packages have many versions has not all of them compared', () => {
+    const source = (version: string) => ({ name: 'p', version })
+    const packages = Array.from({ length: 200 }, (_, i) => found('deb', `p${i}`, '1', source(String(i))))
+    const old = [of('Debian:13', 'p', [{ introduced: '9999' }, { fixed: '99999' }])]
+    const all = known(...Array.from({ length: 1000 }, (_, i) => record(`CVE-${i}`, old)))
+    const { found: vulnerable, leftOut } = all.match({ packages, distribution: debian13 })
+    expect(vulnerable).toEqual([])
+    expect(leftOut).toEqual(['packages that would take more than 500000 comparisons in all are left out'])
   })
 })
 
@@ -288,28 +334,48 @@ test('an image that was not looked at whole is refused, where images are', () =>
 describe('JSON values', () => {
   const values = (most: number, ...pieces: string[]) => {
     const reader = new JsonValues(most)
-    const texts = pieces.flatMap((piece) => [...reader.push(piece)])
-    return { texts, dropped: reader.dropped }
+    const found = pieces.flatMap((piece) => [...reader.push(piece)])
+    const problems = found.flatMap(({ line, problem }) => (problem === undefined ? [] : [`${line}: ${problem}`]))
+    return { texts: found.flatMap(({ text }) => text ?? []), problems, end: reader.end()?.problem }
   }
   const object = fc.dictionary(
     fc.string(),
     fc.oneof(fc.string(), fc.integer(), fc.array(fc.string()), fc.dictionary(fc.string(), fc.string())),
   )
 
-  test('of an array, of lines or of one after the other, cut anywhere', () => {
+  test('of an array, of lines or of one after the other, spread or not, cut anywhere', () => {
     fc.assert(
-      fc.property(fc.array(object), fc.constantFrom('array', 'lines', 'none'), fc.nat(), (all, how, cut) => {
-        const texts = all.map((one) => JSON.stringify(one))
-        const text = how === 'array' ? `[${texts.join(', ')}]` : texts.join(how === 'lines' ? '\n' : '')
-        const at = cut % (text.length + 1)
-        expect(values(1e6, text.slice(0, at), text.slice(at))).toEqual({ texts, dropped: 0 })
-      }),
+      fc.property(
+        fc.array(object),
+        fc.constantFrom('array', 'lines', 'none'),
+        fc.constantFrom(undefined, 1),
+        fc.nat(),
+        (all, how, spread, cut) => {
+          const texts = all.map((one) => JSON.stringify(one, null, spread))
+          const text = how === 'array' ? `[${texts.join(', ')}]` : texts.join(how === 'lines' ? '\n' : '')
+          const at = cut % (text.length + 1)
+          expect(values(1e6, text.slice(0, at), text.slice(at))).toEqual({ texts, problems: [], end: undefined })
+        },
+      ),
     )
   })
 
-  test('one that is too large is left out, and one that has no end', () => {
-    expect(values(20, '{"a":"', 'x'.repeat(30), '"}{"b":1}')).toEqual({ texts: ['{"b":1}'], dropped: 1 })
-    expect(values(20, '[{"a":1},{"b":')).toEqual({ texts: ['{"a":1}'], dropped: 1 })
-    expect(values(20, 'PK\u0003 no JSON ]} at all')).toEqual({ texts: [], dropped: 0 })
+  test.each<[string, string, string[], string[], string | undefined]>([
+    [
+      'is too large',
+      `{"a":"${'x'.repeat(30)}"}{"b":1}`,
+      ['{"b":1}'],
+      ['1: it is longer than 20 characters'],
+      undefined,
+    ],
+    ['has no end', '[{"a":1},\n{"b":', ['{"a":1}'], [], 'it has no end'],
+    ['is in a list without one', '[{"a":1},', ['{"a":1}'], [], 'the list has no end'],
+    ['is no JSON', 'PK ]} at all\n{"a":1}', ['{"a":1}'], ['1: it is no object'], undefined],
+    ['lacks a quote', '{"a":1}\n{"b\n{"c":1}', ['{"a":1}', '{"c":1}'], ['2: a line end within a string'], undefined],
+    ['lacks a brace', '{"a":{}\n{"b":1}', ['{"b":1}'], ['1: a brace where there can be none'], undefined],
+    ['lacks one in a list', '[{"a":{},{"b":1}]', ['{"b":1}'], ['1: a brace where there can be none'], undefined],
+    ['comes behind a byte order mark', '\ufeff{"a":[{}, [{}]]}', ['{"a":[{}, [{}]]}'], [], undefined],
+  ])('one that %s costs no other', (_, text, texts, problems, end) => {
+    for (const pieces of [[text], [...text]]) expect(values(20, ...pieces)).toEqual({ texts, problems, end })
   })
 })

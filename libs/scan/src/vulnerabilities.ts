@@ -1,6 +1,6 @@
 // vulnerabilities.ts: all records that are known, and what of them is in an image.
-import type { FoundPackage, ImageContents, ImageVulnerability } from '@berth/contracts'
-import { type AffectedPackage, hitOf, type Keyed, keysOf, ratingOf, releasesOf } from './osv.js'
+import type { FoundPackage, ImageContents, ImagePackage, ImageVulnerability, PackageType } from '@berth/contracts'
+import { type AffectedPackage, costOf, hitOf, type Keyed, keysOf, needsOrder, ratingOf, releasesOf } from './osv.js'
 import { withPurl } from './package-url.js'
 import { compareRatings, type Rating, unrated } from './severity.js'
 import { compareVersions } from './versions.js'
@@ -8,25 +8,24 @@ import { compareVersions } from './versions.js'
 /** Most that is told of one image; the worst. */
 export const MAX_FINDINGS = 20_000
 /**
- * Most records that one image's packages are compared with, in all: some seconds. Kernels of a distribution have the most,
- * some thousands each; whoever writes ten thousand of those down wants to hold up everybody else.
+ * Most that is done for one image: comparisons of versions and vulnerabilities found, in all; some seconds. Kernels of a
+ * distribution have the most, some ten thousand each; whoever writes hundreds of those down wants to hold up everybody else.
  */
-const MAX_COMPARED = 500_000
+const MAX_WORK = 500_000
 
 /** What is known of an image. */
 export interface Matched {
   /** Worst first. */
   readonly found: readonly ImageVulnerability[]
-  /** Of what is left out, in words; undefined where nothing is. */
-  readonly leftOut: string | undefined
+  /** What is left out, in words. */
+  readonly leftOut: readonly string[]
 }
 
-/** What no record can tell of an image; undefined where records can tell of all that was found. */
-export function unknowable({ packages, distribution }: Pick<ImageContents, 'packages' | 'distribution'>) {
-  const name = distribution ? `${distribution.id} ${distribution.version ?? ''}`.trim() : 'no known distribution'
-  if (packages.length === 0) return `nothing that is known to be installed was found; the image is of ${name}`
-  const untold = packages.some(({ type }) => keysOf(type, 'any', releasesOf(type, distribution)).length === 0)
-  return untold ? `nothing is known of packages of the distribution: the image is of ${name}` : undefined
+/** What is known of one source package, in one version. */
+interface Known {
+  readonly findings: readonly Finding[]
+  /** Whether there are records that its version cannot be compared with. */
+  readonly isUnordered: boolean
 }
 
 /** A record that a package is affected by. */
@@ -40,6 +39,8 @@ interface Finding {
 
 export class Vulnerabilities {
   readonly #byKey = new Map<string, AffectedPackage[]>()
+  /** Of distributions, as in keys, that something is known of. */
+  readonly #releases = new Set<string>()
   #count = 0
 
   add(kept: readonly Keyed[]): void {
@@ -48,6 +49,7 @@ export class Vulnerabilities {
       const there = this.#byKey.get(key)
       if (there) there.push(affected)
       else this.#byKey.set(key, [affected])
+      this.#releases.add(key.slice(0, key.indexOf(' ')))
     }
   }
 
@@ -58,21 +60,38 @@ export class Vulnerabilities {
 
   /** What is known of the packages of an image. */
   match({ packages, distribution }: Pick<ImageContents, 'packages' | 'distribution'>): Matched {
-    let left = MAX_COMPARED
-    const found = packages.flatMap((one) => {
-      const candidates = left < 0 ? [] : this.#of(one, releasesOf(one.type, distribution))
-      left -= candidates.length
-      const merged = left < 0 ? [] : mergedOf(one, findingsOf(one, candidates))
-      if (merged.length === 0) return []
-      const told = withPurl(one, distribution)
-      return merged.map(({ ids, rating, summary, fixed }): ImageVulnerability => {
-        const [id = '', ...aliases] = ids
-        return { id, aliases, ...rating, summary, fixedVersion: fixed, package: told }
-      })
-    })
+    const known = new Map<string, Known>()
+    const found: ImageVulnerability[] = []
+    let [left, unordered] = [MAX_WORK, 0]
+    for (const one of packages) {
+      const { name, version } = sourceOf(one)
+      const key = JSON.stringify([one.type, name, version])
+      const candidates = known.has(key) ? [] : this.#of(one, releasesOf(one.type, distribution))
+      left -= candidates.reduce((sum, affected) => sum + costOf(affected), 0)
+      if (left < 0) break
+      const its = known.get(key) ?? knownOf(one, candidates)
+      known.set(key, its)
+      left -= its.findings.length
+      if (left < 0) break
+      if (its.isUnordered) unordered++
+      if (its.findings.length > 0)
+        for (const told of toldOf(its.findings, withPurl(one, distribution))) found.push(told)
+    }
     const text = (a: string, b: string) => (a < b ? -1 : a > b ? 1 : 0)
     found.sort((a, b) => compareRatings(a, b) || text(a.id, b.id) || text(a.package.purl, b.package.purl))
-    return { found: found.slice(0, MAX_FINDINGS), leftOut: leftOutOf(left < 0, found.length) }
+    return { found: found.slice(0, MAX_FINDINGS), leftOut: leftOutOf(left < 0, unordered, found.length) }
+  }
+
+  /** What no record can tell of an image; undefined where records can tell of all that was found. */
+  unknowable({ packages, distribution }: Pick<ImageContents, 'packages' | 'distribution'>): string | undefined {
+    const name = distribution ? `${distribution.id} ${distribution.version ?? ''}`.trim() : 'no known distribution'
+    if (packages.length === 0) return `nothing that is known to be installed was found; the image is of ${name}`
+    const types = new Set(packages.map(({ type }) => type).filter((type) => type === 'deb' || type === 'apk'))
+    const isKnown = (type: PackageType) => releasesOf(type, distribution).some((release) => this.#releases.has(release))
+    if (![...types].every(isKnown)) return `nothing is known of packages of the distribution: the image is of ${name}`
+    return distribution && types.size === 0
+      ? `no packages of the distribution were found: the image is of ${name}`
+      : undefined
   }
 
   #of(one: FoundPackage, releases: readonly string[]): readonly AffectedPackage[] {
@@ -81,13 +100,32 @@ export class Vulnerabilities {
   }
 }
 
-function leftOutOf(isTooMuch: boolean, count: number): string | undefined {
-  if (isTooMuch) return `packages that more than ${MAX_COMPARED} records in all are about are left out`
-  return count > MAX_FINDINGS ? `vulnerabilities after the ${MAX_FINDINGS} worst are left out` : undefined
+function leftOutOf(isTooMuch: boolean, unordered: number, count: number): readonly string[] {
+  return [
+    ...(isTooMuch ? [`packages that would take more than ${MAX_WORK} comparisons in all are left out`] : []),
+    ...(unordered > 0 ? [`packages whose versions cannot be compared with those of records: ${unordered}`] : []),
+    ...(count > MAX_FINDINGS ? [`vulnerabilities after the ${MAX_FINDINGS} worst are left out`] : []),
+  ]
 }
+
+const toldOf = (findings: readonly Finding[], told: ImagePackage): readonly ImageVulnerability[] =>
+  findings.map(({ ids, rating, summary, fixed }) => {
+    const [id = '', ...aliases] = ids
+    return { id, aliases, ...rating, summary, fixedVersion: fixed, package: told }
+  })
 
 /** Distributions know vulnerabilities by source package. */
 const sourceOf = (one: FoundPackage): { readonly name: string; readonly version: string } => one.source ?? one
+
+function knownOf(one: FoundPackage, candidates: readonly AffectedPackage[]): Known {
+  const { version } = sourceOf(one)
+  const isVersion = compareVersions(one.type, version, version) !== undefined
+  return {
+    findings: mergedOf(one, findingsOf(one, candidates)),
+    isUnordered:
+      !isVersion && candidates.some((affected) => needsOrder(affected) && !hitOf(one.type, affected, version)),
+  }
+}
 
 function findingsOf(one: FoundPackage, candidates: readonly AffectedPackage[]): readonly Finding[] {
   const { version } = sourceOf(one)

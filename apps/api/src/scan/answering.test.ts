@@ -72,13 +72,18 @@ test('a verdict is of the whole image', () => {
   const answering = new Answering(known())
   const ask = (more: Partial<ImageContents>, digest: string) =>
     answering.answer({ kind: 'verdict', ...about(more, digest), policy })
-  expect(ask({}, 'sha256:a')).toEqual({ mode: 'refuse', allowed: false, against: ['B', 'C'] })
-  expect(ask({ packages: [found('a')] }, 'sha256:b')).toEqual({ mode: 'refuse', allowed: true, against: [] })
-  expect(ask({ packages: [], complete: false }, 'sha256:c')).toEqual({ mode: 'refuse', allowed: false, against: [] })
+  expect(ask({}, 'sha256:a')).toEqual({ mode: 'refuse', allowed: false, against: ['B', 'C'], complete: true })
+  expect(ask({ packages: [found('a')] }, 'sha256:b')).toEqual({
+    ...{ mode: 'refuse', allowed: true, against: [], complete: true },
+  })
+  expect(ask({ packages: [], complete: false }, 'sha256:c')).toEqual({
+    ...{ mode: 'refuse', allowed: false, against: [], complete: false },
+  })
 })
 
 test('a verdict of an image of which not all is told is as of one that was not looked at whole', () => {
-  const known = { match: () => ({ found: [], leftOut: 'left out: much' }) } as unknown as Vulnerabilities
+  const left = { found: [], leftOut: ['left out: much'] }
+  const known = { match: () => left, unknowable: () => undefined } as unknown as Vulnerabilities
   const answering = new Answering(known)
   expect(answering.answer({ kind: 'verdict', ...about(), policy })).toMatchObject({ allowed: false })
   const question = { kind: 'vulnerabilities', ...about(), policy, severity: 'low', fixable: false } as const

@@ -1,23 +1,7 @@
 // answering.ts: answers to questions about images, from what was found in them and what is known.
 import { gunzipSync } from 'node:zlib'
-import {
-  ImageContents,
-  type ImageVulnerability,
-  invariant,
-  MiB,
-  type PolicyVerdict,
-  type Severity,
-} from '@berth/contracts'
-import {
-  cycloneDxOf,
-  isAtLeast,
-  type Matched,
-  spdxOf,
-  unknowable,
-  type Vulnerabilities,
-  verdictOf,
-  withPurl,
-} from '@berth/scan'
+import { ImageContents, type ImageVulnerability, invariant, MiB, type Severity } from '@berth/contracts'
+import { cycloneDxOf, isAtLeast, type Matched, spdxOf, type Vulnerabilities, verdictOf, withPurl } from '@berth/scan'
 import type { Answers, Kind, Question, Questions, Stretch } from './questions.js'
 
 /** Of contents, unpacked. */
@@ -62,14 +46,19 @@ export class Answering {
   }
 
   private matched(image: Image): Matched {
-    invariant(this.known, 'a thread without a database is asked what is known')
-    image.matched ??= this.known.match(image.contents)
+    image.matched ??= this.database.match(image.contents)
     return image.matched
   }
 
-  private verdict(image: Image, { policy }: Pick<Questions['verdict'], 'policy'>): PolicyVerdict {
+  private get database(): Vulnerabilities {
+    invariant(this.known, 'a thread without a database is asked what is known')
+    return this.known
+  }
+
+  private verdict(image: Image, { policy }: Pick<Questions['verdict'], 'policy'>): Answers['verdict'] {
     const { found, leftOut } = this.matched(image)
-    return verdictOf(policy, found, image.contents.complete && leftOut === undefined)
+    const complete = image.contents.complete && leftOut.length === 0
+    return { ...verdictOf(policy, found, complete), complete }
   }
 
   private vulnerabilities(image: Image, question: Questions['vulnerabilities']): Answers['vulnerabilities'] {
@@ -77,10 +66,12 @@ export class Answering {
     const { severity, fixable } = question
     const { complete, warnings } = image.contents
     const shown = found.filter((one) => isAtLeast(one.severity, severity) && (!fixable || one.fixedVersion !== null))
+    const { mode, allowed, against } = this.verdict(image, question)
+    const untold = this.database.unknowable(image.contents)
     return {
-      ...{ policy: this.verdict(image, question), summary: summaryOf(found) },
-      complete: complete && leftOut === undefined,
-      warnings: [...warnings, ...[leftOut, unknowable(image.contents)].filter((text) => text !== undefined)],
+      ...{ policy: { mode, allowed, against }, summary: summaryOf(found) },
+      complete: complete && leftOut.length === 0,
+      warnings: [...warnings, ...leftOut, ...(untold === undefined ? [] : [untold])],
       ...partOf(shown, question),
     }
   }

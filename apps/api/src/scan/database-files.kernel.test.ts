@@ -42,12 +42,38 @@ test('one file: an object, an array, or a line each', async () => {
 test('a directory: all files of records in it, and below; what is no record is counted', async () => {
   write('a.json', json('A'))
   write('npm/b.json', `[${json('B')}, {"id": 7}, {"no": "record"}]`)
-  write('c.jsonl', json('C'), '{"id": "cut')
+  write('c.jsonl', json('C'), '{"id": "cut', json('G'), 'none', `${json('H').slice(0, -1)}`, json('I'))
+  write('cut.json', '{"id": "cut')
   write('read.me', json('D'))
   write('.hidden/e.json', json('E'))
   write('elsewhere/f.txt', json('F'))
   symlinkSync('elsewhere/f.txt', join(directory, 'linked.json'))
-  expect(await idsOf(directory)).toEqual({ ids: ['A', 'B', 'C', 'F'], skipped: 3 })
+  expect(await idsOf(directory)).toEqual({ ids: ['A', 'B', 'C', 'F', 'G', 'I'], skipped: 6 })
+})
+
+test('what is no record is named, by file and line', async () => {
+  const file = write('a.jsonl', json('A'), '{"id": 7}', '', '{"id": "cut', '{"id": }', 'none', `{"id": "B"${json('C')}`)
+  const { problems } = await loadDatabase(file)
+  expect(problems).toEqual([
+    `${file}:2: id Invalid input: expected string, received number`,
+    `${file}:4: a line end within a string`,
+    `${file}:5: Invalid input: expected object, received undefined`,
+    `${file}:6: it is no object`,
+    `${file}:7: a brace where there can be none`,
+  ])
+  const many = write('many.json', json('A'), ...Array.from({ length: 20 }, () => '{}'))
+  expect(await loadDatabase(many)).toMatchObject({ skipped: 20, problems: { length: 10 } })
+})
+
+test.each([
+  ['array', `[${json('A')}, ${json('B')}`.slice(0, -3), /is not whole: it has no end, in line 1/],
+  ['array between two', `[${json('A')},\n`, /is not whole: the list has no end, in line 2/],
+  ['line', `${json('A')}\n${json('B')}`.slice(0, -9), /is not whole: it has no end, in line 2/],
+  ['zip archive', `PK\u0003\u0004${json('A')}`, /is packed/],
+])('a file that ends within its %s, or is packed, is no database', async (_, text, expected) => {
+  write('good.json', json('A'))
+  write('x.json', text)
+  await expect(loadDatabase(directory)).rejects.toMatchObject({ cause: expect.stringMatching(expected) })
 })
 
 test('its version is that of the bytes', async () => {
@@ -59,7 +85,7 @@ test('its version is that of the bytes', async () => {
 
 test.each([
   ['nothing', ''],
-  ['no JSON', 'PK\u0003\u0004 a zip'],
+  ['no JSON', 'no JSON'],
   ['other ecosystems', JSON.stringify({ id: 'G', affected: [{ package: { ecosystem: 'Go', name: 'p' } }] })],
 ])('one that holds %s cannot be used', async (_, text) => {
   await expect(loadDatabase(write('x.json', text))).rejects.toThrow('no record of use')

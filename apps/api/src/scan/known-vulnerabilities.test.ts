@@ -35,7 +35,7 @@ class TestDatabase implements ScanThread {
     version: string,
     private readonly closed: string[],
   ) {
-    this.facts = { version, records: 1, skipped: 0 }
+    this.facts = { version, records: 1, skipped: 0, problems: [] }
   }
   async ask<K extends Kind>(): Promise<Answers[K]> {
     if (this.ended) throw new Error('it has ended')

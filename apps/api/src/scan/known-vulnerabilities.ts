@@ -97,10 +97,11 @@ export class KnownVulnerabilities {
     const thread = await open(path, this.ending.signal)
     invariant(thread.facts, 'a thread that was given a database has one')
     const before = this.state
-    const { version, records, skipped } = thread.facts
+    const { version, records, skipped, problems } = thread.facts
     const loadedAt = clock.now()
     this.state = { thread, database: { version, records, loadedAt: loadedAt.toISOString() } }
-    log.info({ version, records, skipped, ms: loadedAt.getTime() - started }, 'vulnerabilities.loaded')
+    const told = { version, records, skipped, ...(skipped > 0 && { problems }) }
+    log.info({ ...told, ms: loadedAt.getTime() - started }, 'vulnerabilities.loaded')
     before?.thread.close()
   }
 

@@ -51,7 +51,8 @@ export interface Answers {
   readonly sbom: Uint8Array
   readonly vulnerabilities: Part<ImageVulnerability> &
     Told & { readonly policy: PolicyVerdict; readonly summary: Readonly<Record<Severity, number>> }
-  readonly verdict: PolicyVerdict
+  /** `complete`: whether all of the image was looked at. */
+  readonly verdict: PolicyVerdict & { readonly complete: boolean }
 }
 
 export type Kind = keyof Questions

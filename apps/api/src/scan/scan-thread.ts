@@ -12,6 +12,8 @@ export interface DatabaseFacts {
   readonly version: string
   readonly records: number
   readonly skipped: number
+  /** Of the first ones that were skipped: file, line, and why. */
+  readonly problems: readonly string[]
 }
 
 /** A thread that is there. */

@@ -1,9 +1,9 @@
 // scan.thread.ts: the thread of scan-thread.ts.
-import { createHash, type Hash } from 'node:crypto'
+import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { type MessagePort, parentPort, workerData } from 'node:worker_threads'
 import { Fault, MiB } from '@berth/contracts'
-import { JsonValues, keptOf, OsvRecord, Vulnerabilities } from '@berth/scan'
+import { type JsonValue, JsonValues, keptOf, OsvRecord, Vulnerabilities } from '@berth/scan'
 import { Answering } from './answering.js'
 import { filesOf } from './database-files.js'
 import type { Question } from './questions.js'
@@ -12,42 +12,80 @@ import type { FromThread } from './scan-thread.js'
 /** Characters of one record; the largest of OSV's have some. */
 const MAX_RECORD = 16 * MiB
 
+/** How archives of zip and gzip begin, read as text. */
+const packed = ['PK\u0003\u0004', '\u001f\ufffd']
+/** Most that is told of what is no record. */
+const MAX_PROBLEMS = 10
+
 export interface Loaded {
   readonly vulnerabilities: Vulnerabilities
   /** The same for the same bytes. */
   readonly version: string
   /** What is no record, or too large to be one. */
   readonly skipped: number
+  /** Of the first ones: file, line, and why. */
+  readonly problems: readonly string[]
 }
 
 /**
  * Reads all records that are of use.
- * @throws Fault where there is nothing, or nothing that can be used
+ * @throws Fault where there is nothing, nothing that can be used, or a file that ends within one of its records, as one that
+ * is still being written does
  */
 export async function loadDatabase(path: string): Promise<Loaded> {
-  const reading = { vulnerabilities: new Vulnerabilities(), hash: createHash('sha256'), skipped: 0 }
-  for (const file of await filesOf(path)) await readFile(file, reading)
-  const { vulnerabilities, hash, skipped } = reading
-  if (vulnerabilities.records === 0)
-    throw new Fault(`read vulnerabilities of ${path}`, { cause: `no record of use is in it; ${skipped} are none` })
-  return { vulnerabilities, version: hash.digest('hex').slice(0, 16), skipped }
+  const reading = new Reading(path)
+  for (const file of await filesOf(path)) await reading.read(file)
+  return reading.loaded()
 }
 
-async function readFile(
-  path: string,
-  reading: { vulnerabilities: Vulnerabilities; hash: Hash; skipped: number },
-): Promise<void> {
-  const values = new JsonValues(MAX_RECORD)
-  const pieces = createReadStream(path, { encoding: 'utf8', highWaterMark: 1 * MiB })
-  for await (const piece of pieces) {
-    reading.hash.update(piece)
-    for (const text of values.push(piece)) {
-      const record = OsvRecord.safeParse(jsonOf(text))
-      if (record.success) reading.vulnerabilities.add(keptOf(record.data))
-      else reading.skipped++
+class Reading {
+  private readonly vulnerabilities = new Vulnerabilities()
+  private readonly hash = createHash('sha256')
+  private readonly problems: string[] = []
+  private skipped = 0
+
+  constructor(private readonly path: string) {}
+
+  async read(file: string): Promise<void> {
+    const values = new JsonValues(MAX_RECORD)
+    const pieces = createReadStream(file, { encoding: 'utf8', highWaterMark: 1 * MiB })
+    let isFirst = true
+    for await (const piece of pieces) {
+      if (isFirst && packed.some((start) => piece.startsWith(start)))
+        throw this.unusable(`${file} is packed; unpack it`)
+      isFirst = false
+      this.hash.update(piece)
+      for (const value of values.push(piece)) this.take(file, value)
     }
+    const open = values.end()
+    if (open && values.isOneOfSeveral)
+      throw this.unusable(`${file} is not whole: ${open.problem}, in line ${open.line}`)
+    if (open) this.take(file, open)
   }
-  reading.skipped += values.dropped
+
+  loaded(): Loaded {
+    const { vulnerabilities, hash, skipped, problems } = this
+    if (vulnerabilities.records === 0)
+      throw this.unusable(`no record of use is in it; ${[`${skipped} are none`, ...problems].join('; ')}`)
+    return { vulnerabilities, version: hash.digest('hex').slice(0, 16), skipped, problems }
+  }
+
+  private take(file: string, { line, text, problem }: JsonValue): void {
+    const record = text === undefined ? undefined : OsvRecord.safeParse(jsonOf(text))
+    if (record?.success) {
+      this.vulnerabilities.add(keptOf(record.data))
+      return
+    }
+    this.skipped++
+    if (this.problems.length === MAX_PROBLEMS) return
+    const [issue] = record?.error.issues ?? []
+    const why = issue ? `${issue.path.join('.')} ${issue.message}`.trim() : problem
+    this.problems.push(`${file}:${line}: ${why}`.slice(0, 512))
+  }
+
+  private unusable(cause: string): Fault {
+    return new Fault(`read vulnerabilities of ${this.path}`, { cause })
+  }
 }
 
 function jsonOf(text: string): unknown {
@@ -73,7 +111,7 @@ async function serve(port: MessagePort, path: string | null): Promise<void> {
     const facts = loaded && {
       version: loaded.version,
       records: loaded.vulnerabilities.records,
-      skipped: loaded.skipped,
+      ...{ skipped: loaded.skipped, problems: loaded.problems },
     }
     say({ kind: 'ready', facts })
   } catch (error) {
