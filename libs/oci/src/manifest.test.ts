@@ -57,6 +57,25 @@ describe('a document', () => {
     expect(() => parseDocument(text)).toThrow(expect.objectContaining({ code: 'image_invalid' })),
   )
 
+  test.each([
+    ['a chart', { ...manifest, config: { ...manifest.config, mediaType: 'application/vnd.cncf.helm.config.v1+json' } }],
+    ['an empty one', { ...manifest, config: { ...manifest.config, mediaType: 'application/vnd.oci.empty.v1+json' } }],
+    [
+      'a signature',
+      { ...manifest, layers: [{ ...layer, mediaType: 'application/vnd.dev.cosign.simplesigning.v1+json' }] },
+    ],
+    ['an attestation', { ...manifest, layers: [{ ...layer, mediaType: 'application/vnd.in-toto+json' }] }],
+  ])('that is of an artifact, as of %s, is told as one', (_what, artifact) =>
+    expect(() => parseDocument(bytes(artifact))).toThrow(/^it is no image, but an artifact of type "application/),
+  )
+
+  test('of an image may have a layer of a kind that is not known, or call its configuration what it likes', () => {
+    const lz4 = { ...layer, mediaType: 'application/vnd.oci.image.layer.v1.tar+lz4' }
+    expect(parseDocument(bytes({ ...manifest, layers: [lz4] })).kind).toBe('manifest')
+    const plain = { ...manifest.config, mediaType: 'application/octet-stream' }
+    expect(parseDocument(bytes({ ...manifest, config: plain })).kind).toBe('manifest')
+  })
+
   test('agrees with its configuration', () => {
     const parsed = parseDocument(bytes(manifest))
     if (parsed.kind !== 'manifest') throw new Error('no manifest')

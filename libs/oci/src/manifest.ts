@@ -48,7 +48,7 @@ export const Manifest = z.object({
   schemaVersion: z.literal(2),
   mediaType: z.string().optional(),
   config: Descriptor,
-  layers: z.array(Descriptor).min(1).max(500),
+  layers: z.array(Descriptor).min(1, 'it has no layers').max(500),
 })
 export type Manifest = z.infer<typeof Manifest>
 
@@ -149,8 +149,28 @@ export function parseDocument(bytes: Uint8Array): Document {
   // image-spec, manifest.md: what could be read as either is neither.
   if (shape.data?.manifests !== undefined && shape.data.layers !== undefined)
     throw invalid('the manifest has both layers and manifests')
-  if (shape.data?.manifests === undefined) return { kind: 'manifest', manifest: checked(Manifest, value, 'manifest') }
+  if (shape.data?.manifests === undefined) {
+    const manifest = checked(Manifest, value, 'manifest')
+    const foreign = artifactType(manifest)
+    if (foreign !== undefined) throw invalid(`it is no image, but an artifact of type ${JSON.stringify(foreign)}`)
+    return { kind: 'manifest', manifest }
+  }
   return { kind: 'index', index: checked(Index, value, 'index') }
+}
+
+/** Of configurations of images; the last one is what the first registries gave for them. */
+const configTypes: ReadonlySet<string> = new Set([
+  ...[mediaTypes.config, 'application/vnd.docker.container.image.v1+json', 'application/octet-stream'],
+])
+
+/**
+ * What a manifest is of that is not an image's: registries keep charts, signatures and bills of materials as such
+ * (image-spec, manifest.md, "Guidelines for Artifact Usage"). A signature says so by its layers only.
+ */
+function artifactType({ config, layers }: Manifest): string | undefined {
+  if (!configTypes.has(config.mediaType)) return config.mediaType
+  const types = layers.map(({ mediaType }) => mediaType)
+  return types.some((type) => layerCompression(type)) ? undefined : types.find((type) => !type.includes('.layer.'))
 }
 
 /** @throws Failure image_invalid */
