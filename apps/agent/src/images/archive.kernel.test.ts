@@ -24,7 +24,7 @@ afterEach(() => TestStore.removeAll())
 
 const blobName = (bytes: Buffer) => `blobs/sha256/${digestOf(bytes).slice(7)}`
 const into = (archive: Buffer, at = store, maxBytes?: number) =>
-  load(at.images, Readable.from(chunks(archive)), maxBytes, forever)
+  load(at.images, Readable.from(chunks(archive)), { maxBytes }, forever)
 
 /** Paths of what this process has open. */
 const openFiles = (): string[] =>

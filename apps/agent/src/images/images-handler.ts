@@ -64,8 +64,8 @@ const answers: ReadonlyMap<string, Answer> = new Map<string, Answer>([
   [
     'POST load',
     async (call, parts) => {
-      const { maxBytes } = queryOf(call, z.object({ maxBytes: MaxBytes }))
-      await told(call, parts, () => load(parts.images, call.body, maxBytes, call.signal))
+      const limits = queryOf(call, z.object({ maxBytes: MaxBytes, quotaBytes: MaxBytes }))
+      await told(call, parts, () => load(parts.images, call.body, limits, call.signal))
     },
   ],
   [

@@ -1,7 +1,7 @@
 // import.ts: an image of one layer, made from a tar of a root file system, packed or not.
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
-import type { HeldImage, ImportConfig } from '@berth/contracts'
+import { Failure, type HeldImage, type ImportConfig } from '@berth/contracts'
 import { compressionOf, importedConfig, layerMediaType, mediaTypes, writtenManifest } from '@berth/oci'
 import { packedAtMost } from './budget.js'
 import { withRoom } from './content.js'
@@ -10,7 +10,7 @@ import { layerLimits } from './layers.js'
 import { beginning, hashed } from './load.js'
 import { diffIdOf } from './unpack.js'
 
-/** @throws Failure image_invalid for what is no tar of a root, quota_exceeded, no_capacity */
+/** @throws Failure archive_invalid where nothing came, image_invalid for what is no tar of a root, quota_exceeded, no_capacity */
 export function importRoot(
   images: Images,
   source: Readable,
@@ -22,6 +22,7 @@ export function importRoot(
   return content.withIncoming(async (directory) => {
     const most = packedAtMost(Math.min(maxBytes ?? layerLimits.maxBytes, layerLimits.maxBytes))
     const tar = await withRoom(() => hashed(source, join(directory, 'root'), content.room, most))
+    if (tar.size === 0) throw new Failure('archive_invalid', 'it is empty')
     const compression = compressionOf(await beginning(tar.path))
     const diffId = await diffIdOf({ blob: tar.path, compression }, layerLimits, signal)
     const createdAt = new Date().toISOString()

@@ -1,7 +1,7 @@
 // load.ts: images from an archive. It is spooled entry by entry below `incoming/`, since what names the entries may come
 // after them; each is hashed on the way, and taken into the store by its digest.
 import { createHash } from 'node:crypto'
-import { open, readFile } from 'node:fs/promises'
+import { open, readFile, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { Failure, type ImageStep, invariant } from '@berth/contracts'
@@ -21,7 +21,7 @@ import {
   parseLayoutIndex,
   writtenManifest,
 } from '@berth/oci'
-import { tooMuch } from './budget.js'
+import { packedAtMost, tooMuch } from './budget.js'
 import { digestOf, withRoom } from './content.js'
 import { eachEntry, type TarEntry } from './entries.js'
 import { type Images, nodePlatform } from './images.js'
@@ -42,19 +42,26 @@ interface Entry {
   readonly size: number
 }
 
+export interface LoadLimits {
+  /** Most bytes that may be unpacked newly. */
+  readonly maxBytes?: number | undefined
+  /** Most bytes that all images together may have, whether they are here or not: what has more is not even spooled. */
+  readonly quotaBytes?: number | undefined
+}
+
 /**
  * Takes in every image of an archive: `docker save`'s, or an OCI layout in a tar; gzip or zstd around it.
- * @param maxBytes most bytes that may be unpacked newly
  * @throws Failure archive_invalid, image_invalid, platform_unsupported, quota_exceeded, no_capacity
  */
 export function load(
   images: Images,
   source: Readable,
-  maxBytes: number | undefined,
+  { maxBytes, quotaBytes }: LoadLimits,
   signal: AbortSignal,
 ): Promise<Loaded> {
+  const most = quotaBytes === undefined ? MAX_ARCHIVE_BYTES : Math.min(packedAtMost(quotaBytes), MAX_ARCHIVE_BYTES)
   return images.content.withIncoming(async (directory) => {
-    const entries = await spool(source, directory, images.content.room, signal)
+    const entries = await spool(source, directory, images.content.room, most, signal)
     const archive = new Archive(images, entries, signal)
     return archive.take(maxBytes)
   })
@@ -180,20 +187,25 @@ async function spool(
   source: Readable,
   directory: string,
   room: Room,
+  most: number,
   signal: AbortSignal,
 ): Promise<ReadonlyMap<string, Entry>> {
   const entries = new Map<string, Entry>()
   const links = new Map<string, string>()
-  let bytes = 0
+  let [bytes, files] = [0, 0]
   const take = async (entry: TarEntry) => {
     const { name: written, type, size, linkname } = entry.header
     const name = entryName(written)
     bytes += size
-    if (entries.size + links.size >= MAX_ENTRIES) throw new Failure('archive_invalid', 'it has too many entries')
-    if (bytes > MAX_ARCHIVE_BYTES) throw new Failure('archive_invalid', 'it is too large')
-    if (type === 'file' || type === 'contiguous-file')
-      entries.set(name, await withRoom(() => hashed(entry, join(directory, String(entries.size)), room)))
-    else {
+    if (files + links.size >= MAX_ENTRIES) throw new Failure('archive_invalid', 'it has too many entries')
+    if (bytes > most) throw most < MAX_ARCHIVE_BYTES ? tooMuch() : new Failure('archive_invalid', 'it is too large')
+    if (type === 'file' || type === 'contiguous-file') {
+      const path = join(directory, String(files++))
+      const before = entries.get(name)
+      entries.set(name, await withRoom(() => hashed(entry, path, room)))
+      // Who adds to a tar writes a name again: the last one counts.
+      if (before) await unlink(before.path)
+    } else {
       const target =
         type === 'symlink' || type === 'link' ? linkedEntry(type === 'link' ? '' : name, linkname ?? '') : undefined
       if (target !== undefined) links.set(name, target)

@@ -22,7 +22,7 @@ import { ImageNodes, NO_LIMIT } from './image-nodes.js'
 import { ImageSources } from './image-sources.service.js'
 import { imageView } from './image-views.js'
 import type { ImagesCall } from './images.service.js'
-import { inFull, nameOf, namesOf, nameToGive, shortName } from './names.plan.js'
+import { inFull, namesOf, nameToGive, shortName } from './names.plan.js'
 import { RegistriesService } from './registries.service.js'
 import { Turns } from './turns.js'
 
@@ -41,13 +41,23 @@ interface Naming {
 interface Taking extends Naming {
   /** The name that it is for, which may lead to something already. */
   readonly reference: string | null
-  readonly request: (maxBytes: number) => Promise<NodeRequest> | NodeRequest
+  readonly request: (limits: TakingLimits) => Promise<NodeRequest> | NodeRequest
   /** The node that is to take them; undefined: the one that is best for it. */
   readonly on?: NodeId | undefined
 }
 
-/** Has a node begin. @param maxBytes what is left of the quota */
-type Beginning = (maxBytes: number) => Promise<{ readonly nodeId: NodeId; readonly steps: AsyncGenerator<ImageStep> }>
+/** In bytes of unpacked layers. */
+interface TakingLimits {
+  /** What is left of the quota. */
+  readonly maxBytes: number
+  /** The whole of it: an archive may hold what is there already. */
+  readonly quotaBytes: number
+}
+
+/** Has a node begin. */
+type Beginning = (
+  limits: TakingLimits,
+) => Promise<{ readonly nodeId: NodeId; readonly steps: AsyncGenerator<ImageStep> }>
 
 @Injectable()
 export class TransfersService {
@@ -67,32 +77,31 @@ export class TransfersService {
    * @throws InvalidRequest, policy_forbidden
    */
   pull(call: ImagesCall, text: string, platform: string | undefined, on?: NodeId): AsyncGenerator<Step> {
-    const reference = parseReference(text)
+    const reference = parseReference(text, 'reference')
     const name = inFull(reference)
     return this.take(call, {
       reference: reference.digest === undefined ? name : null,
-      request: async (maxBytes) => {
+      request: async ({ maxBytes }) => {
         const access = await this.registries.access(ownerOf(call.principal), reference, 'pull')
-        const wanted = reference.tag !== undefined && reference.digest ? `${name}@${reference.digest}` : name
-        return { method: 'POST', rest: ['pull'], json: { reference: wanted, platform, access, maxBytes } }
+        return { method: 'POST', rest: ['pull'], json: { reference: name, platform, access, maxBytes } }
       },
       names: () => [name],
       on,
-      from: `${reference.registry.toLowerCase()}/${reference.repository}`,
+      from: `${reference.registry}/${reference.repository}`,
     })
   }
 
   load(call: ImagesCall, body: Readable): AsyncGenerator<Step> {
-    const request = (maxBytes: number) => ({ method: 'POST', rest: ['load'], query: { maxBytes }, body }) as const
+    const request = (limits: TakingLimits) => ({ method: 'POST', rest: ['load'], query: { ...limits }, body }) as const
     return this.take(call, { reference: null, request, names: namesOf })
   }
 
   /** @throws InvalidRequest */
   import(call: ImagesCall, text: string | undefined, config: ImportConfig, body: Readable): AsyncGenerator<Step> {
-    const name = text === undefined ? [] : [nameOf(text)]
+    const name = text === undefined ? [] : [nameToGive(text, 'reference')]
     return this.take(call, {
       reference: null,
-      request: (maxBytes) => ({
+      request: ({ maxBytes }) => ({
         ...{ method: 'POST', rest: ['import'], query: { config: JSON.stringify(config), maxBytes }, body },
       }),
       names: () => name,
@@ -101,8 +110,8 @@ export class TransfersService {
 
   /** @param to where to; default: the name that was given. @throws InvalidRequest, image_not_found, policy_forbidden */
   async *push(call: ImagesCall, text: string, to: string | undefined): AsyncGenerator<Step> {
-    const target = pushTarget(to ?? text)
     const { scope, wanted } = await this.names.look(ownerOf(call.principal), text)
+    const target = pushTarget(to ?? text, to === undefined && wanted.reference === null)
     const { image } = await this.database.images.get(scope, wanted)
     const access = await this.registries.access(ownerOf(call.principal), target, 'push')
     const nodeId = await this.holder([image.digest], text)
@@ -138,14 +147,18 @@ export class TransfersService {
    * @param text its name; undefined: none
    * @throws InvalidRequest for what is no name
    */
-  make(call: ImagesCall, text: string | undefined, begin: Beginning): AsyncGenerator<Step> {
+  make(
+    call: ImagesCall,
+    text: string | undefined,
+    begin: (maxBytes: number) => ReturnType<Beginning>,
+  ): AsyncGenerator<Step> {
     const names = text === undefined ? [] : [nameToGive(text, 'reference')]
-    return this.taken(call, begin, { names: () => names })
+    return this.taken(call, ({ maxBytes }) => begin(maxBytes), { names: () => names })
   }
 
   private take(call: ImagesCall, taking: Taking): AsyncGenerator<Step> {
-    const begin = async (maxBytes: number) => {
-      const request = await taking.request(maxBytes)
+    const begin = async (limits: TakingLimits) => {
+      const request = await taking.request(limits)
       const nodeId = taking.on ?? (await this.taker(ownerOf(call.principal), taking.reference))
       return { nodeId, steps: this.nodes.steps(call, nodeId, request) }
     }
@@ -158,7 +171,10 @@ export class TransfersService {
     const give = await this.turns.take(owner, signal)
     try {
       const { limit, used } = await this.database.images.use(owner)
-      const { nodeId, steps } = await begin(Math.max(0, Math.min(limit - used, NO_LIMIT)))
+      const { nodeId, steps } = await begin({
+        maxBytes: Math.max(0, Math.min(limit - used, NO_LIMIT)),
+        quotaBytes: Math.min(limit, NO_LIMIT),
+      })
       for await (const step of steps) {
         if (step.step !== 'done') yield told(step)
         else yield { step: 'done', images: await this.keep(call, nodeId, step, naming) }
@@ -209,10 +225,10 @@ export class TransfersService {
   }
 }
 
-/** @throws InvalidRequest for what names no tag to push to */
-function pushTarget(text: string): Reference {
-  const reference = parseReference(text)
-  if (reference.tag !== undefined && !text.startsWith('sha256:')) return { ...reference, digest: undefined }
+/** @param isDigest whether it is what the image was asked for by. @throws InvalidRequest for what names no tag to push to */
+function pushTarget(text: string, isDigest: boolean): Reference {
+  const reference = isDigest && !text.includes('@') ? undefined : parseReference(text, 'reference')
+  if (reference?.tag !== undefined) return { ...reference, digest: undefined }
   const message = 'say where to: a registry and a repository with a tag'
   throw new InvalidRequest([{ field: 'reference', message: `${text}: ${message}` }])
 }
