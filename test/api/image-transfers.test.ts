@@ -156,11 +156,13 @@ describe('a pull', () => {
     expect((await mine.get('/v1/images?reference=a')).body.items).toEqual([])
   })
 
-  test.each(['', 'team/UPPER', 'a b', 'http://a/b', 'a:b:c', `a@sha256:short`, '../../etc'])(
+  test.each(['', 'team/UPPER', 'Team/app', 'a b', 'http://a/b', 'a:b:c', `a@sha256:short`, '../../etc', '[::1]'])(
     '%j is no reference',
     async (reference) => {
       const mine = await tenant()
-      expect(await pull(mine, reference)).toMatchObject({ status: 400, body: { code: 'invalid_request' } })
+      expect(await pull(mine, reference)).toMatchObject({
+        ...{ status: 400, body: { code: 'invalid_request', errors: [{ field: 'reference' }] } },
+      })
       if (reference !== '') expect((await mine.get(of(reference))).status).toBe(400)
     },
   )
@@ -183,6 +185,75 @@ async function* endless(signal: AbortSignal): AsyncGenerator<ImageStep> {
     await new Promise((resolve) => setTimeout(resolve, 20))
   }
 }
+
+describe('a digest that an image was pulled by', () => {
+  test('leads to it, of an index too, and no tag beside it is moved', async () => {
+    const [mine, other] = [await tenant(), await tenant()]
+    const pinned = `team/app@${digest()}`
+    const image = await have(mine, pinned.replace('@', ':1@'))
+    for (const name of [pinned, pinned.replace('@', ':1@'), pinned.slice(pinned.indexOf('@') + 1)]) {
+      expect((await mine.get(of(name))).body).toMatchObject({ digest: image.digest, references: [pinned] })
+      expect(await other.get(of(name))).toMatchObject({ status: 404, body: { code: 'image_not_found' } })
+      expect((await mine.get(`/v1/images?reference=${encodeURIComponent(name)}`)).body.items).toHaveLength(1)
+    }
+    expect((await mine.get(of('team/app:1'))).status).toBe(404)
+    await mine.raw('PUT', `${of(pinned)}/tags/kept`)
+    expect((await mine.delete(of(pinned))).body).toMatchObject({ untagged: [pinned], deleted: null })
+    expect((await mine.get(of('kept'))).body.references).toEqual(['kept:latest'])
+  })
+
+  test('is not given by an archive, nor by whoever imports', async () => {
+    const mine = await tenant()
+    const claimed = `docker.io/library/python@${digest()}`
+    answers(done(imageOf([layerOf(1)]), [claimed, 'app']))
+    const loaded = await mine.raw('POST', '/v1/images/load?wait=done', { body: 'archive' })
+    expect(await loaded.json()).toMatchObject({ images: [{ references: ['app:latest'] }] })
+    expect((await mine.get(of(claimed))).status).toBe(404)
+    const query = new URLSearchParams({ wait: 'done', reference: claimed })
+    const imported = await mine.raw('POST', `/v1/images/import?${query}`, { body: 'tar' })
+    expect(imported.status).toBe(400)
+    expect(await imported.json()).toMatchObject({ errors: [{ field: 'reference' }] })
+  })
+})
+
+describe('the beginning of an id', () => {
+  const begun = (beginning: string, end: string) => ({
+    ...imageOf([layerOf(1)]),
+    digest: `sha256:${beginning}${end.repeat(64 - beginning.length)}`,
+  })
+
+  test('leads to the image, of its owner only, and is removed by', async () => {
+    const [mine, other] = [await tenant(), await tenant()]
+    const { digest } = await have(mine, 'app', begun('0b1e55ed', 'a'))
+    for (const id of ['0b1e', '0b1e55eda', 'sha256:0b1e55', digest.slice('sha256:'.length)]) {
+      expect((await mine.get(of(id))).body.digest).toBe(digest)
+      expect(await other.get(of(id))).toMatchObject({ status: 404, body: { code: 'image_not_found' } })
+      expect(await other.delete(of(id))).toMatchObject({ status: 404 })
+      expect(await other.post('/v1/jobs', { image: id, command: ['true'] })).toMatchObject({ status: 404 })
+    }
+    expect(await mine.get(of('0b1'))).toMatchObject({ status: 404 })
+    const push = await mine.post(`${of('0b1e55')}/push?wait=done`, {})
+    expect(push).toMatchObject({ status: 400, body: { errors: [{ field: 'reference' }] } })
+    expect((await mine.delete(of('0b1e55'))).body).toMatchObject({ untagged: ['app:latest'], deleted: digest })
+  })
+
+  test('of several is refused, and another tenant’s are not among them', async () => {
+    const [mine, other] = [await tenant(), await tenant()]
+    await have(mine, 'one', begun('facade', 'b'))
+    await have(other, 'two', begun('facade', 'c'))
+    expect((await mine.get(of('facade'))).status).toBe(200)
+    await have(mine, 'three', begun('facade', 'd'))
+    expect(await mine.get(of('facade'))).toMatchObject({ status: 400, body: { code: 'invalid_request' } })
+    expect(await mine.delete(of('facade'))).toMatchObject({ status: 400 })
+  })
+
+  test('is a name where there is one', async () => {
+    const mine = await tenant()
+    const image = await have(mine, 'decade')
+    await have(mine, 'other', begun('decade', 'e'))
+    expect((await mine.get(of('decade'))).body.digest).toBe(image.digest)
+  })
+})
 
 describe('the quota', () => {
   test('is never overshot by 50 loads at once, of which few are on nodes at a time', async () => {

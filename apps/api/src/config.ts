@@ -38,7 +38,7 @@ const words = (word: RegExp) =>
     .transform((text) => text.split(',').map((one) => one.trim()))
     .refine((all) => all.every((one) => word.test(one)), `must be words like ${word.source} between commas`)
 
-const registry = /^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$/
+const registry = /^([a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(:[0-9]{1,5})?$/
 /** `registry=url,url;registry=url` */
 const mirrors = z.string().transform((text, context): Readonly<Record<string, readonly string[]>> => {
   const all = text.split(';').map((one) => one.trim().split('='))

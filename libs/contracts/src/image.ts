@@ -9,7 +9,10 @@ export const Reference = z
   .string()
   .min(1)
   .max(512)
-  .describe('Name with tag, digest or both, e.g. `python`, `ghcr.io/team/app:1`, `app@sha256:…`; or an image id')
+  .describe(
+    'Name with tag, digest or both, e.g. `python`, `ghcr.io/team/app:1`, `app@sha256:…`; or an image id: `sha256:…`, or ' +
+      'the first four digits of it, or more, where no other image has them',
+  )
 
 /** An image that jobs and sandboxes can start from. */
 export const Image = z.object({
@@ -300,7 +303,7 @@ export type RegistryAccount = z.infer<typeof RegistryAccount>
 const Registry = z
   .string()
   .regex(
-    /^[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::[0-9]{1,5})?$/,
+    /^(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(?::[0-9]{1,5})?$/,
     'must be a host name with an optional port, in lower case',
   )
 const registryParams = z.object({ registry: Registry })

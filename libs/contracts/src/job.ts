@@ -14,7 +14,7 @@ export const ImageReference = z
   .string()
   .min(1)
   .max(512)
-  .regex(/^[a-zA-Z0-9][a-zA-Z0-9._\-/:@]*$/, 'must be an image reference such as "python" or "python:latest"')
+  .regex(/^[a-zA-Z0-9[][a-zA-Z0-9._\-/:@[\]]*$/, 'must be an image reference such as "python" or "python:latest"')
 
 /** Hard limits of one sandbox. Every one is enforced by the kernel, except `outputBytes`, which the agent enforces. */
 export const Limits = z.strictObject({

@@ -7,7 +7,7 @@ export const PUBLIC_OWNER: ImageOwner = 'public'
 /**
  * An image as a caller names it.
  * `reference` is the name in full (`docker.io/library/python:latest`), or null where a digest says which one; `digest`
- * is then of the configuration or of the manifest. `base` says what nodes have for it of their own: see below.
+ * is then of the configuration, of the manifest, or of the index that it was pulled by. `base` says what nodes have for it of their own: see below.
  */
 export interface ImageWanted {
   /** As written. */

@@ -1,8 +1,11 @@
 // image-owner.ts: what an owner has of images, locked and counted. Every change of it goes through here.
-import type { TenantId } from '@berth/contracts'
+import { Failure, type TenantId } from '@berth/contracts'
 import { type ImageOwner, PUBLIC_OWNER } from '@berth/domain'
 import type { Session, Statement } from './store.js'
 import { tenantNotFound } from './tenants.js'
+
+export const imageNotFound = (text: string) =>
+  new Failure('image_not_found', `there is no image ${text}`, { image: text })
 
 const lockTenant: Statement = {
   name: 'lock_images',

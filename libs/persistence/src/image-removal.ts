@@ -4,6 +4,7 @@
 import { Failure } from '@berth/contracts'
 import { type ImageOwner, type ImageWanted, type PruneCandidate, PUBLIC_OWNER, prunable } from '@berth/domain'
 import { lockOwner, recount } from './image-owner.js'
+import { hasDigest } from './image-resolving.js'
 import type { ImageRecord, ImageScope, Images } from './repositories.js'
 import type { Session, Statement, Store } from './store.js'
 
@@ -16,8 +17,9 @@ const readOwn: Statement = {
   text: `SELECT i.digest, ARRAY(SELECT n.reference FROM image_names n WHERE n.owner = i.owner AND n.digest = i.digest
            ORDER BY n.reference) AS references
          FROM images i
-         WHERE i.owner = $1 AND (i.digest = $3::text OR i.manifest_digest = $3::text OR i.digest = (
-           SELECT n.digest FROM image_names n WHERE n.owner = $1 AND n.reference = $2::text))
+         WHERE i.owner = $1 AND (i.digest = $3::text OR i.manifest_digest = $3::text OR i.digest IN (
+           SELECT n.digest FROM image_names n
+           WHERE n.owner = $1 AND (n.reference = $2::text OR ${hasDigest('n.reference', '$3::text')})))
          ORDER BY i.added_at DESC LIMIT 1`,
 }
 
@@ -107,11 +109,19 @@ async function drop(session: Session, owner: ImageOwner, digests: readonly strin
   return before - (await recount(session, owner))
 }
 
-async function remove(session: Session, get: Get, scope: ImageScope, wanted: ImageWanted, force: boolean) {
+async function remove(
+  session: Session,
+  get: Get,
+  scope: ImageScope,
+  wanted: ImageWanted,
+  force: boolean,
+  name: string | undefined,
+) {
   const { owner } = scope
   const before = await lockForRemoval(session, owner)
   const { digest, references } = await ownImage(session, get, scope, wanted)
-  const untagged = wanted.reference === null ? references : references.filter((name) => name === wanted.reference)
+  const one = wanted.reference ?? (name !== undefined && references.includes(name) ? name : null)
+  const untagged = one === null ? references : references.filter((reference) => reference === one)
   const last = untagged.length === references.length
   const used = last ? await usersOf(session, owner, digest) : undefined
   if (used && !force) throw inUse(wanted.text, used)
@@ -152,7 +162,8 @@ async function prune(session: Session, owner: ImageOwner, filter: Parameters<Ima
 }
 
 export const openImageRemoval = (store: Store, get: Get): Pick<Images, 'remove' | 'untag' | 'prune'> => ({
-  remove: (scope, wanted, force) => store.transaction((session) => remove(session, get, scope, wanted, force)),
+  remove: (scope, wanted, force, name) =>
+    store.transaction((session) => remove(session, get, scope, wanted, force, name)),
   untag: (scope, wanted, reference) => store.transaction((session) => untag(session, get, scope, wanted, reference)),
   prune: (owner, filter) => store.transaction((session) => prune(session, owner, filter)),
 })

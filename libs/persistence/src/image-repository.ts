@@ -27,6 +27,8 @@ export interface ImageFilter {
   readonly reference?: string | undefined
   /** The beginning of a name in full. */
   readonly prefix?: string | undefined
+  /** Of the configuration, of the manifest, or what it was pulled by. */
+  readonly digest?: string | undefined
   /** `key` or `key=value`; all must match. */
   readonly label?: readonly string[] | undefined
   readonly dangling?: boolean | undefined
@@ -108,6 +110,11 @@ export interface Images {
   list(scope: ImageScope, filter: ImageFilter, page: PageRequest): Promise<PageOf<ImageRecord>>
   /** `held` is null for a base image: its nodes know. @throws image_not_found */
   get(scope: ImageScope, wanted: ImageWanted): Promise<{ readonly image: ImageRecord; readonly held: HeldImage | null }>
+  /**
+   * Own and public images whose digest begins so, two at most; none where there is an image of that name.
+   * @param reference name in full
+   */
+  beginning(owner: ImageOwner, reference: string, prefix: string): Promise<readonly string[]>
   /** Base images on ready and draining nodes, by reference; of one that nodes differ on, the oldest node's first. */
   base(): Promise<readonly BaseImage[]>
   /**
@@ -128,14 +135,17 @@ export interface Images {
   /** Where an image that the owner may use came from. */
   origin(owner: ImageOwner, digest: string): Promise<ImageOrigin | undefined>
   /**
-   * Takes a name away, or all of an image given by its digest, and with the last one the image.
+   * Takes a name away, or all of an image given by its digest, and with the last one the image. A name with a digest is
+   * one where the image has that name.
    * @param force what is used loses its names and stays
+   * @param name in full, where a digest was given with one
    * @throws image_not_found, image_in_use naming the users, policy_forbidden (of a public image)
    */
   remove(
     scope: ImageScope,
     wanted: ImageWanted,
     force: boolean,
+    name?: string,
   ): Promise<{
     readonly untagged: readonly string[]
     readonly deleted: string | null

@@ -187,6 +187,59 @@ describe('bytes', () => {
   })
 })
 
+describe('a name with a digest', () => {
+  // Of an index, which is neither the configuration's nor the manifest's.
+  const pulledBy = digest()
+  const pinned = `docker.io/team/app@${pulledBy}`
+
+  test('leads to what it was pulled as, for everything, and for its owner only', async () => {
+    const { tenant, other, node } = await given()
+    const held = image([layer(1)])
+    await add(tenant, node, held, pinned)
+    const wanted = byDigest(pulledBy)
+    expect((await db.images.get(scope(tenant), wanted)).image.digest).toBe(held.digest)
+    expect(await listed(tenant, { digest: pulledBy })).toEqual([held.digest])
+    expect((await db.admission.admitJob(tenant, spec(), 'key', wanted)).placed?.command.image).toBe(held.digest)
+    expect(await db.admission.imageOf(tenant, wanted)).toBe(held.digest)
+    expect(await db.builds.resolve(tenant, node, [wanted])).toMatchObject([{ digest: held.digest }])
+    expect(await code(db.images.get(scope(other), wanted))).toBe('image_not_found')
+    expect(await code(db.images.remove(scope(other), wanted, true, pinned))).toBe('image_not_found')
+    expect(await code(db.admission.admitJob(other, spec(), 'key', wanted))).toBe('image_not_found')
+    expect(await db.admission.imageOf(other, wanted)).toBeNull()
+    expect(await listed(other, { digest: pulledBy })).toEqual([])
+  })
+
+  test('goes alone while there are others, and without one the digest takes all', async () => {
+    const { tenant, node } = await given()
+    const held = image([layer(1)])
+    await add(tenant, node, held, app, pinned)
+    expect(await db.images.remove(scope(tenant), byDigest(pulledBy), false, pinned)).toMatchObject({
+      ...{ untagged: [pinned], deleted: null },
+    })
+    await add(tenant, node, held, pinned)
+    const removed = await db.images.remove(scope(tenant), byDigest(pulledBy), false)
+    expect(removed).toMatchObject({ untagged: [app, pinned], deleted: held.digest })
+  })
+})
+
+test('the beginning of an id finds own and public images, two at most, unless it is a name', async () => {
+  const { tenant, other, node } = await given()
+  const beginning = `sha256:${digest().slice(7, 27)}`
+  const one = (end: string) => ({ ...image([layer(1)]), digest: `${beginning}${end.repeat(44)}` })
+  const [own, open, others] = [one('a'), one('b'), one('c')]
+  await add(tenant, node, own, app)
+  await add(other, node, others, app)
+  const find = (prefix: string, name = 'docker.io/library/cafe:latest') => db.images.beginning(tenant, name, prefix)
+  expect(await find(beginning)).toEqual([own.digest])
+  expect(await find(beginning, app)).toEqual([])
+  expect(await find(`${beginning}c`)).toEqual([])
+  await add(PUBLIC_OWNER, node, open)
+  expect([...(await find(beginning))].sort()).toEqual([own.digest, open.digest])
+  expect(await find(`${beginning}b`)).toEqual([open.digest])
+  await add(tenant, node, one('d'))
+  expect(await find(beginning)).toHaveLength(2)
+})
+
 describe('removal', () => {
   test('a name goes, with the last one the image', async () => {
     const { tenant, node } = await given()

@@ -6,8 +6,9 @@
 import { Failure, type HeldImage, type NodeId, QuotaExceeded, type TenantId } from '@berth/contracts'
 import { bytesOf, type ImageOwner, type ImageWanted, type LayerUse, NODE_SILENT_MS, PUBLIC_OWNER } from '@berth/domain'
 import { openImageContents } from './image-contents.js'
-import { lockOwner, recount } from './image-owner.js'
+import { imageNotFound, lockOwner, recount } from './image-owner.js'
 import { openImageRemoval } from './image-removal.js'
+import { hasDigest } from './image-resolving.js'
 import { openLogins } from './logins.js'
 import type {
   BaseImage,
@@ -25,9 +26,6 @@ import { labelConditions } from './views.js'
 
 /** Images, and names, that one owner may have: their rows, as apart from their bytes, cost nobody else much. */
 const MAX_ROWS = 10_000
-
-export const imageNotFound = (text: string) =>
-  new Failure('image_not_found', `there is no image ${text}`, { image: text })
 
 // $1 owner, $2 base images as JSON. An own name hides a public one, that one a base image's.
 const visible = `
@@ -58,6 +56,10 @@ const columns = `v.owner, v.digest, v.manifest_digest, v.platform, v.labels, v.b
   coalesce((SELECT json_agg(json_build_object('diffId', l.diff_id, 'bytes', l.bytes, 'images', (
       SELECT count(*) FROM image_layers o WHERE o.owner = l.owner AND o.diff_id = l.diff_id)))
     FROM image_layers l WHERE l.owner = v.owner AND l.digest = v.digest), '[]') AS layers`
+
+/** Of the configuration, of the manifest, or what it was pulled by. */
+const byDigest = (digest: string) => `(v.digest = ${digest} OR v.manifest_digest = ${digest}
+  OR v.digest IN (SELECT n.digest FROM named n WHERE ${hasDigest('n.reference', digest)}))`
 
 interface ImageRow {
   readonly owner: ImageOwner | null
@@ -106,11 +108,12 @@ async function list({ rows }: Session, { owner, base }: ImageScope, filter: Imag
   const values: unknown[] = [owner, JSON.stringify(base)]
   const parameter = (value: unknown) => `$${values.push(value)}`
   const named = (condition: string) => `EXISTS (SELECT 1 FROM named n WHERE n.digest = v.digest AND ${condition})`
-  const { reference, prefix, dangling, label = [], digests } = filter
+  const { reference, prefix, digest, dangling, label = [], digests } = filter
   const conditions = [
     after(page.after, parameter),
     reference === undefined ? [] : [named(`n.reference = ${parameter(reference)}`)],
     prefix === undefined ? [] : [named(`starts_with(n.reference, ${parameter(prefix)})`)],
+    digest === undefined ? [] : [byDigest(parameter(digest))],
     dangling === undefined ? [] : [`${dangling ? 'NOT ' : ''}${named('true')}`],
     digests === undefined ? [] : [`v.digest = ANY(${parameter(digests)})`],
     labelConditions('v.labels', label, parameter),
@@ -129,8 +132,7 @@ const readOne: Statement = {
   text: `${visible} SELECT ${columns},
            (SELECT i.held FROM images i WHERE i.owner = v.owner AND i.digest = v.digest) AS held
          FROM visible v
-         WHERE v.digest = (SELECT n.digest FROM named n WHERE n.reference = $3::text) OR v.digest = $4::text
-           OR v.manifest_digest = $4::text
+         WHERE v.digest = (SELECT n.digest FROM named n WHERE n.reference = $3::text) OR ${byDigest('$4::text')}
          ORDER BY v.rank, v.added_at DESC LIMIT 1`,
 }
 
@@ -140,6 +142,18 @@ async function get(store: Session, { owner, base }: ImageScope, wanted: ImageWan
   const [row] = await store.rows<ImageRow & { held: HeldImage | null }>(readOne, values)
   if (!row) throw imageNotFound(wanted.text)
   return { image: recordOf(row), held: row.held }
+}
+
+const readBeginning: Statement = {
+  name: 'images_beginning',
+  text: `SELECT DISTINCT i.digest FROM images i
+         WHERE i.owner IN ($1, '${PUBLIC_OWNER}') AND starts_with(i.digest, $3)
+           AND NOT EXISTS (SELECT 1 FROM image_names n WHERE n.owner IN ($1, '${PUBLIC_OWNER}') AND n.reference = $2)
+         LIMIT 2`,
+}
+
+async function beginning({ rows }: Session, owner: ImageOwner, reference: string, prefix: string) {
+  return (await rows<{ digest: string }>(readBeginning, [owner, reference, prefix])).map(({ digest }) => digest)
 }
 
 /**
@@ -343,6 +357,7 @@ export function openImages(store: Store): Images {
   return {
     list: (scope, filter, page) => list(store, scope, filter, page),
     get: (scope, wanted) => get(store, scope, wanted),
+    beginning: (owner, reference, prefix) => beginning(store, owner, reference, prefix),
     base: () => store.rows<BaseImage>(readBase, []),
     add: (asked) => add(store, asked),
     use: (owner) => use(store, owner),

@@ -8,7 +8,7 @@ import { Inject, Injectable } from '@nestjs/common'
 import type { OperatorPrincipal, TenantPrincipal } from '../http/auth.js'
 import { Recent } from '../recent.js'
 import { CLOCK, type Clock, DATABASE, type Database } from '../tokens.js'
-import { baseScope, wantedOf, wellNamed } from './names.plan.js'
+import { baseScope, idBeginning, nameOf, onlyOne, wantedOf, wellNamed } from './names.plan.js'
 
 /** How long an answer is used again, in milliseconds: every job asks. */
 const FRESH_MS = 2000
@@ -41,7 +41,8 @@ export class ImageNames {
   /** What a name means to an owner, with what a look-up of it needs. @throws InvalidRequest */
   async look(owner: ImageOwner, text: string): Promise<{ readonly scope: ImageScope; readonly wanted: ImageWanted }> {
     const base = await this.base()
-    return { scope: { owner, base: baseScope(base) }, wanted: wantedOf(text, base) }
+    const wanted = await this.wanted(owner, text, base)
+    return { scope: { owner, base: baseScope(base) }, wanted }
   }
 
   async scope(owner: ImageOwner): Promise<ImageScope> {
@@ -50,20 +51,25 @@ export class ImageNames {
 
   /**
    * Admits something that starts from images.
+   * @param owner whose names they are
    * @param texts names as written
    * @param admit told what they mean, in the same order
    * @throws InvalidRequest for what is no name; image_not_found saying what base images there are
    */
-  async admitted<T>(texts: readonly string[], admit: (images: readonly ImageWanted[]) => Promise<T>): Promise<T> {
+  async admitted<T>(
+    owner: ImageOwner,
+    texts: readonly string[],
+    admit: (images: readonly ImageWanted[]) => Promise<T>,
+  ): Promise<T> {
     const before = await this.base()
     try {
-      return await admit(wantedEach(texts, before))
+      return await admit(await this.wantedEach(owner, texts, before))
     } catch (error) {
       if (!(error instanceof Failure) || error.code !== 'image_not_found') throw error
       // A base image may have come within the last seconds.
       this.recent.drop(BASE)
       const now = await this.base()
-      if (!sameBase(before, now)) return admit(wantedEach(texts, now))
+      if (!sameBase(before, now)) return admit(await this.wantedEach(owner, texts, now))
       const known = [...new Set(now.map(({ reference }) => reference))].slice(0, 20).join(', ')
       throw new Failure(error.code, `${error.message}; base images are ${known}`, error.data)
     }
@@ -77,18 +83,26 @@ export class ImageNames {
     return [...new Set(same.map(({ digest }) => digest))]
   }
 
+  private async wantedEach(owner: ImageOwner, texts: readonly string[], base: readonly BaseImage[]) {
+    const wanted = new Map<string, ImageWanted>()
+    for (const text of texts) if (!wanted.has(text)) wanted.set(text, await this.wanted(owner, text, base))
+    return texts.map((text) => wanted.get(text) ?? wantedOf(text, base))
+  }
+
+  /** What may be the beginning of an id is a name where there is one of it, as `docker` has it. */
+  private async wanted(owner: ImageOwner, text: string, base: readonly BaseImage[]): Promise<ImageWanted> {
+    const wanted = wantedOf(text, base)
+    const prefix = idBeginning(text)
+    if (prefix === undefined || wanted.base !== null) return wanted
+    const own = await this.database.images.beginning(owner, nameOf(text), prefix)
+    const ofBase = base.flatMap(({ digest }) => (digest.startsWith(prefix) ? [digest] : []))
+    const digest = onlyOne(text, [...own, ...ofBase])
+    return digest === undefined ? wanted : { ...wantedOf(digest, base), text }
+  }
+
   private base(): Promise<readonly BaseImage[]> {
     return this.recent.get(BASE, async () => wellNamed(await this.database.images.base()))
   }
-}
-
-function wantedEach(texts: readonly string[], base: readonly BaseImage[]): readonly ImageWanted[] {
-  const wanted = new Map<string, ImageWanted>()
-  return texts.map((text) => {
-    const known = wanted.get(text) ?? wantedOf(text, base)
-    wanted.set(text, known)
-    return known
-  })
 }
 
 const sameBase = (a: readonly BaseImage[], b: readonly BaseImage[]): boolean => {

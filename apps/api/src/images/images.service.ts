@@ -19,7 +19,7 @@ import { historyOf } from './history.plan.js'
 import { type ImageCaller, ImageNames, ownerOf } from './image-names.js'
 import { ImageNodes } from './image-nodes.js'
 import { imageView } from './image-views.js'
-import { inFull, nameFilter, nameToGive, shortName } from './names.plan.js'
+import { inFull, nameFilter, nameOf, nameToGive, shortName } from './names.plan.js'
 
 /** A call about images, by whom. */
 export interface ImagesCall {
@@ -83,14 +83,15 @@ export class ImagesService {
 
   async untag({ principal }: ImagesCall, text: string, name: string): Promise<Image> {
     const { scope, wanted } = await this.names.look(ownerOf(principal), text)
-    const digest = await this.database.images.untag(scope, wanted, inFull(parseReference(name)))
+    const digest = await this.database.images.untag(scope, wanted, inFull(parseReference(name, 'reference')))
     const { image } = await this.database.images.get(scope, { text: digest, reference: null, digest, base: null })
     return imageView(image)
   }
 
   async remove({ principal }: ImagesCall, text: string, force: boolean): Promise<Output<typeof removeImage>> {
     const { scope, wanted } = await this.names.look(ownerOf(principal), text)
-    const { untagged, deleted, freedBytes } = await this.database.images.remove(scope, wanted, force)
+    const name = text.includes('@') ? nameOf(text) : undefined
+    const { untagged, deleted, freedBytes } = await this.database.images.remove(scope, wanted, force, name)
     return { untagged: untagged.map(shortName), deleted, freedBytes }
   }
 

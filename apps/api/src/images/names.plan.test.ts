@@ -1,6 +1,17 @@
 import { InvalidRequest } from '@berth/contracts'
 import { describe, expect, test } from '@jest/globals'
-import { baseScope, nameFilter, nameOf, namesOf, shortName, wantedOf, wellNamed } from './names.plan.js'
+import {
+  baseScope,
+  idBeginning,
+  nameFilter,
+  nameOf,
+  namesOf,
+  nameToGive,
+  onlyOne,
+  shortName,
+  wantedOf,
+  wellNamed,
+} from './names.plan.js'
 
 const [a, b] = [`sha256:${'a'.repeat(64)}`, `sha256:${'b'.repeat(64)}`]
 const base = [
@@ -17,7 +28,9 @@ describe('names in full, as Docker has them', () => {
     ['localhost/app', 'localhost/app:latest', 'localhost/app:latest'],
     ['GHCR.io/team/app:1', 'ghcr.io/team/app:1', 'ghcr.io/team/app:1'],
     ['registry.local:5000/app', 'registry.local:5000/app:latest', 'registry.local:5000/app:latest'],
-    [`app:1@${a}`, 'docker.io/library/app:1', 'app:1'],
+    ['index.docker.io/python', 'docker.io/library/python:latest', 'python:latest'],
+    ['[::1]:5000/app', '[::1]:5000/app:latest', '[::1]:5000/app:latest'],
+    [`app:1@${a}`, `docker.io/library/app@${a}`, `app@${a}`],
     [`app@${a}`, `docker.io/library/app@${a}`, `app@${a}`],
   ])('%s is %s, and is shown as %s', (text, full, short) => {
     expect(nameOf(text)).toBe(full)
@@ -34,6 +47,32 @@ describe('names in full, as Docker has them', () => {
   )
 })
 
+test('an archive gives no name with a digest, and nobody else does: it says what a registry had', () => {
+  expect(namesOf([`app@${a}`, `app:1@${a}`, 'app:1'])).toEqual(['docker.io/library/app:1'])
+  expect(() => nameToGive(`app@${a}`, 'reference')).toThrow(InvalidRequest)
+})
+
+describe('the beginning of an id', () => {
+  test.each([
+    ['3f2a', 'sha256:3f2a'],
+    ['sha256:3f2a', 'sha256:3f2a'],
+    ['a'.repeat(63), `sha256:${'a'.repeat(63)}`],
+    ['beef', 'sha256:beef'],
+    ['3f2', undefined],
+    ['3F2A', undefined],
+    ['3f2a:1', undefined],
+    ['x/3f2a', undefined],
+    ['a'.repeat(64), undefined],
+    ['python', undefined],
+  ])('%s', (text, beginning) => expect(idBeginning(text)).toBe(beginning))
+
+  test('means an image if it is the only one, and is refused if it is not', () => {
+    expect(onlyOne('aaaa', [a, a])).toBe(a)
+    expect(onlyOne('aaaa', [])).toBeUndefined()
+    expect(() => onlyOne('aaaa', [a, b])).toThrow('ids of several images begin so')
+  })
+})
+
 describe('what is looked for', () => {
   test('a name is looked for in full, and is a base image where nodes have one of it', () => {
     const reference = 'docker.io/library/python:latest'
@@ -47,6 +86,8 @@ describe('what is looked for', () => {
   test('a digest decides, with a name or without', () => {
     const found = { reference: null, digest: a, base: { key: 'python:latest', digest: a } }
     expect(wantedOf(a, base)).toEqual({ text: a, ...found })
+    const digits = a.slice('sha256:'.length)
+    expect(wantedOf(digits, base)).toEqual({ text: digits, ...found })
     expect(wantedOf(`python:2@${a}`, base)).toEqual({ text: `python:2@${a}`, ...found })
     expect(wantedOf(b, base)).toEqual({ text: b, reference: null, digest: b, base: null })
   })
@@ -99,7 +140,13 @@ test.each([
   ['py*', { prefix: 'docker.io/library/py' }],
   ['team/*', { prefix: 'docker.io/team/' }],
   ['ghcr.io/team/*', { prefix: 'ghcr.io/team/' }],
+  ['GHCR.io/team/*', { prefix: 'ghcr.io/team/' }],
+  ['index.docker.io/team/*', { prefix: 'docker.io/team/' }],
+  ['[::1]:5000/*', { prefix: '[::1]:5000/' }],
   ['*', { prefix: '' }],
+  [a, { digest: a }],
+  [a.slice('sha256:'.length), { digest: a }],
+  [`team/app:1@${a}`, { digest: a }],
 ])('a list is filtered by %s', (text, filter) => expect(nameFilter(text)).toEqual(filter))
 
 test.each(['a\0*', 'a b*', 'ä*', "a'*"])('no name begins with %j', (text) =>

@@ -65,9 +65,8 @@ export class RegistriesService {
    * @throws policy_forbidden; registry_denied where the login was sealed with keys that are lost
    */
   async access(owner: ImageOwner, { registry }: Reference, use: 'pull' | 'push'): Promise<RegistryAccess> {
-    const name = registry.toLowerCase()
-    const route = routeTo(name, this.config, use)
-    const login = await this.login(owner, name)
+    const route = routeTo(registry, this.config, use)
+    const login = await this.login(owner, registry)
     return { ...route, endpoints: [...route.endpoints], certificates: await this.certificates(), login }
   }
 

@@ -118,9 +118,10 @@ export class TemplatesService {
     make: (asked: NewTemplateVersion) => Promise<Template>,
   ): Promise<Template> {
     const { description, spec } = version
-    return this.names.admitted([spec.image], ([image]) => {
+    const owner = ownerOf(caller)
+    return this.names.admitted(owner, [spec.image], ([image]) => {
       invariant(image, 'a name means something')
-      return make({ owner: ownerOf(caller), name, description, spec, image, by: caller.keyId })
+      return make({ owner, name, description, spec, image, by: caller.keyId })
     })
   }
 }

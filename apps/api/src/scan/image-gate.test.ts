@@ -29,8 +29,11 @@ function gate(own: ImagePolicy | null, base: readonly string[] = ['sha256:base']
   }
   const names = {
     baseDigests: async (one: ImageWanted) => (one.base ? base : []),
-    admitted: async <T>(texts: readonly string[], admit: (images: readonly ImageWanted[]) => Promise<T>) =>
-      admit(texts.map((text) => wanted(text, text === 'debian' ? { key: 'debian:latest', digest: null } : null))),
+    admitted: async <T>(
+      _owner: string,
+      texts: readonly string[],
+      admit: (images: readonly ImageWanted[]) => Promise<T>,
+    ) => admit(texts.map((text) => wanted(text, text === 'debian' ? { key: 'debian:latest', digest: null } : null))),
   }
   const verdicts = {
     of: async (digest: string) => {

@@ -60,7 +60,7 @@ export class ImageGate {
     admit: (images: readonly ImageWanted[]) => Promise<T>,
   ): Promise<T> {
     const policy = await this.policy(tenantId)
-    return this.names.admitted(texts, async (wanted) =>
+    return this.names.admitted(tenantId, texts, async (wanted) =>
       admit(policy.mode === 'off' ? wanted : await this.passed(tenantId, policy, wanted)),
     )
   }
