@@ -149,12 +149,14 @@ export class Images {
   }
 
   /**
-   * Directories of layers that are on their way into a sandbox, topmost first.
+   * Directories of layers that are on their way into a sandbox, topmost first. An image may have a layer several times,
+   * commands that change nothing all make the same: overlayfs takes a directory once (ELOOP), and what is below another
+   * of itself shows nowhere.
    * @param diffIds lowest first
    */
   layerPaths(diffIds: readonly string[]): readonly string[] {
     for (const diffId of diffIds) this.touch(diffId)
-    return [...diffIds].reverse().map((diffId) => this.layers.path(diffId))
+    return [...new Set([...diffIds].reverse())].map((diffId) => this.layers.path(diffId))
   }
 
   #named(text: string): Stored | undefined {

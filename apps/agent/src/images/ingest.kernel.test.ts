@@ -56,7 +56,9 @@ test('layers made here are an image like one that was pulled, and are there once
   let bytes = 0
   for await (const chunk of archive) bytes += chunk.length
   expect(bytes).toBeGreaterThan(second.sizeBytes)
-  expect(store.images.layerPaths([first.diffId, second.diffId])).toEqual([fs, store.images.layers.path(first.diffId)])
+  const both = [fs, store.images.layers.path(first.diffId)]
+  expect(store.images.layerPaths([first.diffId, second.diffId])).toEqual(both)
+  expect(store.images.layerPaths([second.diffId, second.diffId, first.diffId, second.diffId])).toEqual(both)
 })
 
 test('a crash of the machine takes what no image has; a crash of the agent takes nothing', async () => {
