@@ -119,6 +119,16 @@ describe('an image', () => {
 })
 
 describe('a command', () => {
+  test('that changes nothing makes a layer that the image may have already', async () => {
+    const told = await build([
+      ...['FROM busybox AS same', 'RUN true', 'RUN : && true', 'RUN : && : && true'],
+      ...['FROM same', 'RUN --mount=from=same,target=/m ls /m/bin > /seen', 'COPY --from=same /bin/busybox /'],
+    ])
+    expect(told.image.layers).toHaveLength(6)
+    expect(new Set(told.image.layers.map(({ diffId }) => diffId)).size).toBe(4)
+    expect(await builder.file(told.image, '/seen')).toContain('busybox\n')
+  })
+
   test('that fails ends the build, and says where and how', async () => {
     const told = await build(['FROM busybox', 'RUN echo before', 'RUN echo why >&2; exit 42'])
     expect(told.failed).toMatchObject({
@@ -136,7 +146,10 @@ describe('a command', () => {
     expect(slow.failed.message).toContain('longer than the 100 ms')
     const limits = { cpus: 1, memoryBytes: 16 * 1024 ** 2, pids: 64, diskBytes: 8 * 1024 ** 2 }
     const greedy = await build(['FROM busybox', 'RUN x=$(yes | head -c 100000000)'], { limits })
-    expect(greedy.failed.message).toContain('ran out of memory')
+    expect(greedy.failed.message).toContain('ran out of memory (OOM)')
+    const killed = await build(['FROM busybox', 'CMD ["x"]', 'RUN kill -9 $$'])
+    expect(killed.failed.message).toBe('line 3, RUN: exit code 137 (SIGKILL)')
+    expect(killed.steps.at(-2)).toMatchObject({ step: 'end', exitCode: 137 })
     const large = await build(['FROM busybox', 'RUN dd if=/dev/zero of=/big bs=1M count=20'], { limits })
     expect(large.output).toContain('Disk quota exceeded')
     const quota = await build(['FROM busybox', 'RUN yes | head -c 2000000 > /big'], { maxBytes: 1e6, cacheBytes: 1e9 })
@@ -249,6 +262,20 @@ describe('mounts', () => {
       const { failed } = await build([...lib, 'FROM lib', links, `RUN --mount=${mount} true`])
       expect(failed).toMatchObject({ code: 'build_failed', message: expect.stringContaining('--mount') })
     }
+  })
+
+  test('that the runtime cannot make are told where they are, with what it said', async () => {
+    const lib = ['FROM busybox AS lib', 'RUN mkdir /d && touch /d/f']
+    const refused = async (...mounts: readonly string[]) => {
+      const { failed } = await build([...lib, 'FROM lib', `RUN ${mounts.map((one) => `--mount=${one}`).join(' ')} true`])
+      expect(failed).toMatchObject({ code: 'build_failed', line: 4, instruction: expect.stringMatching(/^RUN --mount/) })
+      expect(failed.message).not.toContain(builder.place.directory)
+      return failed.message
+    }
+    const within = await refused('from=lib,source=/d,target=/a', 'type=cache,target=/a/new')
+    expect(within).toMatch(/could not be started: .*\/a\/new.*Read-only file system.*mount with rw/)
+    expect(await refused('from=lib,source=/d/f,target=/a', 'type=tmpfs,target=/a/b')).toContain('Not a directory')
+    expect(await refused('from=lib,source=/d,target=/d/f')).toMatch(/what is mounted at \/d\/f.*Not a directory/)
   })
 
   const secret = 'correct-horse-battery-staple'

@@ -15,14 +15,16 @@ import {
   type TenantId,
 } from '@berth/contracts'
 import type { Logger } from '@berth/telemetry'
+import { orNoRoom } from '../images/content.js'
 import type { Images } from '../images/images.js'
 import { addLayer } from '../images/ingest.js'
 import { packUpper } from '../images/pack.js'
-import type { Attachment } from '../rootfs/overlay.js'
+import { type Attachment, attachedBinds } from '../rootfs/overlay.js'
 import { identify, readAccounts, UserNotFound } from '../runtime/identity.js'
 import type { SpawnRequest } from '../runtime/init-wire.js'
+import { ContainerRefused } from '../runtime/oci-runtime.js'
 import { MAIN, type MainEnd, type OutputSinks, Processes } from '../runtime/processes.js'
-import { endedByMemory, outOfMemory, ownReason, statusOf } from '../sandbox/ending.plan.js'
+import { endedByMemory, ownReason, statusOf } from '../sandbox/ending.plan.js'
 import { buildRequest } from '../sandbox/process.plan.js'
 import { buildShape } from '../sandbox/shape.plan.js'
 import {
@@ -126,14 +128,20 @@ async function ranToItsEnd<T>(parts: CommandParts, command: Command, named: Name
   const spawn = requestOf(command, openFiles)
   const wanted = { ...named, ids, shape, image: { layers }, hostname: HOSTNAME, attachments, signal }
   try {
-    await starts.run(async () => {
-      for (const step of steps) {
-        signal.throwIfAborted()
-        log.debug({ command: named.id, step: step.name }, 'step.acquire')
-        await step.acquire(shop, wanted)
-        log.debug({ command: named.id, step: step.name }, 'step.acquired')
-      }
-    })
+    await starts
+      .run(async () => {
+        for (const step of steps) {
+          signal.throwIfAborted()
+          log.debug({ command: named.id, step: step.name }, 'step.acquire')
+          await step.acquire(shop, wanted)
+          log.debug({ command: named.id, step: step.name }, 'step.acquired')
+        }
+      })
+      .catch((error: unknown) => {
+        if (!(error instanceof ContainerRefused) || orNoRoom(error) !== error) throw error
+        log.warn({ command: named.id, err: error }, 'command.refused')
+        throw failed(refusal(error, attachments, shop.stage.directory), null)
+      })
     signal.throwIfAborted()
     log.debug({ command: named.id }, 'command.spawn')
     const found = before()
@@ -146,6 +154,15 @@ async function ranToItsEnd<T>(parts: CommandParts, command: Command, named: Name
   } finally {
     await shop.cgroups.kill(sandboxGroup(shop, named))
   }
+}
+
+/** What the runtime said, in words of the Dockerfile: of the node's own paths only what is mounted there is told. */
+function refusal({ said }: ContainerRefused, attachments: readonly Attachment[], directory: string): string {
+  const binds = attachedBinds(attachments, directory).toSorted((a, b) => b.source.length - a.source.length)
+  const told = binds.reduce((text, { source, path }) => text.replaceAll(source, `what is mounted at ${path}`), said)
+  const why = told.replaceAll(/\/[^\s`'":]*/g, (path) => (path.startsWith(directory) ? '…' : path)).slice(0, 1000)
+  const hint = /read-only file system/i.test(why) ? ' (make the place before, or mount with rw what it is in)' : ''
+  return `its container could not be started: ${why}${hint}`
 }
 
 function requestOf(command: Command, openFiles: number): SpawnRequest {
@@ -186,13 +203,18 @@ async function followed(
   }
 }
 
+/** A signal is told as a shell and Docker do: by the exit code 128 and its number. */
 function checkEnd({ limits, timeoutMs }: Command, end: MainEnd, oomKills: number): void {
   if (end.kind === 'exited' && end.exit.exitCode === 0) return
-  const { exitCode } = statusOf(end)
+  const number = end.kind === 'exited' ? end.exit.signal : undefined
+  const { exitCode: code, signal } = statusOf(end)
+  const exitCode = number === undefined ? code : 128 + number
   if (end.kind === 'exited' && end.exit.cause === 'timeout')
     throw failed(`ran longer than the ${timeoutMs} ms that a command of this build may`, exitCode)
-  if (endedByMemory(end, oomKills)) throw failed(outOfMemory(limits.memoryBytes).message, exitCode)
-  throw failed(ownReason(end).message, exitCode)
+  const why = signal === null ? ownReason(end).message : `exit code ${exitCode} (${signal})`
+  if (!endedByMemory(end, oomKills)) throw failed(why, exitCode)
+  const limit = `the limit is ${limits.memoryBytes} bytes, and less if its tenant's is reached`
+  throw failed(`${exitCode === null ? '' : `${why}: `}ran out of memory (OOM): ${limit}`, exitCode)
 }
 
 /** What the command has left in its writable layer. Nothing of it runs any more. */

@@ -6,7 +6,7 @@
 import { mkdirSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '@berth/contracts'
-import { expectSuccess, type ProcessResult, removeTree, run } from '@berth/host'
+import { CommandFailed, expectSuccess, type ProcessResult, removeTree, run } from '@berth/host'
 
 export const runtimeNames = ['crun', 'runc'] as const
 export type RuntimeName = (typeof runtimeNames)[number]
@@ -35,7 +35,8 @@ export interface OciRuntime {
   /**
    * Starts a container and returns once its init has been executed.
    * @throws CommandFailed with what the runtime or berth-enter said; something of the container may be left.
-   *   RootReadOnly, with nothing of it left, where the writable layer is too full to be mounted
+   *   RootReadOnly, with nothing of it left, where the writable layer is too full to be mounted; ContainerRefused where
+   *   the runtime itself cannot make what it was asked for
    */
   start(container: ContainerStart): Promise<void>
   /** Removes what the runtime keeps of a container whose processes are dead; an unknown one is fine. */
@@ -63,14 +64,27 @@ const sealOptions: Readonly<Record<RuntimeName, readonly string[]>> = { crun: ['
 
 const START_TIMEOUT_MS = 30_000
 
-/** Exit code of berth-enter when the overlay came up read-only (libs/init/README.md). */
-const READ_ONLY = 121
+/** Exit codes of berth-enter: for what fails in it, and when the overlay came up read-only (libs/init/README.md). */
+const [ENTER_FAILED, READ_ONLY] = [120, 121]
 
 /** An overlay writes to its upper when it is mounted, and on a layer whose limit is reached it cannot. */
 export class RootReadOnly extends Fault {
   constructor(id: string, cause: unknown) {
     super(`mount the root of ${id} for writing`, { cause })
     this.name = 'RootReadOnly'
+  }
+}
+
+/** The runtime would not make a container of its root and mounts. */
+export class ContainerRefused extends CommandFailed {
+  constructor(result: ProcessResult) {
+    super(result)
+    this.name = 'ContainerRefused'
+  }
+
+  /** What the runtime said, in a line; paths of the node may be in it. */
+  get said(): string {
+    return this.result.stderr.trim().split('\n').at(-1) ?? ''
   }
 }
 
@@ -122,6 +136,8 @@ class ArgvRuntime implements OciRuntime {
       ...(stdin === undefined ? {} : { stdin }),
     })
     if (result.exitCode === READ_ONLY) throw new RootReadOnly(id, new Error(result.stderr.trim()))
+    const { exitCode } = result
+    if (exitCode !== undefined && exitCode > 0 && exitCode !== ENTER_FAILED) throw new ContainerRefused(result)
     expectSuccess(result)
   }
 
