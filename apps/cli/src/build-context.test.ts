@@ -5,7 +5,8 @@ import { buffer } from 'node:stream/consumers'
 import { Fault } from '@berth/contracts'
 import { afterEach, beforeEach, expect, test } from '@jest/globals'
 import { extract, type Header } from 'tar-stream'
-import { contextEntries, packContext } from './build-context.js'
+import { findDockerfile } from './build.js'
+import { type ContextEntry, contextEntries, type FoundDockerfile, packContext } from './build-context.js'
 
 let root: string
 beforeEach(() => {
@@ -22,7 +23,12 @@ function given(files: Readonly<Record<string, string>>): void {
 
 /** What is sent, as a reader of the tar sees it. */
 async function sent(dockerfile: string | null = 'Dockerfile') {
-  const bytes = await buffer(packContext(root, contextEntries(root, dockerfile)))
+  return read(contextEntries(root, at(dockerfile)))
+}
+const at = (path: string | null): FoundDockerfile => ({ path, target: path, text: null, ignoreFile: null })
+
+async function read(entries: AsyncIterable<ContextEntry>) {
+  const bytes = await buffer(packContext(root, entries))
   const found: (Pick<Header, 'name' | 'type' | 'mode' | 'linkname' | 'uid'> & { readonly text: string })[] = []
   const reader = extract()
   reader.on('entry', ({ name, type, mode, linkname, uid }, stream, next) => {
@@ -63,10 +69,48 @@ test('a Dockerfile somewhere else in the directory is sent too, and has an ignor
   expect(await names(null)).toContain('b')
 })
 
+test('a Dockerfile that is a link has its ignore file beside it, where it was named', async () => {
+  given({ '.dockerignore': 'a', 'real/x': 'FROM x', 'real/x.dockerignore': 'b', 'links/y.dockerignore': 'real\nc' })
+  given({ a: '', b: '', c: '' })
+  symlinkSync('../real/x', join(root, 'links/y'))
+  const of = async (file: string) => {
+    const found = await findDockerfile(root, join(root, file))
+    return { found, names: (await read(contextEntries(root, found))).map(({ name }) => name) }
+  }
+  const { found, names } = await of('links/y')
+  expect(found).toMatchObject({ path: 'links/y', text: null })
+  // What it is a link to is sent too, whatever is ignored.
+  expect(names).toEqual(['.dockerignore', 'a', 'b', 'links', 'links/y', 'links/y.dockerignore', 'real', 'real/x'])
+  expect((await of('real/x')).names).toEqual(expect.arrayContaining(['a', 'c', 'links/y', 'real/x']))
+})
+
+test('a Dockerfile outside of the directory is sent as text, and its own ignore file is the one that counts', async () => {
+  given({ '.dockerignore': 'a', a: '', b: '', link: '' })
+  const outside = mkdtempSync(join(tmpdir(), 'berth-dockerfile-'))
+  try {
+    writeFileSync(join(outside, 'D'), 'FROM x')
+    const of = async (file: string) => {
+      const found = await findDockerfile(root, file)
+      expect(found).toMatchObject({ path: null, text: 'FROM x' })
+      return (await read(contextEntries(root, found))).map(({ name }) => name)
+    }
+    expect(await of(join(outside, 'D'))).toEqual(['.dockerignore', 'b', 'link'])
+    writeFileSync(join(outside, 'D.dockerignore'), 'b')
+    // The node would go by the other.
+    expect(await of(join(outside, 'D'))).toEqual(['a', 'link'])
+    rmSync(join(root, 'link'))
+    symlinkSync(join(outside, 'D'), join(root, 'link'))
+    writeFileSync(join(root, 'link.dockerignore'), 'a\n*ignore')
+    expect(await of(join(root, 'link'))).toEqual(['b', 'link'])
+  } finally {
+    rmSync(outside, { recursive: true })
+  }
+})
+
 test('a file that becomes shorter while it is sent fails it', async () => {
   given({ a: 'x'.repeat(10), b: 'x'.repeat(10) })
   const entries = (async function* () {
-    for await (const entry of contextEntries(root, null)) {
+    for await (const entry of contextEntries(root, at(null))) {
       truncateSync(join(root, entry.path), 5)
       yield entry
     }
@@ -77,7 +121,7 @@ test('a file that becomes shorter while it is sent fails it', async () => {
 test('what cannot be read is named, and is no matter of the connection', async () => {
   given({ a: 'x', b: 'x' })
   const gone = (async function* () {
-    for await (const entry of contextEntries(root, null)) {
+    for await (const entry of contextEntries(root, at(null))) {
       if (entry.path === 'b') rmSync(join(root, 'b'))
       yield entry
     }

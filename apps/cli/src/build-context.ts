@@ -14,18 +14,37 @@ export interface ContextEntry {
   readonly stats: Stats
 }
 
+/** Paths in the directory that is built are from there. */
+export interface FoundDockerfile {
+  /** Null: it is not in there, or is a link out of it, and its text is sent. */
+  readonly path: string | null
+  readonly text: string | null
+  /** Of one whose text is sent: where its own ignore file would be. */
+  readonly ignoreFile: string | null
+  /** What `path` leads to where it is a link, else itself. */
+  readonly target: string | null
+}
+
 /**
  * What of a directory is sent, parents before what is in them. Sockets, pipes and devices are left out.
- * @param dockerfile its path in the directory, which is sent whatever is ignored; null: it is not in there
+ * @param dockerfile where it is in the directory it is sent whatever is ignored
  * @throws Fault where the directory, or a part of it that is sent, cannot be read; Failure context_invalid for an ignore
  * file with a pattern that is none
  */
-export async function* contextEntries(root: string, dockerfile: string | null): AsyncGenerator<ContextEntry> {
-  const own = dockerfile === null ? undefined : `${dockerfile}.dockerignore`
-  const named = (own && (await textOf(join(root, own)))) ?? (await textOf(join(root, '.dockerignore')))
-  const ignored = named === undefined ? undefined : parseIgnore(named)
-  const always = new Set(['.dockerignore', ...(own ? [own] : []), ...(dockerfile === null ? [] : [dockerfile])])
-  yield* below(root, '', ignored, always, [])
+export async function* contextEntries(root: string, dockerfile: FoundDockerfile): AsyncGenerator<ContextEntry> {
+  const { path, target, ignoreFile } = dockerfile
+  const own = path === null ? undefined : `${path}.dockerignore`
+  const named = await textOf(own === undefined ? ignoreFile : join(root, own))
+  const text = named ?? (await textOf(join(root, '.dockerignore')))
+  const ignored = text === undefined ? undefined : parseIgnore(text)
+  if (own === undefined && named !== undefined && ignored) {
+    // The node would go by the one that is there, and goes by none where there is none.
+    const without = { ...ignored, ignores: (one: string) => one === '.dockerignore' || ignored.ignores(one) }
+    yield* below(root, '', without, new Set(), [])
+    return
+  }
+  const always = ['.dockerignore', ...(own ? [own] : []), path, target].filter((one) => one !== null)
+  yield* below(root, '', ignored, new Set(always), [])
 }
 
 /** @param above directories above that are ignored and not sent yet, outermost first */
@@ -53,8 +72,10 @@ async function* below(
   }
 }
 
-const textOf = (path: string): Promise<string | undefined> =>
-  reading(path, () => readFile(path, 'utf8').catch((error: unknown) => ignore(error, 'ENOENT', 'ENOTDIR')))
+const textOf = async (path: string | null): Promise<string | undefined> =>
+  path === null
+    ? undefined
+    : reading(path, () => readFile(path, 'utf8').catch((error: unknown) => ignore(error, 'ENOENT', 'ENOTDIR')))
 
 /** Packs entries as a tar. It fails when one cannot be read, or has changed while it was. */
 export function packContext(root: string, entries: AsyncIterable<ContextEntry>): Readable {

@@ -53,6 +53,19 @@ test('it fits the terminal, and nothing that a command writes moves its cursor',
   expect(lines).toHaveLength(9)
   expect(lines.every((line) => line.length <= 40)).toBe(true)
   expect(lines.at(-1)).toBe(' => # here')
+  const hostile = 'RUN \u001b]52;c;eA==\u0007\u001b[2J\u009b1Ax'
+  const failed = {
+    step: 'failed',
+    code: 'build_failed',
+    message: `${hostile}\r`,
+    line: 3,
+    instruction: hostile,
+  } as const
+  const warning = { step: 'warning', message: hostile, line: null } as const
+  const all = frame([begin(0, hostile), warning, output(0, `${hostile}\n`), end(0, hostile), failed], 24, true)
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what must not be there
+  expect(all.filter((line) => /[\u0000-\u001f\u007f-\u009f]/.test(line))).toEqual([])
+  expect(all.at(-1)).toBe('berth: Dockerfile:3: RUN ]52;c;eA==1Ax: RUN ]52;c;eA==1Ax')
 })
 
 test('an argument without a value has that of the environment, or is none', () => {

@@ -1,6 +1,6 @@
 // build-screen.ts: a build on a terminal: a line for each instruction with its time, the last output of those that go on
 // below them, all of it drawn anew in place. What is drawn is a value; the terminal only gets the difference of height.
-import type { BuildProgress } from '@berth/contracts'
+import { type BuildProgress, failureText } from '@berth/contracts'
 
 /** Lines of output that are shown of an instruction that goes on, and of one that has failed. */
 const TAIL = 6
@@ -21,6 +21,7 @@ interface Line {
 export class BuildView {
   readonly #lines = new Map<string, Line>()
   readonly #warnings: string[] = []
+  readonly #failures: string[] = []
 
   constructor(private readonly startedMs: number) {}
 
@@ -47,6 +48,9 @@ export class BuildView {
       case 'warning':
         this.#warnings.push(step.line === null ? step.message : `line ${step.line}: ${step.message}`)
         return
+      case 'failed':
+        this.#failures.push(`berth: ${failureText(step)}`)
+        return
       default:
     }
   }
@@ -63,7 +67,7 @@ export class BuildView {
       ...tailOf(line).map((text) => fit(` => # ${text}`, columns)),
     ])
     // What is told in the end may scroll: nothing is drawn over it.
-    const told = over ? this.#warnings.map((text) => ` ! ${printable(text)}`) : []
+    const told = over ? [...this.#warnings.map((text) => ` ! ${text}`), ...this.#failures].map(printable) : []
     return [fit(head, columns), ...shown.slice(-Math.max(1, rows - 2)), ...told]
   }
 
@@ -139,7 +143,9 @@ export class BuildScreen {
     const lines = this.#view.frame(Date.now(), this.terminal.columns || 80, this.terminal.rows || 24, over)
     // Up to where it began, and everything from there on is taken away (ECMA-48: CUU, ED).
     const back = this.#drawn > 0 ? `\u001b[${this.#drawn}A\r\u001b[J` : ''
-    this.terminal.write(`${back}${lines.map((line) => `${line}\n`).join('')}`)
+    const text = lines.map((line) => `${line}\n`).join('')
+    // What is wider than it has characters must not wrap (DECAWM): there would be more lines than are taken away again.
+    this.terminal.write(over ? back + text : `\u001b[?7l${back}${text}\u001b[?7h`)
     this.#drawn = lines.length
   }
 }

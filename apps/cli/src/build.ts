@@ -1,6 +1,6 @@
 // build.ts: `./berth build`: sends a directory, shows what happens, and writes the digest of the image.
 import { readFile, realpath } from 'node:fs/promises'
-import { join, relative, resolve, sep } from 'node:path'
+import { basename, dirname, join, relative, resolve, sep } from 'node:path'
 import { text } from 'node:stream/consumers'
 import {
   BUILD_SECRET_HEADER,
@@ -10,11 +10,10 @@ import {
   createBuild,
   DOCKERFILE_HEADER,
   Fault,
-  failureText,
   KiB,
 } from '@berth/contracts'
 import type { Client } from '@berth/sdk'
-import { contextEntries, packContext } from './build-context.js'
+import { contextEntries, type FoundDockerfile, packContext } from './build-context.js'
 import { BuildScreen } from './build-screen.js'
 import { withClient } from './images.js'
 import type { Places } from './up/config.js'
@@ -53,7 +52,7 @@ export async function build(places: Places, directory: string, options: BuildOpt
   const dockerfile = await findDockerfile(root, options.file)
   const headers = await headersOf(dockerfile, options.secret)
   return withClient(places, async (client) => {
-    const bytes = packContext(root, contextEntries(root, dockerfile.path))
+    const bytes = packContext(root, contextEntries(root, dockerfile))
     const stop = new AbortController()
     const query = queryOf(options, dockerfile.path)
     const steps = client.values(createBuild, { query }, { bytes, headers, signal: stop.signal })
@@ -86,7 +85,7 @@ async function show(
       else process.stderr.write(plain.add(step))
       if (step.step !== 'done' && step.step !== 'failed') continue
       screen?.end()
-      return ended(step, screen !== undefined)
+      return ended(step)
     }
     throw new Fault('build', { cause: 'the API went away in the middle' })
   } catch (error) {
@@ -98,31 +97,33 @@ async function show(
   }
 }
 
-function ended(step: BuildProgress & { readonly step: 'done' | 'failed' }, onScreen: boolean): number {
+function ended(step: BuildProgress & { readonly step: 'done' | 'failed' }): number {
   if (step.step === 'done') {
     process.stdout.write(`${step.image.digest}\n`)
     return BUILT
   }
-  if (onScreen) process.stderr.write(`berth: ${failureText(step)}\n`)
   return step.code === 'build_canceled' ? INTERRUPTED : FAILED
 }
 
-export interface FoundDockerfile {
-  /** In the directory; null: it is not in there, and its text is sent. */
-  readonly path: string | null
-  readonly text: string | null
-}
-
 /** @param file as given: from where the caller stands; `-` for standard input */
-async function findDockerfile(root: string, file: string | undefined): Promise<FoundDockerfile> {
-  if (file === '-') return { path: null, text: await text(process.stdin) }
+export async function findDockerfile(root: string, file: string | undefined): Promise<FoundDockerfile> {
+  if (file === '-') return { path: null, text: await text(process.stdin), ignoreFile: null, target: null }
   const given = file === undefined ? join(root, 'Dockerfile') : resolve(file)
-  const content = await readFile(given, 'utf8').catch((cause: unknown) => {
+  const [content, directory, real] = await Promise.all([
+    readFile(given, 'utf8'),
+    realpath(dirname(given)),
+    realpath(given),
+  ]).catch((cause: unknown) => {
     throw new Fault(`read ${given}`, { cause })
   })
-  const path = relative(root, await realpath(given))
-  return path === '..' || path.startsWith(`..${sep}`) ? { path: null, text: content } : { path, text: null }
+  // Its ignore file goes by the name that was given, as with docker, and not by that of what this may be a link to.
+  const named = join(directory, basename(given))
+  const [path, target] = [relative(root, named), relative(root, real)]
+  if (!isOutside(path) && !isOutside(target)) return { path, text: null, ignoreFile: null, target }
+  return { path: null, text: content, ignoreFile: `${named}.dockerignore`, target: null }
 }
+
+const isOutside = (path: string) => path === '..' || path.startsWith(`..${sep}`)
 
 async function headersOf(dockerfile: FoundDockerfile, secrets: readonly string[]): Promise<Record<string, string>> {
   const all = await Promise.all(secrets.map(secretOf))

@@ -32,6 +32,25 @@ test('output is told by whole lines, whatever pieces it came in, and the last on
   )
 })
 
+test.each([
+  ['as dpkg does', ['(Reading ...\r(Reading ... 5%\r(Reading', ' ... 100%\r', '\r(Reading ... done.)\n']],
+  [
+    'with an end that comes in pieces',
+    ['(Reading ...\r(Reading ... 5%\r(Reading ... 100%\r', '(Reading ... done.)\r', '\n'],
+  ],
+])('what is written again from the beginning of its line is a line each time, %s', (_, pieces) => {
+  const told = textOf([
+    begin(1, 'RUN a'),
+    ...pieces.map((piece) => output(1, piece, 100)),
+    output(1, '\n\r\nx\r', 200),
+    end(1),
+  ])
+  expect(told.split('\n').slice(1, -2)).toEqual([
+    ...['', ' 5%', ' 100%'].map((far) => `#1 0.100 (Reading ...${far}`),
+    ...['#1 0.100 (Reading ... done.)', '#1 0.200 ', '#1 0.200 ', '#1 0.200 x'],
+  ])
+})
+
 test('a line that has no end is broken, so that nothing grows', () => {
   const text = new BuildText()
   text.add(begin(0, 'RUN yes'))

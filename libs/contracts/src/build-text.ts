@@ -14,8 +14,10 @@ const MAX_LINE = 8192
 interface Vertex {
   readonly name: string
   readonly beganMs: number
-  /** Output since its last line break. */
+  /** Output since its last line break, or since the last return to the beginning of the line. */
   rest: string
+  /** Of this line all was told when its writer returned to its beginning: a line break that comes now ends nothing. */
+  told: boolean
 }
 
 type Told<S extends BuildProgress['step']> = Extract<BuildProgress, { readonly step: S }>
@@ -35,7 +37,7 @@ export class BuildText {
       case 'pulled':
         return `pulled ${step.reference} (${step.digest})\n`
       case 'begin':
-        this.#vertices.set(step.vertex, { name: step.name, beganMs: Date.parse(step.at), rest: '' })
+        this.#vertices.set(step.vertex, { name: step.name, beganMs: Date.parse(step.at), rest: '', told: false })
         return `#${step.vertex} ${oneLine(step.name)}\n`
       case 'cached':
         this.#vertices.delete(step.vertex)
@@ -62,8 +64,10 @@ export class BuildText {
   #output({ vertex, data, at }: Told<'output'>): string {
     const known = this.#vertices.get(vertex)
     if (!known) return ''
-    const lines = (known.rest + data).split('\n')
-    known.rest = lines.pop() ?? ''
+    const ended = data.split('\n')
+    const begun = ended.pop() ?? ''
+    const lines = ended.flatMap((text) => endLine(known, text))
+    lines.push(...goOn(known, begun))
     if (known.rest.length > MAX_LINE) {
       lines.push(known.rest)
       known.rest = ''
@@ -80,6 +84,25 @@ export class BuildText {
   }
 }
 
+/**
+ * Goes on with a line. Progress is written over and over from its beginning: each time is a line here.
+ * @returns what is whole of it
+ */
+function goOn(of: Vertex, text: string): string[] {
+  const pieces = (of.rest + text).split('\r')
+  of.rest = pieces.pop() ?? ''
+  const whole = pieces.filter((piece) => piece !== '')
+  of.told = of.rest === '' && (of.told || whole.length > 0)
+  return whole
+}
+
+function endLine(of: Vertex, text: string): string[] {
+  const lines = goOn(of, text)
+  if (!of.told) lines.push(of.rest)
+  Object.assign(of, { rest: '', told: false })
+  return lines
+}
+
 /** What failed, where in the Dockerfile, in one line. */
 export const failureText = ({ message, line, instruction }: Omit<Told<'failed'>, 'step' | 'code'>): string => {
   const where = line === null ? '' : `Dockerfile:${line}: ${instruction === null ? '' : `${oneLine(instruction)}: `}`
@@ -89,7 +112,7 @@ export const failureText = ({ message, line, instruction }: Omit<Told<'failed'>,
 }
 
 const lineOf = (vertex: number, { beganMs }: Vertex, at: string, line: string): string =>
-  `#${vertex} ${(Math.max(0, Date.parse(at) - beganMs) / 1000).toFixed(3)} ${line.replace(/\r$/, '')}\n`
+  `#${vertex} ${(Math.max(0, Date.parse(at) - beganMs) / 1000).toFixed(3)} ${line}\n`
 
 /** Seconds with one digit behind the point. */
 const seconds = (ms: number): string => (ms / 1000).toFixed(1)

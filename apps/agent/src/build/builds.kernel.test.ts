@@ -267,8 +267,16 @@ describe('mounts', () => {
   test('that the runtime cannot make are told where they are, with what it said', async () => {
     const lib = ['FROM busybox AS lib', 'RUN mkdir /d && touch /d/f']
     const refused = async (...mounts: readonly string[]) => {
-      const { failed } = await build([...lib, 'FROM lib', `RUN ${mounts.map((one) => `--mount=${one}`).join(' ')} true`])
-      expect(failed).toMatchObject({ code: 'build_failed', line: 4, instruction: expect.stringMatching(/^RUN --mount/) })
+      const { failed } = await build([
+        ...lib,
+        'FROM lib',
+        `RUN ${mounts.map((one) => `--mount=${one}`).join(' ')} true`,
+      ])
+      expect(failed).toMatchObject({
+        code: 'build_failed',
+        line: 4,
+        instruction: expect.stringMatching(/^RUN --mount/),
+      })
       expect(failed.message).not.toContain(builder.place.directory)
       return failed.message
     }
