@@ -190,16 +190,10 @@ export async function checkImages(config: Config): Promise<Findings> {
   return fsck(images, busy, new AbortController().signal)
 }
 
-/** Removes what no image has any more. Where the disk is short, builds lose the older half of their cached steps before. */
+/** Removes what no image has any more. Where the disk is short, builds lose as much of their cached steps before as is missing. */
 async function collect(images: Images, builds: Builds, inUse: ReadonlySet<string>): Promise<void> {
-  const isShort = await images.content.room.left().then(
-    () => false,
-    (error: unknown) => {
-      if (error instanceof Failure && error.code === 'no_capacity') return true
-      throw error
-    },
-  )
-  if (isShort) await builds.cache.shrink()
+  const missing = await images.content.room.missing()
+  if (missing) await builds.cache.shrink(missing, inUse)
   await images.collect(inUse)
 }
 

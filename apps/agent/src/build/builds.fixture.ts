@@ -148,6 +148,10 @@ export class TestBuilder {
     return found.split('\n').filter(Boolean).sort()
   }
 
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
   async close(): Promise<void> {
     await this.builds.close()
     await this.node.destroy()

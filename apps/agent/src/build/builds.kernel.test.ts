@@ -393,6 +393,41 @@ describe('the cache', () => {
   })
 })
 
+test('a disk that is short costs the cache what is missing, what was used last longest ago, and no more while that goes', async () => {
+  await using own = await TestBuilder.open()
+  const { cache } = own.builds
+  const make = async (name: string) => {
+    const noise = `RUN head -c 1000000 /dev/urandom > /${name}`
+    const { image, made } = await own.build(lines('FROM busybox', noise))
+    await own.images.drop(image.digest)
+    return { layer: own.images.layers.path(image.layers.at(-1)?.diffId ?? ''), isNew: made.length > 0 }
+  }
+  const { layer: a } = await make('a')
+  await make('b')
+  const { layer: c } = await make('c')
+  await make('d')
+  expect(await make('a')).toEqual({ layer: a, isNew: false })
+  const collected = () => own.images.collect(new Set(), new Date(Date.now() + 24 * 3_600_000))
+  const left = async () => (await cache.usage(own.tenantId)).entries.map(({ description }) => description.at(-1)).sort()
+  const bytes = 1_000_000
+  await cache.shrink({ bytes: 1, inodes: false }, new Set())
+  expect(await left()).toEqual(['a', 'c', 'd'])
+  await cache.shrink({ bytes, inodes: false }, new Set())
+  expect(await left()).toEqual(['a', 'c', 'd'])
+  await collected()
+  // What a sandbox or an image has would not go.
+  await cache.shrink({ bytes, inodes: false }, new Set([c]))
+  expect(await left()).toEqual(['a', 'c'])
+  await collected()
+  await own.build(lines('FROM busybox', 'RUN head -c 1000000 /dev/urandom > /d'))
+  await cache.shrink({ bytes: 0, inodes: true }, new Set())
+  expect(await left()).toEqual(['a', 'd'])
+  await cache.shrink({ bytes: 0, inodes: true }, new Set())
+  expect(await left()).toEqual(['a', 'd'])
+  await cache.shrink({ bytes: 1e9, inodes: true }, new Set())
+  expect(await left()).toEqual(['d'])
+})
+
 test('records of the cache are whole', () => {
   const directory = join(builder.place.directory, 'agent/build-cache')
   const found = execFileSync('find', [directory, '-type', 'f'], { encoding: 'utf8' }).split('\n').filter(Boolean)

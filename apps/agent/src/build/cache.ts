@@ -12,6 +12,7 @@ import {
 } from '@berth/contracts'
 import { z } from 'zod'
 import type { Images } from '../images/images.js'
+import type { MissingRoom } from '../images/room.js'
 import { CacheMounts, type KeptMount, type LentMount, type MountPool, type WantedMount } from './cache-mounts.js'
 import { type Kept, RecordFiles } from './records.js'
 
@@ -33,7 +34,7 @@ const MAX_TOLD = 10_000
 export interface CacheParts {
   /** The agent's data directory. */
   readonly dataDirectory: string
-  readonly images: Pick<Images, 'layers' | 'touch'>
+  readonly images: Pick<Images, 'layers' | 'touch' | 'names'>
   readonly pool: MountPool
   /** Most bytes of cache mounts of all tenants. */
   readonly mountBytes: number
@@ -63,6 +64,8 @@ export class BuildCache {
   readonly #parts: CacheParts
   readonly #steps: RecordFiles<CachedStep>
   readonly #mounts: CacheMounts
+  /** Layers, with their bytes, that no step has any more and that are there still. */
+  readonly #going = new Map<string, number>()
 
   private constructor(parts: CacheParts, steps: RecordFiles<CachedStep>, mounts: CacheMounts) {
     this.#parts = parts
@@ -149,12 +152,30 @@ export class BuildCache {
       await this.prune(tenantId, { unusedForMs: UNUSED_MS })
   }
 
-  /** Removes the older half of everybody's steps, for a disk that is short. What they made goes with the next collection. */
-  async shrink(): Promise<void> {
-    const inUse = this.#parts.inUse()
-    const idle = this.#steps.all().filter(({ value }) => !inUse.has(value.layer.diffId))
-    for (const { tenantId, key } of byAge(idle).slice(0, Math.ceil(idle.length / 2)))
-      await this.#steps.remove(tenantId, key)
+  /**
+   * Removes steps until as much is missing no more, what was used last by nobody for longest first. What they made goes with
+   * one of the next collections: until then it counts as gone. A layer that an image or a sandbox has would not go: its steps stay.
+   * @param missing where inodes are short nobody knows how many a layer has: half of what could go
+   * @param inUse directories of layers that sandboxes are on
+   */
+  async shrink(missing: MissingRoom, inUse: ReadonlySet<string>): Promise<void> {
+    const { images, inUse: ofBuilds } = this.#parts
+    const [building, named] = [ofBuilds(), images.names()]
+    const all = layersOf(this.#steps.all()).filter(
+      ({ diffId }) => !building.has(diffId) && !named.has(diffId) && !inUse.has(images.layers.path(diffId)),
+    )
+    for (const [diffId] of this.#going)
+      if (all.some((one) => one.diffId === diffId) || (await images.layers.bytes(diffId)) === undefined)
+        this.#going.delete(diffId)
+    const going = sum([...this.#going.values()])
+    const half = (going + sum(all.map(({ bytes }) => bytes))) / 2
+    let left = Math.max(missing.bytes, missing.inodes ? half : 0) - going
+    for (const { diffId, bytes, steps } of byAge(all)) {
+      if (left <= 0) return
+      for (const { tenantId, key } of steps) await this.#steps.remove(tenantId, key)
+      this.#going.set(diffId, bytes)
+      left -= bytes
+    }
   }
 
   async #remove(tenantId: TenantId, { kind, key }: Entry): Promise<boolean> {
@@ -176,6 +197,25 @@ function entryOfStep({ key, value, lastUsedAt }: Kept<CachedStep>, inUse: Readon
   const bytes = sizeBytes + unpackedBytes
   return { kind: 'layer', key, description, createdAt, lastUsedAt, bytes, diffId, inUse: inUse.has(diffId) }
 }
+
+/** Layers, with all steps of all tenants that have made them: one goes when none of them is there any more. */
+function layersOf(all: readonly Kept<CachedStep>[]) {
+  const steps = new Map<string, Kept<CachedStep>[]>()
+  for (const step of all) {
+    const { diffId } = step.value.layer
+    const same = steps.get(diffId)
+    if (same) same.push(step)
+    else steps.set(diffId, [step])
+  }
+  return [...steps].map(([diffId, same]) => ({
+    diffId,
+    steps: same,
+    bytes: Math.max(...same.map(({ value: { layer } }) => layer.sizeBytes + layer.unpackedBytes)),
+    lastUsedAt: Math.max(...same.map(({ lastUsedAt }) => lastUsedAt)),
+  }))
+}
+
+const sum = (numbers: readonly number[]) => numbers.reduce((all, one) => all + one, 0)
 
 const entryOfMount = ({ key, value, lastUsedAt, bytes, inUse }: KeptMount): Entry => ({
   kind: 'mount',

@@ -24,6 +24,20 @@ test('the disk is looked at before the first byte and then once in a while; what
   await expect(room.left()).rejects.toMatchObject({ code: 'no_capacity' })
 })
 
+test('what is missing is told: bytes up to the next step of writing, and whether inodes are short', async () => {
+  let [free, freeInodes] = [3 * GiB, 250]
+  const room = new Room(async () => ({ bytes: 20 * GiB, free, inodes: 1000, freeInodes }))
+  expect(await room.missing()).toBeUndefined()
+  free = GiB + 1
+  expect(await room.missing()).toBeUndefined()
+  free = GiB
+  expect(await room.missing()).toEqual({ bytes: 16 * MiB, inodes: false })
+  free = 0
+  expect(await room.missing()).toEqual({ bytes: GiB + 16 * MiB, inodes: false })
+  ;[free, freeInodes] = [3 * GiB, 50]
+  expect(await room.missing()).toEqual({ bytes: 0, inodes: true })
+})
+
 test('a file system without a number of inodes has enough', async () => {
   const many = Number.POSITIVE_INFINITY
   const room = new Room(async () => ({ bytes: GiB, free: GiB, inodes: many, freeInodes: many }))

@@ -17,6 +17,12 @@ const STEP = 16 * MiB
 /** Bytes of a disk that images do not take: a twentieth, 10 GiB at most; of its inodes a twentieth. */
 export const reserveOf = (bytes: number): number => Math.min(bytes / 20, 10 * GiB)
 
+/** How many bytes have to go, one step of writing included; and whether inodes are short too. */
+export interface MissingRoom {
+  readonly bytes: number
+  readonly inodes: boolean
+}
+
 export class Room {
   #written = Number.POSITIVE_INFINITY
 
@@ -39,6 +45,15 @@ export class Room {
     }
     if (left.bytes <= 0 || left.inodes <= 0) throw noRoom()
     return left
+  }
+
+  /** What has to go before anything may be written again; undefined where there is room. */
+  async missing(): Promise<MissingRoom | undefined> {
+    const { bytes, free, inodes, freeInodes } = await this.look()
+    const left = free - reserveOf(bytes)
+    const isOutOfInodes = Number.isFinite(inodes) && freeInodes - inodes / 20 < 1
+    if (left >= 1 && !isOutOfInodes) return undefined
+    return { bytes: left < 1 ? STEP - Math.floor(left) : 0, inodes: isOutOfInodes }
   }
 
   /** To be told of bytes before they are written. @throws Failure no_capacity */
