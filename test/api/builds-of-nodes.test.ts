@@ -6,7 +6,7 @@ import { buffer } from 'node:stream/consumers'
 import { BuildProgress, type BuildStep, Failure, GiB, type HeldImage, NodeBuild, SolveBuild } from '@berth/contracts'
 import type { RestCall } from '@berth/node-rpc'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
-import { type Api, stack, tenant, until } from '../support/berth.js'
+import { type Api, operator, stack, tenant, until } from '../support/berth.js'
 import { FakeNode } from '../support/fake-node.js'
 
 let node: FakeNode
@@ -316,6 +316,25 @@ describe('a build ends at once, gives back what it holds, and its node is told',
     const answer = await problem(await post(mine, 'wait=done&timeoutMs=1s&tag=app'))
     expect(answer).toMatchObject({ status: 422, code: 'build_timed_out' })
     await ended(mine, answer.build, 'failed', 'build_timed_out')
+  })
+
+  test('when its node is removed, and says so', async () => {
+    const mine = await tenant(QUOTA)
+    await using other = await FakeNode.start({}, { serves: true })
+    other.builds = (call) => node.builds(call)
+    await operator().patch(`/v1/nodes/${node.id}`, { state: 'draining' })
+    try {
+      const { response, id } = await begun(mine)
+      expect((await mine.get(`/v1/builds/${id}`)).body.nodeId).toBe(other.id)
+      await other.leaveQueue()
+      await operator().delete(`/v1/nodes/${other.id}`)
+      const why = { code: 'node_unreachable', message: expect.stringContaining('removed') }
+      expect((await linesOf(response)).at(-1)).toMatchObject({ step: 'failed', ...why })
+      expect((await mine.get(`/v1/builds/${id}`)).body).toMatchObject({ state: 'failed', reason: why })
+      expect(await used(mine)).toMatchObject({ runningJobs: 0, memoryBytes: 0, diskBytes: 0 })
+    } finally {
+      await operator().patch(`/v1/nodes/${node.id}`, { state: 'ready' })
+    }
   })
 
   test('when its node goes away in the middle', async () => {

@@ -136,10 +136,16 @@ export class FakeNode implements AsyncDisposable {
     if (report.phase === 'removed') this.commands.delete(id)
   }
 
+  /** Takes no more commands. Its account at the queue goes with the node, and who is without one tries again for ever. */
+  async leaveQueue(): Promise<void> {
+    await this.queue?.close()
+    this.queue = undefined
+  }
+
   /** Falls silent. */
   async stop(): Promise<void> {
     clearInterval(this.timer)
-    await this.queue?.close()
+    await this.leaveQueue()
     await this.streams?.close()
   }
 

@@ -161,9 +161,13 @@ const runningOn: Statement = {
   text: `SELECT ${buildColumns} FROM builds b WHERE b.node_id = $1 AND b.state = 'running' ORDER BY b.id LIMIT ${PER_CALL}`,
 }
 
-/** Ends the builds of a node that is removed. @returns how many */
-export async function loseBuildsOf(store: Store, id: NodeId): Promise<number> {
+/** Ends builds of a node that is removed. @returns how many there were, and those of them that nobody else has ended */
+export async function loseBuildsOf(store: Store, id: NodeId): Promise<{ found: number; ended: BuildRecord[] }> {
   const rows = await store.rows<BuildRow>(runningOn, [id])
-  for (const { build } of rows) await endOne(store, 'operator', build.id, lostBy(false))
-  return rows.length
+  const ended: BuildRecord[] = []
+  for (const { build } of rows) {
+    const record = await endOne(store, 'operator', build.id, lostBy(false))
+    if (record) ended.push(record)
+  }
+  return { found: rows.length, ended }
 }

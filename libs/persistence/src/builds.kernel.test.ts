@@ -224,7 +224,7 @@ describe('a build that nobody carries out any more', () => {
   test('ends with its node', async () => {
     const [tenantId, nodeId] = [await givenTenant(db), await givenNode(db)]
     const { build } = await admitted(asked(tenantId))
-    await db.nodes.delete(nodeId)
+    expect((await db.nodes.delete(nodeId)).builds).toMatchObject([{ id: build.id, state: 'failed' }])
     expect(await db.builds.get({ tenantId }, build.id)).toMatchObject({
       ...{ state: 'failed', reason: { code: 'node_unreachable' } },
     })

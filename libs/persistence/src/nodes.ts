@@ -11,6 +11,7 @@ import {
 } from '@berth/contracts'
 import { compareStanding, otherLimits, toMillis, type WantedAttempt } from '@berth/domain'
 import { loseBuildsOf } from './build-ending.js'
+import type { BuildRecord } from './build-repository.js'
 import { endAttempt } from './ending.js'
 import { NOTE_MS, orphanedImages } from './images.js'
 import { acknowledge, lostEnd } from './overdue.js'
@@ -141,6 +142,7 @@ async function remove(store: Store, id: NodeId): ReturnType<Nodes['delete']> {
   if (!known) throw nodeNotFound(id)
   const sandboxes = await loseSandboxesOf(store, id)
   const jobs: JobChange[] = []
+  const builds: BuildRecord[] = []
   // Ends: nothing is placed on the node any more, so each round leaves fewer attempts and builds.
   for (;;) {
     const rows = await store.rows<{ id: AttemptId }>(currentAttempts, [id])
@@ -149,9 +151,10 @@ async function remove(store: Store, id: NodeId): ReturnType<Nodes['delete']> {
       const change = await endAttempt(store, row.id, end, () => true)
       if (change) jobs.push(change)
     }
-    const builds = await loseBuildsOf(store, id)
+    const { found, ended } = await loseBuildsOf(store, id)
+    builds.push(...ended)
     const [gone] = await store.rows<{ id: NodeId }>(deleteUnused, [id])
-    if (gone || rows.length + builds === 0) return { jobs, sandboxes }
+    if (gone || rows.length + found === 0) return { jobs, sandboxes, builds }
   }
 }
 

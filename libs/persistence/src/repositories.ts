@@ -53,7 +53,7 @@ import type {
   Usage,
 } from '@berth/contracts'
 import type { ImageWanted, SandboxOrigin, SandboxRequest } from '@berth/domain'
-import type { Builds } from './build-repository.js'
+import type { BuildRecord, Builds } from './build-repository.js'
 import type { Images } from './image-repository.js'
 import type { PageOf, PageRequest } from './page.js'
 import type { Templates } from './template-repository.js'
@@ -177,7 +177,11 @@ export interface Nodes {
   /** @throws node_not_found */
   rotateToken(id: NodeId, tokenHash: Uint8Array): Promise<Node>
   /** Its attempts are lost, and retried by their policy; its sandboxes are lost, its builds end. @throws node_not_found */
-  delete(id: NodeId): Promise<{ readonly jobs: readonly JobChange[]; readonly sandboxes: readonly SandboxChange[] }>
+  delete(id: NodeId): Promise<{
+    readonly jobs: readonly JobChange[]
+    readonly sandboxes: readonly SandboxChange[]
+    readonly builds: readonly BuildRecord[]
+  }>
   /** @throws node_not_found */
   join(id: NodeId, body: JoinBody): Promise<Standing>
   /** Also acknowledges the commands that the list shows as arrived. @throws node_not_found */

@@ -1,6 +1,14 @@
 // build-runs.ts: a build as the process that carries it out keeps it: its row, with a lease that is renewed as long as it
 // goes on, what it told so far, and its end, wherever that comes from.
-import { type BuildProgress, BuildText, Failure, Fault, type HeldImage, type TenantId } from '@berth/contracts'
+import {
+  type BuildProgress,
+  BuildText,
+  Failure,
+  Fault,
+  type HeldImage,
+  isErrorCode,
+  type TenantId,
+} from '@berth/contracts'
 import type { AdmittedBuild, BuildEnd, BuildRecord, NewBuild } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import { Waiters } from '../jobs/waiters.js'
@@ -106,7 +114,7 @@ export class BuildRun {
   /** @throws build_canceled where it has ended otherwise; as `images.add` */
   async succeed(image: HeldImage, by: string) {
     const done = await this.database.builds.succeed(this.id, image, by)
-    if (!done) throw endedOtherwise()
+    if (!done) throw await this.#otherwise()
     this.changes.announceBuild(done.build)
     return done
   }
@@ -150,12 +158,21 @@ export class BuildRun {
         (lives) => !lives,
         options,
       )
-      if (!alive) this.#ended.abort(endedOtherwise())
+      if (!alive) this.#ended.abort(await this.#otherwise())
     } catch (err) {
       if (this.#closed.signal.aborted) return
       this.log.error({ err, build: this.id }, 'build.renew.failed')
       this.#ended.abort(err)
     }
+  }
+
+  /** What has ended it where this did not: somebody who asked for it, or that its node is no more. */
+  async #otherwise(): Promise<Failure> {
+    const { tenantId, id } = this.admitted.build
+    const { reason } = await this.database.builds.get({ tenantId }, id)
+    if (reason === null || reason.code === 'build_canceled' || !isErrorCode(reason.code))
+      return new Failure('build_canceled', 'the build was canceled')
+    return new Failure(reason.code, reason.message)
   }
 
   async #note(): Promise<boolean> {
@@ -169,5 +186,3 @@ export class BuildRun {
     }
   }
 }
-
-const endedOtherwise = () => new Failure('build_canceled', 'the build was canceled')

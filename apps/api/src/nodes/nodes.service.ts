@@ -45,12 +45,13 @@ export class NodesService {
   }
 
   async delete(id: NodeId): Promise<undefined> {
-    const { jobs, sandboxes } = await this.database.nodes.delete(id)
+    const { jobs, sandboxes, builds } = await this.database.nodes.delete(id)
     this.auth.forget()
     this.streams.forget(id)
     this.users.remove(id)
     this.changes.announce(jobs)
     this.changes.announceSandboxes(sandboxes)
+    for (const build of builds) this.changes.announceBuild(build)
     this.changes.roomMade()
   }
 }
