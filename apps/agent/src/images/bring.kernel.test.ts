@@ -28,12 +28,15 @@ class TestGiver implements Giver {
   readonly lies = new Map<string, Buffer>()
   /** Whose asking is refused. */
   readonly refused = new Set<string>()
+  /** Images of which it never says where they are. */
+  readonly slow = new Set<string>()
   /** Resolves before a blob is given. */
   ready: Promise<void> = Promise.resolve()
 
   constructor(private readonly store: TestStore) {}
 
-  async findImage(_digest: string, need: string): Promise<ImageSources> {
+  async findImage(digest: string, need: string): Promise<ImageSources> {
+    if (this.slow.has(digest)) return new Promise(() => undefined)
     if (this.refused.has(need)) throw new Refusal(404)
     return this.sources
   }
@@ -107,6 +110,18 @@ describe('an image that is brought', () => {
     for (const image of await Promise.all(others)) expect(image).toMatchObject(on.held())
     expect(giver.asked[0]).toMatchObject({ blob: 'manifest', need: 'att_1' })
     expect([...blobsAsked()].slice(1).sort()).toEqual(['manifest', digest, ...layers()].sort())
+  })
+
+  test('does not wait for another tenant’s that do not come, nor in that one’s line', async () => {
+    const leaving = new AbortController()
+    const slow = Array.from({ length: 8 }, (_, i) => digestOf(Buffer.from(String(i))))
+    for (const one of slow) giver.slow.add(one)
+    // The last one that it asks for is one that others need too.
+    const waiting = [...slow, digest].map((one) => bringing.ensure(one, need('att_1', 'ten_1'), leaving.signal))
+    expect(await bringing.ensure(digest, need('att_2', 'ten_2'), forever)).toMatchObject(on.held())
+    expect(await waiting.pop()).toMatchObject(on.held())
+    leaving.abort(new Failure('unavailable', 'canceled'))
+    for (const one of waiting) await expect(one).rejects.toThrow('canceled')
   })
 
   test('is no more fetched when nobody waits for it', async () => {

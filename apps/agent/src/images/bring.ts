@@ -3,6 +3,7 @@
 // pulled from. An image is brought once, however many wait for it, and as long as any of them does.
 import { setTimeout as pause } from 'node:timers/promises'
 import { Failure, Fault, type HeldImage, type ImageSources } from '@berth/contracts'
+import { FairTurns } from '@berth/domain'
 import { type Descriptor, MAX_MANIFEST_BYTES, mediaTypes, parseDocument } from '@berth/oci'
 import type { Logger } from '@berth/telemetry'
 import { digestOfBytes, type Part } from './content.js'
@@ -42,13 +43,14 @@ export interface BringingOptions {
   readonly times?: PullTimes
 }
 
-/** Images on their way at once; the others wait. */
-const AT_ONCE = 4
+/** Images on their way at once; the others wait. Whoever's registry is slow has three of them at most. */
+const AT_ONCE = { all: 6, each: Number.POSITIVE_INFINITY }
 /** Sooner than the API gives a start up that does not get on (domain/sandbox-due): so it is told why. */
 const WITHIN_MS = 4.5 * 60_000
 
 interface Flight {
   readonly needs: Set<Need>
+  readonly line: Line
   readonly ended: AbortController
   readonly brought: Promise<HeldImage>
 }
@@ -56,8 +58,7 @@ interface Flight {
 export class Bringing {
   readonly #options: BringingOptions
   readonly #flights = new Map<string, Flight>()
-  readonly #waiting = new Set<() => void>()
-  #under = 0
+  readonly #turns = new FairTurns(AT_ONCE)
 
   constructor(options: BringingOptions) {
     this.#options = options
@@ -74,6 +75,7 @@ export class Bringing {
     const late = AbortSignal.timeout(WITHIN_MS)
     const flight = this.#flights.get(digest) ?? this.#begin(digest)
     flight.needs.add(need)
+    flight.line.stand(need.owner)
     try {
       return await abortable(flight.brought, AbortSignal.any([signal, late]))
     } catch (error) {
@@ -88,10 +90,11 @@ export class Bringing {
   #begin(digest: string): Flight {
     const ended = new AbortController()
     const needs = new Set<Need>()
-    const brought = this.#bring(digest, needs, ended.signal)
+    const line = new Line(this.#turns, ended.signal)
+    const brought = this.#bring(digest, line, needs, ended.signal)
     // Whoever waits is told; all of them may have left.
     brought.catch(() => undefined)
-    const flight = { needs, ended, brought }
+    const flight = { needs, line, ended, brought }
     this.#flights.set(digest, flight)
     // One that is being ended must not be joined.
     const over = () => {
@@ -102,10 +105,10 @@ export class Bringing {
     return flight
   }
 
-  async #bring(digest: string, needs: ReadonlySet<Need>, signal: AbortSignal): Promise<HeldImage> {
+  async #bring(digest: string, line: Line, needs: ReadonlySet<Need>, signal: AbortSignal): Promise<HeldImage> {
     const { log } = this.#options
-    // Whoever asks adds its need right after this was called.
-    await this.#turn(signal)
+    // Whoever asks stands in line, and adds its need, right after this was called.
+    const give = await line.turn
     try {
       const began = performance.now()
       const image = await this.#fetch(digest, needs, signal)
@@ -116,21 +119,8 @@ export class Bringing {
       if (!signal.aborted) log.warn({ image: digest, err }, 'image.not_brought')
       throw err
     } finally {
-      this.#under -= 1
-      for (const wake of this.#waiting) wake()
+      give()
     }
-  }
-
-  async #turn(signal: AbortSignal): Promise<void> {
-    while (this.#under >= AT_ONCE) {
-      let wake: () => void = () => undefined
-      const woken = new Promise<void>((resolve) => {
-        wake = resolve
-      })
-      this.#waiting.add(wake)
-      await abortable(woken, signal).finally(() => this.#waiting.delete(wake))
-    }
-    this.#under += 1
   }
 
   async #fetch(digest: string, needs: ReadonlySet<Need>, signal: AbortSignal): Promise<HeldImage> {
@@ -263,6 +253,40 @@ export class Bringing {
         }
       }
     }
+  }
+}
+
+/** One turn for whichever of several owners it comes to first: nobody is to wait in the line of another one's images. */
+class Line {
+  readonly turn: Promise<() => void>
+  readonly #owners = new Set<string>()
+  readonly #over = new AbortController()
+  #come: (give: () => void) => void = () => undefined
+  #fail: (reason: unknown) => void = () => undefined
+
+  constructor(
+    private readonly turns: FairTurns,
+    private readonly signal: AbortSignal,
+  ) {
+    this.turn = new Promise((come, fail) => {
+      this.#come = come
+      this.#fail = fail
+    })
+  }
+
+  stand(owner: string): void {
+    if (this.#over.signal.aborted || this.#owners.has(owner)) return
+    this.#owners.add(owner)
+    const signal = AbortSignal.any([this.signal, this.#over.signal])
+    this.turns.take(owner, signal).then(
+      (give) => {
+        if (this.#over.signal.aborted) return give()
+        this.#over.abort()
+        this.#come(give)
+      },
+      // Where another owner's came, this changes nothing.
+      (reason: unknown) => this.#fail(reason),
+    )
   }
 }
 

@@ -4,9 +4,9 @@
 import { existsSync } from 'node:fs'
 import { posix } from 'node:path'
 import { Fault, KiB, type SandboxChange } from '@berth/contracts'
+import { FairTurns } from '@berth/domain'
 import { sendSignal, stream } from '@berth/host'
 import type { LiveSandbox } from '../sandbox/live.js'
-import { Turns } from '../sandbox/turns.js'
 
 const kinds: Readonly<Record<string, SandboxChange['kind']>> = { A: 'added', C: 'changed', D: 'deleted' }
 
@@ -14,16 +14,16 @@ const kinds: Readonly<Record<string, SandboxChange['kind']>> = { A: 'added', C: 
 const hostMade = ['/dev', '/proc', '/sys', '/etc/hosts', '/etc/hostname', '/etc/resolv.conf'] as const
 /** Longer than any path that berth-diff can come to. */
 const MAX_PATH = 512 * KiB
-/** Walks at once: each reads as much of the disk as it can. */
-const AT_ONCE = 2
+/** Walks at once: each reads as much of the disk as it can, or waits for its reader. One tenant has two of them at most. */
+const AT_ONCE = { all: 3, each: Number.POSITIVE_INFINITY }
 const MAX_SAID = 2000
 const SIGKILL = 9
 
-type Walked = Pick<LiveSandbox, 'id' | 'upper' | 'image' | 'ids' | 'spec'>
+type Walked = Pick<LiveSandbox, 'id' | 'tenantId' | 'upper' | 'image' | 'ids' | 'spec'>
 
 export class Diffs {
   readonly #program: string
-  readonly #turns = new Turns(AT_ONCE)
+  readonly #turns = new FairTurns(AT_ONCE)
 
   /** @param program path of berth-diff */
   constructor(program: string) {
@@ -33,11 +33,11 @@ export class Diffs {
   /** Sorted. Of a sandbox that was never started: nothing. @throws Fault when the layer cannot be read */
   async *of(live: Walked, signal: AbortSignal): AsyncGenerator<SandboxChange> {
     if (!live.image || !existsSync(live.upper)) return
-    await this.#turns.take()
+    const give = await this.#turns.take(live.tenantId, signal)
     try {
       yield* this.#walk(live, live.image.layers, signal)
     } finally {
-      this.#turns.release()
+      give()
     }
   }
 

@@ -6,6 +6,7 @@ import { lstatSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { Failure, type HeldImage, type ImageLayer, type NodeCommit, type TenantId } from '@berth/contracts'
+import { FairTurns } from '@berth/domain'
 import { committedConfig, EMPTY_DIFF_ID, MAX_CONFIG_BYTES } from '@berth/oci'
 import { withRoom } from '../images/content.js'
 import type { Images } from '../images/images.js'
@@ -16,7 +17,6 @@ import type { LiveSandbox } from './live.js'
 import type { Residents } from './residents.js'
 import type { RunnableImage } from './sandbox.js'
 import { findEtc, mountPoints, placedFiles, type Workshop } from './steps.js'
-import { Turns } from './turns.js'
 
 export interface SnapshotParts {
   readonly residents: Pick<Residents, 'find' | 'still'>
@@ -24,14 +24,14 @@ export interface SnapshotParts {
   readonly shop: { readonly pool: Pick<Workshop['pool'], 'clone' | 'remove' | 'path'> }
 }
 
-/** Layers that are packed at once: each takes what it gets of disk and CPU. */
-const COMMITS_AT_ONCE = 2
+/** Layers that are packed at once: each takes what it gets of disk and CPU. One tenant has two of them at most. */
+const COMMITS_AT_ONCE = { all: 3, each: Number.POSITIVE_INFINITY }
 /** Exports of one tenant: each has a process on the node, for as long as its reader takes. */
 const EXPORTS_OF_TENANT = 4
 
 export class SnapshotImages {
   readonly #parts: SnapshotParts
-  readonly #commits = new Turns(COMMITS_AT_ONCE)
+  readonly #commits = new FairTurns(COMMITS_AT_ONCE)
   readonly #exports = new Map<TenantId, number>()
   #serial = 0
 
@@ -52,11 +52,11 @@ export class SnapshotImages {
     progress = new Progress(),
   ): Promise<HeldImage> {
     const live = this.#parts.residents.find(id)
-    const { ids, spec } = live
+    const { ids, spec, tenantId } = live
     const image = imageOf(live)
     const { images, shop } = this.#parts
     const base = await images.get(image.digest)
-    await this.#commits.take(signal)
+    const give = await this.#commits.take(tenantId, signal)
     try {
       const digests = base.image.layers.flatMap(({ digest, diffId }) => [digest, diffId])
       return await images.needing([base.image.digest, base.manifest.digest, ...digests], async () => {
@@ -76,7 +76,7 @@ export class SnapshotImages {
         }
       })
     } finally {
-      this.#commits.release()
+      give()
     }
   }
 

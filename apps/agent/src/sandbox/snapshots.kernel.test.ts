@@ -19,7 +19,7 @@ import {
   TestNode,
 } from './node.fixture.js'
 import { loop, sh } from './residents.fixture.js'
-import { SnapshotImages } from './snapshot-images.js'
+import { SnapshotImages, type SnapshotParts } from './snapshot-images.js'
 
 const place = newNodeDirectory()
 const forever = new AbortController().signal
@@ -55,7 +55,7 @@ afterAll(async () => {
   expect(await leftOf(place)).toEqual(nothing)
 })
 
-async function until(what: string, condition: () => Promise<boolean>): Promise<void> {
+async function until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {
   for (let i = 0; i < 6000; i++) {
     if (await condition()) return
     await new Promise((resolve) => setTimeout(resolve, 5))
@@ -114,7 +114,7 @@ describe('a sandbox that is held still', () => {
 
 describe('a commit', () => {
   /** A sandbox on the image of the store, which the test's node knows nothing of. */
-  const snapshots = () =>
+  const snapshots = (still: SnapshotParts['residents']['still'] = (...of) => node.residents.still(...of)) =>
     new SnapshotImages({
       residents: {
         find: (id) => {
@@ -122,7 +122,7 @@ describe('a commit', () => {
           const of = image && { ...image, digest: base.digest }
           return { ...Object.create(node.residents.find(id)), id, image: of, ids, spec, tenantId, upper, state }
         },
-        still: (id, freeze, work) => node.residents.still(id, freeze, work),
+        still,
       },
       images,
       shop: node.shop,
@@ -159,6 +159,20 @@ describe('a commit', () => {
     await node.inside(id, 'head -c 100000 /dev/zero > /big')
     await expect(commit(id, { maxBytes: 99_999 })).rejects.toMatchObject({ code: 'quota_exceeded' })
     expect(await node.shop.pool.list()).toEqual([id])
+  })
+
+  test('of one tenant leaves a turn to others, however many it has in line', async () => {
+    const begun: SandboxId[] = []
+    const commits = snapshots((id) => {
+      begun.push(id)
+      return new Promise(() => undefined)
+    })
+    const [mine, other] = [await node.up(), await node.up()]
+    for (let i = 0; i < 4; i++) void commits.commit(mine.sandboxId, asked(), forever)
+    await until('two have begun', () => begun.length >= 2)
+    void commits.commit(other.sandboxId, asked(), forever)
+    await until('another tenant’s has begun', () => begun.length >= 3)
+    expect(begun).toEqual([mine.sandboxId, mine.sandboxId, other.sandboxId])
   })
 })
 

@@ -11,6 +11,7 @@ import {
   InvalidRequest,
   type NodeId,
 } from '@berth/contracts'
+import { FairTurns } from '@berth/domain'
 import type { NodeAnswer } from '@berth/node-rpc'
 import { parseReference, type Reference } from '@berth/oci'
 import { Inject, Injectable } from '@nestjs/common'
@@ -24,7 +25,6 @@ import { imageView } from './image-views.js'
 import type { ImagesCall } from './images.service.js'
 import { inFull, namesOf, nameToGive, shortName } from './names.plan.js'
 import { RegistriesService } from './registries.service.js'
-import { Turns } from './turns.js'
 
 /** What is told of an operation; a Failure ends it. */
 export type Step = Exclude<ImageProgress, { readonly step: 'failed' }> | Failure
@@ -59,9 +59,15 @@ type Beginning = (
   limits: TakingLimits,
 ) => Promise<{ readonly nodeId: NodeId; readonly steps: AsyncGenerator<ImageStep> }>
 
+/**
+ * Operations of one owner at once. What a tenant has under way on nodes is not counted against its quota before it is done, so
+ * this bounds what it may take there for the moment.
+ */
+const AT_ONCE = { all: Number.POSITIVE_INFINITY, each: 4 }
+
 @Injectable()
 export class TransfersService {
-  private readonly turns = new Turns()
+  private readonly turns = new FairTurns(AT_ONCE)
 
   constructor(
     @Inject(DATABASE) private readonly database: Database,

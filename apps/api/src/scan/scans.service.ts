@@ -1,10 +1,10 @@
 // scans.service.ts: what is told of images to who may see them.
 import type { ImagePolicy, VulnerabilityDatabase } from '@berth/contracts'
+import { FairTurns } from '@berth/domain'
 import { Injectable } from '@nestjs/common'
 import { version } from '../http/openapi.controller.js'
 import { ownerOf } from '../images/image-names.js'
 import { type ImagesCall, ImagesService } from '../images/images.service.js'
-import { Turns } from '../images/turns.js'
 import { ImageGate } from './image-gate.js'
 import { ImageScans } from './image-scans.js'
 import { KnownVulnerabilities } from './known-vulnerabilities.js'
@@ -14,7 +14,7 @@ import type { Answers, Questions, Stretch } from './questions.js'
 @Injectable()
 export class ScansService {
   /** What is in an image is up to whoever made it: nobody's holds up others' for longer than one answer. */
-  private readonly turns = new Turns(1)
+  private readonly turns = new FairTurns({ all: Number.POSITIVE_INFINITY, each: 1 })
 
   constructor(
     private readonly images: ImagesService,
