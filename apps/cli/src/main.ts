@@ -1,11 +1,10 @@
-import { Failure, Fault, type Severity, severities } from '@berth/contracts'
+import { Failure, Fault } from '@berth/contracts'
 import { ApiError, Unreachable } from '@berth/sdk'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { type BuildOptions, build } from './build.js'
 import { readCredentials } from './credentials.js'
-import { checkImages, listAll, pull } from './images.js'
+import { addImageCommands } from './image-commands.js'
 import { runJob } from './run.js'
-import { printSbom, scanImage } from './scan.js'
 import { runTests } from './test.js'
 import { placesFrom } from './up/config.js'
 import { down } from './up/down.js'
@@ -90,38 +89,7 @@ program
   .action(async (path: string, options: BuildOptions) => {
     process.exitCode = await build(places, path, options)
   })
-program
-  .command('pull')
-  .description('fetch an image from its registry, as `berth run` finds it')
-  .argument('<image>', 'e.g. ghcr.io/team/app:1')
-  .action(async (image: string) => {
-    process.exitCode = await pull(places, image)
-  })
-const images = program.command('images').description('list images, or check those of this machine')
-images
-  .command('ls', { isDefault: true })
-  .description('list the images that jobs and sandboxes can start from')
-  .action(() => listAll(places))
-images
-  .command('fsck')
-  .description('check every blob and layer; the exit code is 1 when something is wrong')
-  .action(async () => {
-    process.exitCode = await checkImages(places)
-  })
-images
-  .command('scan')
-  .description('list known vulnerabilities; the exit code is 1 when the policy refuses the image')
-  .argument('<image>')
-  .addOption(new Option('--severity <severity>', 'only these and worse ones').choices(severities))
-  .action(async (image: string, { severity }: { severity?: Severity }) => {
-    process.exitCode = await scanImage(places, image, severity)
-  })
-images
-  .command('sbom')
-  .description('print a bill of materials')
-  .argument('<image>')
-  .addOption(new Option('--format <format>', 'format').choices(['spdx', 'cyclonedx'] as const).default('spdx' as const))
-  .action((image: string, { format }: { format: 'spdx' | 'cyclonedx' }) => printSbom(places, image, format))
+addImageCommands(program, places)
 program
   .command('test')
   .description('run every test')

@@ -351,11 +351,13 @@ export const deleteRegistry = route({
 })
 
 function configOf(text: string | undefined, context: z.RefinementCtx): ImportConfig {
-  const parsed = ImportConfig.strict().safeParse(text === undefined ? {} : jsonOf(text))
+  const value = text === undefined ? {} : jsonOf(text)
+  const parsed = ImportConfig.strict().safeParse(value)
   if (parsed.success) return parsed.data
   const [issue] = parsed.error.issues
   const where = issue?.path.length ? `${issue.path.map(String).join('.')}: ` : ''
-  context.addIssue({ code: 'custom', message: `must be JSON as described: ${where}${issue?.message ?? ''}` })
+  const message = value === undefined ? 'must be JSON' : `must be JSON as described: ${where}${issue?.message ?? ''}`
+  context.addIssue({ code: 'custom', message })
   return z.NEVER
 }
 

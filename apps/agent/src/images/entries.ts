@@ -64,7 +64,8 @@ function checkFields({ header }: TarEntry): void {
 /** What is wrong with an archive is the sender's matter, all else is not. */
 function broken(error: unknown): unknown {
   if (error instanceof Failure && error.code !== 'image_invalid') return error
-  return new Failure('archive_invalid', error instanceof Error ? error.message : String(error))
+  const why = error instanceof Error ? error.message : String(error)
+  return new Failure('archive_invalid', `it is no tar, or damaged: ${why}`)
 }
 
 /** How it is packed, by its first six bytes. */
