@@ -1,4 +1,4 @@
 export { openDatabase } from './database.js'
 export { migrate } from './migrate.js'
 export * from './repositories.js'
-export type { StoreOptions } from './store.js'
+export { OutcomeUnknown, type StoreOptions } from './store.js'

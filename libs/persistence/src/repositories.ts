@@ -384,7 +384,8 @@ export interface Sandboxes {
   create(asked: NewSandbox): Promise<ChangedSandbox>
   /**
    * Stores sandboxes that begin with the files of another, on its node: all of them or none.
-   * @throws sandbox_not_found, name_taken, quota_exceeded (`QuotaExceeded`), no_capacity, tenant_suspended
+   * @throws sandbox_not_found, name_taken, quota_exceeded (`QuotaExceeded`), no_capacity, tenant_suspended; OutcomeUnknown
+   *   where they may have been stored, and Postgres does not answer any more
    */
   fork(asked: SandboxFork): Promise<readonly ChangedSandbox[]>
   /**

@@ -3,6 +3,7 @@
 // node has no room any more.
 import {
   Failure,
+  Fault,
   type NodeId,
   QuotaExceeded,
   type SandboxEnd,
@@ -50,7 +51,7 @@ import type {
 import { changedBy, changeSandboxes, insertStep, noCapacity } from './sandbox-apply.js'
 import { expireSandboxes, openSandboxReconciler } from './sandbox-overdue.js'
 import { readSandbox, recordOf, type SandboxRow, sandboxColumns, type TenantRow } from './sandbox-rows.js'
-import { type Statement, type Store, storing } from './store.js'
+import { OutcomeUnknown, type Session, type Statement, type Store, storing } from './store.js'
 import { tenantNotFound } from './tenants.js'
 import { labelConditions, quotaColumns, quotaOf } from './views.js'
 
@@ -182,29 +183,73 @@ async function create(store: Store, asked: NewSandbox): Promise<ChangedSandbox> 
   }
 }
 
-async function fork(store: Store, { tenantId, origin, specs, start, by }: SandboxFork) {
-  return storing(
-    store.transaction(async (session) => {
-      // Whoever deletes a sandbox, or an image, of the tenant comes before or after.
+async function fork(store: Store, asked: SandboxFork): Promise<readonly ChangedSandbox[]> {
+  let changed: readonly ChangedSandbox[] = []
+  try {
+    return await storing(
+      store.transaction(async (session) => {
+        changed = await insertForks(store, session, asked)
+        return changed
+      }),
+    )
+  } catch (error) {
+    if (!(error instanceof OutcomeUnknown)) throw error
+    if (await wereInserted(store, asked.tenantId, changed, error)) return changed
+    throw new Fault('fork a sandbox', { cause: error })
+  }
+}
+
+async function insertForks(
+  store: Store,
+  session: Session,
+  { tenantId, origin, specs, start, by }: SandboxFork,
+): Promise<readonly ChangedSandbox[]> {
+  // Whoever deletes a sandbox, or an image, of the tenant comes before or after.
+  await lockOwner(session, tenantId)
+  const row = await readSandbox(session, tenantId, { id: origin.sandbox })
+  if (!row || row.deletedAt !== null) throw sandboxNotFound(origin.sandbox)
+  const { nodeId, imageDigest } = row
+  if (nodeId === null) throw new Failure('node_unreachable', `the node that held sandbox ${row.id} is no more`)
+  const placedBecause = `the files of sandbox ${row.id} are on it`
+  const changed: ChangedSandbox[] = []
+  for (const spec of specs) {
+    const [id, now] = [SandboxId.parse(store.ids.mint('sandbox')), store.clock.now()]
+    const made = newSandbox({ id, tenantId, spec, start, by, now, nodeId, placedBecause, imageDigest, origin })
+    const step = stepTo(undefined, made, now, { by })
+    // The source is on the image, so it is there.
+    const tenant = await insertStep(session, step, null)
+    if (!tenant) throw noCapacity(`node ${nodeId} has no room for ${specs.length} such sandboxes`, step.node)
+    changed.push(changedBy({ step, before: step.after, tenant }))
+  }
+  return changed
+}
+
+const countSandboxes: Statement = {
+  name: 'count_sandboxes',
+  text: 'SELECT count(*)::integer AS found FROM sandboxes WHERE tenant_id = $1 AND id = ANY($2)',
+}
+
+/**
+ * Whether a transaction whose end nobody told had one. It holds the lock of its tenant until that, so with the lock taken
+ * again it is over, and all of it is there or nothing.
+ * @throws OutcomeUnknown where that cannot be told either
+ */
+async function wereInserted(
+  store: Store,
+  tenantId: TenantId,
+  changed: readonly ChangedSandbox[],
+  unknown: OutcomeUnknown,
+): Promise<boolean> {
+  const ids = changed.map(({ sandbox }) => sandbox.id)
+  try {
+    return await store.transaction(async (session) => {
       await lockOwner(session, tenantId)
-      const row = await readSandbox(session, tenantId, { id: origin.sandbox })
-      if (!row || row.deletedAt !== null) throw sandboxNotFound(origin.sandbox)
-      const { nodeId, imageDigest } = row
-      if (nodeId === null) throw new Failure('node_unreachable', `the node that held sandbox ${row.id} is no more`)
-      const placedBecause = `the files of sandbox ${row.id} are on it`
-      const changed: ChangedSandbox[] = []
-      for (const spec of specs) {
-        const [id, now] = [SandboxId.parse(store.ids.mint('sandbox')), store.clock.now()]
-        const made = newSandbox({ id, tenantId, spec, start, by, now, nodeId, placedBecause, imageDigest, origin })
-        const step = stepTo(undefined, made, now, { by })
-        // The source is on the image, so it is there.
-        const tenant = await insertStep(session, step, null)
-        if (!tenant) throw noCapacity(`node ${nodeId} has no room for ${specs.length} such sandboxes`, step.node)
-        changed.push(changedBy({ step, before: step.after, tenant }))
-      }
-      return changed
-    }),
-  )
+      const [row] = await session.rows<{ found: number }>(countSandboxes, [tenantId, ids])
+      return (row?.found ?? 0) > 0
+    })
+  } catch (error) {
+    throw new OutcomeUnknown(new AggregateError([unknown, error], 'and looking for what it has stored failed'))
+  }
 }
 
 function versionChecked(ref: string, version: number, expected: number | undefined): void {

@@ -32,12 +32,23 @@ export interface Session {
 export interface Store extends Session {
   readonly clock: Clock
   readonly ids: Ids
-  /** Runs `work` in a transaction (read committed); again where Postgres broke it off for a conflict. */
+  /**
+   * Runs `work` in a transaction (read committed); again where Postgres broke it off for a conflict.
+   * @throws OutcomeUnknown where it may have been committed; after anything else it was not
+   */
   transaction<T>(work: (session: Session) => Promise<T>): Promise<T>
   /** Prisma's client, with its errors turned into faults. @param attempted for the fault, e.g. `list keys` */
   prisma<T>(attempted: string, use: (client: PrismaClient) => Promise<T>): Promise<T>
   exclusively<T>(name: string, work: () => Promise<T>): Promise<T | undefined>
   close(): Promise<void>
+}
+
+/** The answer to COMMIT was lost: whether there was one to tell, only a look at what would be there tells. */
+export class OutcomeUnknown extends Fault {
+  constructor(cause: unknown) {
+    super('commit', { cause })
+    this.name = 'OutcomeUnknown'
+  }
 }
 
 // serialization_failure, deadlock_detected (PostgreSQL, appendix A). Lock order makes the second unlikely, not
@@ -140,13 +151,22 @@ async function connect(pool: pg.Pool): Promise<pg.PoolClient> {
   }
 }
 
+async function commit(client: pg.PoolClient): Promise<void> {
+  try {
+    await run(client, { name: 'commit', text: 'COMMIT' }, [])
+  } catch (error) {
+    // Of a conflict Postgres says that it has rolled back; of what ends a connection it may be the last word after the commit.
+    throw retryable.has(sqlState(error) ?? '') || brokenConstraint(error) ? error : new OutcomeUnknown(error)
+  }
+}
+
 async function transact<T>(pool: pg.Pool, work: (session: Session) => Promise<T>): Promise<T> {
   const client = await connect(pool)
   let broken: Error | undefined
   try {
     await run(client, { name: 'begin', text: 'BEGIN' }, [])
     const result = await work({ rows: (statement, values) => run(client, statement, values) })
-    await run(client, { name: 'commit', text: 'COMMIT' }, [])
+    await commit(client)
     return result
   } catch (error) {
     await client.query('ROLLBACK').catch((cause: Error) => {
