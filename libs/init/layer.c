@@ -1,8 +1,11 @@
 /* layer.c: berth-layer, one image layer from a tar on stdin to a directory that overlayfs takes as a lower one, and back.
  *
- *   berth-layer DIRECTORY MAX-BYTES MAX-WITH-HOLES MAX-ENTRIES [unsynced]
- *   berth-layer pack UPPER BASE COUNT MAX-BYTES MAX-ENTRIES [--newest SECONDS] [--without PATH]... [--stub PATH]...
- *                    [--lower LOWER]...
+ *   berth-layer [--group GROUP]... DIRECTORY MAX-BYTES MAX-WITH-HOLES MAX-ENTRIES [unsynced]
+ *   berth-layer [--group GROUP]... pack UPPER BASE COUNT MAX-BYTES MAX-ENTRIES [--newest SECONDS] [--without PATH]...
+ *                                  [--stub PATH]... [--lower LOWER]...
+ *
+ * GROUP is the directory of a control group, of each hierarchy one, that the process moves into before anything else; in
+ * one it is also the first to go when the memory of that, or of one above it, is used up.
  *
  * DIRECTORY is empty and nobody else's. Holes of sparse files stay holes: they are nothing of MAX-BYTES, and whoever reads
  * them finds no more than MAX-WITH-HOLES, with all else in files. On success: `ENTRIES BYTES` on stdout, and everything is on disk, unless it is
@@ -37,8 +40,9 @@
 enum { FAILED = 1, MISUSED = 2, REFUSED = 3, NO_ROOM = 4, TOO_LARGE = 5 };
 enum { MAX_MEMORY = 512 << 20 };   /* names are all that is kept: of directories, or of those of the largest one */
 
-static const char USAGE[] = "berth-layer DIRECTORY MAX-BYTES MAX-WITH-HOLES MAX-ENTRIES [unsynced] | pack UPPER BASE COUNT "
-                            "MAX-BYTES MAX-ENTRIES [--newest SECONDS] [--without PATH]... [--stub PATH]... [--lower LOWER]...";
+static const char USAGE[] = "berth-layer [--group GROUP]... DIRECTORY MAX-BYTES MAX-WITH-HOLES MAX-ENTRIES [unsynced] | "
+                            "pack UPPER BASE COUNT MAX-BYTES MAX-ENTRIES [--newest SECONDS] [--without PATH]... "
+                            "[--stub PATH]... [--lower LOWER]...";
 static const char WHITEOUT[] = ".wh.", METADATA[] = ".wh..wh.", OPAQUE[] = ".wh..wh..opq";
 
 /* A directory whose time is set in the end: each new entry changes it. */
@@ -432,8 +436,24 @@ static int unpack_layer(int argc, char **argv) {
   return give(1, answer, (size_t)n) ? 0 : FAILED;
 }
 
+static void write_into(int dir, const char *name, const char *value, const char *shown) {
+  int fd = openat(dir, name, O_WRONLY | O_CLOEXEC);
+  if (fd < 0 || !give(fd, value, strlen(value))) fail_errno(shown);
+  close(fd);
+}
+
+/* 0 is the process that writes it (cgroups(7)); 1000 the most that oom_score_adj can be (proc(5)). */
+static void enter_group(const char *directory) {
+  int group = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (group < 0) fail_errno(directory);
+  write_into(group, "cgroup.procs", "0", directory);
+  write_into(AT_FDCWD, "/proc/self/oom_score_adj", "1000", "/proc/self/oom_score_adj");
+  close(group);
+}
+
 int main(int argc, char **argv) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   umask(0);
+  for (; argc > 2 && strcmp(argv[1], "--group") == 0; argc -= 2, argv += 2) enter_group(argv[2]);
   return argc > 1 && strcmp(argv[1], "pack") == 0 ? pack_layer(argc - 2, argv + 2) : unpack_layer(argc, argv);
 }

@@ -231,6 +231,15 @@ describe('what a layer cannot say is refused', () => {
     expect({ code, err }).toEqual({ code: 3, err: expect.stringMatching(why) })
   })
 
+  test('nothing is packed outside of the control group that it is to be packed in', () => {
+    file('f')
+    const { status, stdout, stderr } = spawnSync(join(build, 'berth-layer'), [
+      ...['--group', join(dir, 'no-group'), 'pack', upper, String(BASE), '65536', '1000', '10'],
+    ])
+    expect({ status, bytes: stdout.length }).toEqual({ status: 1, bytes: 0 })
+    expect(stderr.toString()).toContain('no-group')
+  })
+
   test('a file of holes is so many zeros, and no more than there may be', () => {
     file('holes', '')
     truncateSync(at('holes'), 3_000_000)

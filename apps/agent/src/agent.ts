@@ -37,6 +37,7 @@ import { readHead } from './logs/store.js'
 import { Membership } from './membership.js'
 import { Reports } from './reports.js'
 import type { OciRuntime } from './runtime/oci-runtime.js'
+import { Copies } from './sandbox/copies.js'
 import { HeldSnapshots } from './sandbox/held-snapshots.js'
 import type { LiveSandbox } from './sandbox/live.js'
 import { clean, recover } from './sandbox/recovery.js'
@@ -108,13 +109,14 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const terminals = new Terminals(log)
   const logs = new SandboxLogs(log)
   const records = new ResidentRecords(config.BERTH_AGENT_DATA)
-  const held = await HeldSnapshots.open(config.BERTH_AGENT_DATA, shop.pool)
+  const capacity = capacityOf(config)
+  const { cacheBytes: mountBytes, filesBytes } = poolOf(capacity)
+  const copies = new Copies(shop.pool, filesBytes)
+  const held = await HeldSnapshots.open(config.BERTH_AGENT_DATA, shop.pool, copies)
   const residents = new Residents({ ...around, records, held, reports, companions: [logs, execs, terminals] })
   const kept = [...(await cacheMountNames(config.BERTH_AGENT_DATA)), ...held.layers()]
   await recover({ shop, journal, supervisor, records, residents, kept, log })
   const { starts } = around
-  const capacity = capacityOf(config)
-  const mountBytes = poolOf(capacity).cacheBytes
   const builds = await Builds.open({ dataDirectory: config.BERTH_AGENT_DATA, shop, starts, images, mountBytes, log })
 
   const certificate = await nodeCertificate(config.BERTH_AGENT_DATA)
@@ -122,7 +124,7 @@ export async function startAgent(config: Config, log: Logger): Promise<Agent> {
   const observation = { logs, shop, diff: join(config.BERTH_INIT_DIR, 'berth-diff') }
   const inUse = () => new Set([...supervisor.layersInUse(), ...residents.layersInUse(), ...held.layersInUse()])
   const imageParts = { images, bringing, inUse, scan: scanAside, log }
-  const snapshots = { held, images: new SnapshotImages({ residents, images, shop }) }
+  const snapshots = { held, images: new SnapshotImages({ residents, images, copies, shop, log }) }
   const handled = { journal, supervisor, residents, execs, terminals, observation, snapshots, builds, log }
   const parts = { ...handled, images: imageParts }
   const handlers = streamHandlers(parts)

@@ -11,6 +11,8 @@ const MEMORY_SHARE = 0.8
 const DISK_SHARE = 0.8
 /** Of what is offered the pool has so much more, for what builds keep in cache mounts: sandboxes always find theirs. */
 const CACHE_SHARE = 0.1
+/** And so much for copies of sandboxes' files, which no reservation counts; they may also have what is not reserved. */
+const COPY_SHARE = 0.1
 /** Sectors of a loop device, and blocks of the disk below it. */
 const BLOCK = 4096
 
@@ -24,16 +26,21 @@ export function capacityOf(config: Config): Capacity {
   }
 }
 
-/** How large the pool is made that offers so much, and what of it builds may have in cache mounts. */
+/**
+ * How large the pool is made that offers so much; what of it builds may have in cache mounts; and what sandboxes and copies
+ * of their files may have together.
+ */
 export function poolOf({ diskBytes }: Pick<Capacity, 'diskBytes'>): {
   readonly bytes: number
   readonly cacheBytes: number
+  readonly filesBytes: number
 } {
   const cacheBytes = wholeBlocks(diskBytes * CACHE_SHARE)
-  return { bytes: wholeBlocks(diskBytes) + cacheBytes, cacheBytes }
+  const filesBytes = wholeBlocks(diskBytes) + wholeBlocks(diskBytes * COPY_SHARE)
+  return { bytes: filesBytes + cacheBytes, cacheBytes, filesBytes }
 }
 
-const offered = (bytes: number) => wholeBlocks(bytes / (1 + CACHE_SHARE))
+const offered = (bytes: number) => wholeBlocks(bytes / (1 + CACHE_SHARE + COPY_SHARE))
 const wholeBlocks = (bytes: number) => Math.floor(bytes / BLOCK) * BLOCK
 
 /** The size of the pool's file if it has been made, else a share of what is free. */

@@ -89,8 +89,8 @@ const Environment = z.object({
   BERTH_CAPACITY_DISK: bytes
     .optional()
     .describe(
-      'Space for writable layers. The pool is made a tenth larger, for what builds keep in cache mounts. Default: so that ' +
-        'all of it is 80 % of what is free then',
+      'Space for writable layers. The pool is made a fifth larger, for what builds keep in cache mounts and for copies of ' +
+        "sandboxes' files. Default: so that all of it is 80 % of what is free then",
     ),
   LOG_LEVEL: z.enum(logLevels).default('info').describe('Least severe level that is logged'),
 })

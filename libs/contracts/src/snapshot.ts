@@ -3,11 +3,12 @@
 //
 //     POST   snapshot/commit          NodeCommit → ImageSteps
 //     GET    snapshot/export          → a tar
-//     POST   snapshot/hold            HoldSnapshot → 204    keeps its files as they are, for as many sandboxes to begin with
-//     DELETE snapshot/hold/<id>       → 204                 nobody begins with them
+//     POST   snapshot/hold            HoldSnapshot → HeldFiles   keeps its files as they are, for so many sandboxes to begin with
+//     DELETE snapshot/hold/<id>       → 204                      nobody begins with them
 import { z } from 'zod'
 import { SnapshotId } from './ids.js'
 import { imageProgress, Reference } from './image.js'
+import { ImageDigest } from './image-node.js'
 import { AbsolutePath, Argument, Environment, Signal, User } from './process.js'
 import { Labels, Name, route } from './route.js'
 import { ClocksChange, RestartPolicy, Sandbox, SandboxLimitsChange, sandboxParams } from './sandbox.js'
@@ -53,6 +54,10 @@ export const HoldSnapshot = z.object({
 })
 export type HoldSnapshot = z.infer<typeof HoldSnapshot>
 
+/** What is kept. */
+export const HeldFiles = z.object({ image: ImageDigest.describe('What the files are on') })
+export type HeldFiles = z.infer<typeof HeldFiles>
+
 const Pause = z.boolean().default(true).describe('Whether nothing runs in it for the moment that its files are copied')
 
 const about = { params: sandboxParams, tag: 'sandboxes' } as const
@@ -96,7 +101,7 @@ export const forkSandbox = route({
   description:
     'All of them on its node, with its files as they are at one moment, which takes as long whatever their size; what they ' +
     'change is their own. One that runs is paused for some milliseconds. All are created or none: quota and room of the ' +
-    'node are for all. What runs in it is not copied.',
+    'node are for all, and its image is judged as that of a new sandbox. What runs in it is not copied.',
   body: z
     .strictObject({
       count: z.number().int().min(1).max(MAX_FORKS).default(1),
@@ -115,6 +120,7 @@ export const forkSandbox = route({
   errors: [
     ...(['sandbox_not_found', 'wrong_state', 'name_taken', 'quota_exceeded', 'policy_forbidden'] as const),
     ...(['no_capacity', 'node_unreachable', 'tenant_suspended', 'unavailable', 'rate_limited'] as const),
+    'scan_unavailable',
   ],
 })
 
@@ -130,5 +136,5 @@ export const exportSandbox = route({
     'Its root file system with the owners that the sandbox sees; no volumes, no tmpfs, nothing of /proc, /sys and /dev. ' +
     'One that runs is not paused: files that change meanwhile may be in it in part. An archive that is not whole is cut.',
   reply: { 200: 'bytes' },
-  errors: ['sandbox_not_found', 'wrong_state', 'node_unreachable'],
+  errors: ['sandbox_not_found', 'wrong_state', 'node_unreachable', 'rate_limited'],
 })

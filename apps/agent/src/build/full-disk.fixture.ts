@@ -87,7 +87,9 @@ async function commits(): Promise<void> {
       still: (of, freeze, work) => node.residents.still(of, freeze, work),
     },
     images,
+    copies: node.copies,
     shop: node.shop,
+    log,
   })
   const asked = { pause: true, comment: '', author: '', changes: {}, maxBytes: 1e9 }
   const commit = () => orFailure(snapshots.commit(id, asked, forever))

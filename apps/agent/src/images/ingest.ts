@@ -19,19 +19,24 @@ const CHUNK = 256 * 1024
  * Takes a layer into the store, whole or not at all; one that is there is not kept twice. Nothing of it is synced until
  * `images.assemble` has an image of it, and it is kept for ten minutes, or as long as one of `images.keepers` names it.
  * @param maxBytes of its files
+ * @param groups directories of control groups in which it is unpacked
  * @throws Failure image_invalid for what is not allowed in a layer, quota_exceeded, no_capacity; what `tar` fails with
  */
 export async function addLayer(
   images: Images,
   tar: Readable,
-  { maxBytes = layerLimits.maxBytes, signal }: { readonly maxBytes?: number; readonly signal: AbortSignal },
+  {
+    maxBytes = layerLimits.maxBytes,
+    groups,
+    signal,
+  }: { readonly maxBytes?: number; readonly groups?: readonly string[]; readonly signal: AbortSignal },
 ): Promise<ImageLayer> {
   const limits = { ...layerLimits, maxBytes: Math.min(maxBytes, layerLimits.maxBytes) }
   const source = new Source(tar)
   const make = async (directory: string, bounded: LayerLimits) => {
     const feed = (into: Writable) =>
       parted(source.readable(), into, join(directory, PACKED), images.content.room, tarAtMost(bounded), signal)
-    const { fed, bytes } = await unpackTar(images.program, join(directory, 'fs'), bounded, signal, false, feed)
+    const { fed, bytes } = await unpackTar(images.program, join(directory, 'fs'), bounded, signal, false, feed, groups)
     return { ...fed, unpackedBytes: bytes }
   }
   try {

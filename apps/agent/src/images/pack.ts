@@ -5,7 +5,7 @@ import { Fault, type IdRange } from '@berth/contracts'
 import { stream } from '@berth/host'
 import { killedBy, textOf } from './inflate.js'
 import { layerLimits } from './layers.js'
-import { layerRefusal } from './unpack.js'
+import { inGroups, layerRefusal } from './unpack.js'
 
 export interface PackOptions {
   /** berth-layer. */
@@ -24,6 +24,10 @@ export interface PackOptions {
   readonly lowers?: readonly string[]
   /** Most bytes of files. */
   readonly maxBytes?: number
+  /** Directories of control groups that the work is done in. */
+  readonly groups?: readonly string[]
+  /** Asked when all is packed: where it throws, the tar is not whole. */
+  readonly confirm?: () => void
   readonly signal: AbortSignal
 }
 
@@ -65,13 +69,15 @@ async function pack(options: PackOptions, tar: PassThrough, signal: AbortSignal)
   if (end.exitCode === undefined) throw new Fault('pack a layer', { cause: `signal ${end.signal}` })
   if (end.exitCode !== 0) throw layerRefusal('packed', end.exitCode, (await said).trim())
   if (passed) throw passed.error
+  options.confirm?.()
 }
 
-function argvOf({ program, upper, ids, newestMs, without, stubs, lowers, maxBytes }: PackOptions) {
+function argvOf({ program, upper, ids, newestMs, without, stubs, lowers, maxBytes, groups }: PackOptions) {
   const each = (option: string, values: readonly string[] = []) => values.flatMap((value) => [option, value])
   const limits = [maxBytes ?? layerLimits.maxBytes, layerLimits.maxEntries]
   return [
-    ...([program, 'pack', upper] as const),
+    ...inGroups(program, groups),
+    ...['pack', upper],
     ...[ids.base, ids.count, ...limits].map(String),
     ...(newestMs === undefined ? [] : ['--newest', String(Math.max(0, Math.floor(newestMs / 1000)))]),
     ...each('--without', without),

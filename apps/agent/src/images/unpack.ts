@@ -66,6 +66,7 @@ export async function unpackLayer(
  * As `unpackLayer`, of a tar that `feed` writes.
  * @param feed what it resolves to is returned; a Failure of it is what went wrong, all else that it throws counts less
  *   than what berth-layer says
+ * @param groups directories of control groups that the work is done in
  */
 export async function unpackTar<T>(
   program: string,
@@ -74,10 +75,11 @@ export async function unpackTar<T>(
   signal: AbortSignal,
   synced: boolean,
   feed: (into: Writable) => Promise<T>,
+  groups?: readonly string[],
 ): Promise<{ readonly fed: T; readonly bytes: number }> {
   signal.throwIfAborted()
   const argv = [
-    program,
+    ...inGroups(program, groups),
     target,
     String(limits.maxBytes),
     String(limits.maxBytesWithHoles),
@@ -110,6 +112,12 @@ export async function unpackTar<T>(
   if (end.exitCode !== 0 || bytes === undefined) throw new Fault('unpack a layer', { cause: `${err} ${end.signal}` })
   return { fed: read.fed, bytes: Number(bytes) }
 }
+
+/** berth-layer, to be followed by its arguments. */
+export const inGroups = (program: string, groups: readonly string[] = []): readonly [string, ...string[]] => [
+  program,
+  ...groups.flatMap((directory) => ['--group', directory]),
+]
 
 /** What berth-layer's exit code means; `why` is what it said. */
 export function layerRefusal(done: 'packed' | 'unpacked', exitCode: number, why: string): Error {

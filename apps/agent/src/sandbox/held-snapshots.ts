@@ -3,18 +3,20 @@
 //
 // A copy is a layer of the pool, and a record of it in a file that is written first. It goes a while after the last of those
 // that were announced has begun, for one of them may have to begin anew after a crash; or when its time is over; or when
-// whoever asked for it has no use for it. What a crash leaves of one without a record is a layer that nobody knows.
+// whoever asked for it has no use for it, or has gone before it was there; or when sandboxes have come that may need its
+// room (copies.ts). What a crash leaves of one without a record is a layer that nobody knows.
 import { closeSync, constants, fstatSync, lstatSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Failure, type HoldSnapshot, ignore, SandboxId, SnapshotId, TenantId } from '@berth/contracts'
+import { Failure, type HoldSnapshot, ignore, MiB, SandboxId, SnapshotId, TenantId } from '@berth/contracts'
 import { readJson } from '@berth/host'
 import { z } from 'zod'
 import { writeWhole } from '../journal.js'
+import type { Copies, CopyPool } from './copies.js'
 import type { LiveSandbox } from './live.js'
 import { PinnedImage, pin } from './resident-record.js'
 import type { RunnableImage } from './sandbox.js'
-import { hostFiles, type Workshop } from './steps.js'
+import { hostFiles } from './steps.js'
 
 const Held = z.object({
   id: SnapshotId,
@@ -42,25 +44,36 @@ export class SnapshotGone extends Error {
 const KEPT_MS = 600_000
 /** After the last has begun, or an agent: one that was killed may have had one begin, and not have written that down. */
 const LAST_MS = 15_000
-/** Of one tenant at a time: what they hold is beside its quota. */
+/** Of one tenant at a time, that others are still to begin with. */
 const MOST_OF_TENANT = 4
+
+/** What writing a name may take, metadata included. */
+const NAME_ROOM_BYTES = 4 * MiB
+
+/** What is asked for by whom. */
+export interface Holding extends HoldSnapshot {
+  /** Has the copying done while nothing in the sandbox runs; as `Residents.still`. */
+  readonly still: (work: () => Promise<unknown>) => Promise<unknown>
+  /** Aborted when whoever asked has gone. */
+  readonly signal: AbortSignal
+}
 
 export class HeldSnapshots {
   readonly #held = new Map<SnapshotId, Held>()
+  /** Those of which there is no copy yet; they do not fail. */
+  readonly #making = new Map<SnapshotId, Promise<void>>()
 
   private constructor(
     private readonly directory: string,
-    private readonly pool: Pick<Workshop['pool'], 'clone' | 'remove' | 'list'>,
+    private readonly pool: CopyPool,
+    private readonly copies: Copies,
   ) {}
 
   /** @param dataDirectory the agent's. @throws Fault when a record is damaged */
-  static async open(
-    dataDirectory: string,
-    pool: Pick<Workshop['pool'], 'clone' | 'remove' | 'list'>,
-  ): Promise<HeldSnapshots> {
+  static async open(dataDirectory: string, pool: CopyPool, copies: Copies): Promise<HeldSnapshots> {
     const directory = join(dataDirectory, 'snapshots')
     mkdirSync(directory, { recursive: true, mode: 0o700 })
-    const snapshots = new HeldSnapshots(directory, pool)
+    const snapshots = new HeldSnapshots(directory, pool, copies)
     const layers = new Set(await pool.list())
     for (const name of await readdir(directory)) {
       const isRecord = SnapshotId.safeParse(name).success
@@ -71,6 +84,7 @@ export class HeldSnapshots {
         snapshots.#held.set(held.id, { ...held, expiresAt: Math.max(held.expiresAt, least) })
       else await rm(join(directory, name), { force: true })
     }
+    await copies.adopt(snapshots.layers())
     return snapshots
   }
 
@@ -85,18 +99,34 @@ export class HeldSnapshots {
   }
 
   /**
-   * Copies the files of a sandbox. Asked again with the same id it changes nothing.
-   * @param still as `Residents.still`
-   * @throws Failure rate_limited; what `still` throws
+   * Copies the files of a sandbox. Asked again with the same id it changes nothing, and is done when the first is; where
+   * that failed it tries in its place.
+   * @throws Failure rate_limited, no_capacity; what `still` throws; the signal's reason, with nothing held
    */
   async hold(
     live: Pick<LiveSandbox, 'id' | 'tenantId' | 'hostname' | 'spec'>,
     image: RunnableImage,
-    { id, clones }: HoldSnapshot,
-    still: (work: () => Promise<unknown>) => Promise<unknown>,
+    asked: Holding,
   ): Promise<void> {
-    const { tenantId } = live
+    const { id } = asked
+    for (let making = this.#making.get(id); making; making = this.#making.get(id)) await making
     if (this.#held.has(id)) return
+    const made = this.#make(live, image, asked)
+    const over = made.then(
+      () => undefined,
+      () => undefined,
+    )
+    this.#making.set(id, over)
+    void over.then(() => this.#making.delete(id))
+    await made
+  }
+
+  async #make(
+    live: Pick<LiveSandbox, 'id' | 'tenantId' | 'hostname' | 'spec'>,
+    image: RunnableImage,
+    { id, clones, still, signal }: Holding,
+  ): Promise<void> {
+    const { id: sandboxId, tenantId, hostname, spec } = live
     const ofTenant = [...this.#held.values()].filter((one) => one.tenantId === tenantId)
     const idle = ofTenant.filter(({ begun, clones: wanted }) => begun.length < wanted)
     if (idle.length >= MOST_OF_TENANT)
@@ -105,18 +135,11 @@ export class HeldSnapshots {
         `${idle.length} forks of the tenant are under way on this node, which is the most`,
       )
     const expiresAt = Date.now() + KEPT_MS
-    this.#save({
-      id,
-      tenantId,
-      sandboxId: live.id,
-      hostname: live.hostname,
-      image: pin(image),
-      clones,
-      begun: [],
-      expiresAt,
-    })
+    this.#save({ id, tenantId, sandboxId, hostname, image: pin(image), clones, begun: [], expiresAt })
     try {
-      await still(() => this.pool.clone(live.id, id, live.spec.limits.diskBytes))
+      await this.copies.take(sandboxId, id, spec.limits.diskBytes, still)
+      // Nobody would know of it, and it would be there for as long as those that somebody wants.
+      signal.throwIfAborted()
     } catch (error) {
       await this.#remove(id)
       throw error
@@ -134,8 +157,14 @@ export class HeldSnapshots {
    */
   async begin(id: SnapshotId, { id: sandbox, tenantId, hostname, spec }: LiveSandbox): Promise<void> {
     const { hostname: before } = this.#find(id, tenantId)
-    const path = await this.pool.clone(id, sandbox, spec.limits.diskBytes)
+    const { diskBytes } = spec.limits
+    // Its disk may be full already. Nothing of it runs before its limit is what it is to be.
+    const room = this.copies.bytes(id) + NAME_ROOM_BYTES > diskBytes ? NAME_ROOM_BYTES : 0
+    const path = await this.pool.clone(id, sandbox, diskBytes + room).catch((error: unknown) => {
+      throw this.#held.has(id) ? error : new SnapshotGone()
+    })
     rename(join(path, 'upper'), before, hostname)
+    if (room > 0) await this.pool.resize(sandbox, diskBytes)
     const held = this.#held.get(id)
     if (!held) return
     const begun = [...new Set([...held.begun, sandbox])]
@@ -143,14 +172,25 @@ export class HeldSnapshots {
     this.#save({ ...held, begun, expiresAt: Math.min(held.expiresAt, last) })
   }
 
-  /** Nobody is to begin with it. */
+  /** Nobody is to begin with it, also where it is only being made. */
   async release(id: SnapshotId, sandboxId: SandboxId): Promise<void> {
+    await this.#making.get(id)
     if (this.#held.get(id)?.sandboxId === sandboxId) await this.#remove(id)
   }
 
-  /** Removes those whose time is over. */
+  /** Removes those whose time is over, and the largest while they take what sandboxes may need. */
   async expire(now: number): Promise<void> {
-    for (const { id, expiresAt } of [...this.#held.values()]) if (expiresAt <= now) await this.#remove(id)
+    for (const { id, expiresAt } of this.#made()) if (expiresAt <= now) await this.#remove(id)
+    let excess = await this.copies.excess()
+    for (const { id } of this.#made().sort((a, b) => this.copies.bytes(b.id) - this.copies.bytes(a.id))) {
+      if (excess <= 0) return
+      excess -= this.copies.bytes(id)
+      await this.#remove(id)
+    }
+  }
+
+  #made(): Held[] {
+    return [...this.#held.values()].filter(({ id }) => !this.#making.has(id))
   }
 
   #find(id: SnapshotId, tenantId: TenantId): Held {
@@ -168,7 +208,7 @@ export class HeldSnapshots {
   async #remove(id: SnapshotId): Promise<void> {
     this.#held.delete(id)
     await rm(join(this.directory, id), { force: true })
-    await this.pool.remove(id)
+    await this.copies.drop(id)
   }
 }
 

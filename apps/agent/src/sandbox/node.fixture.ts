@@ -28,6 +28,7 @@ import { OutputFile, readHead } from '../logs/store.js'
 import type { StreamName } from '../runtime/init-wire.js'
 import type { OutputSink, OutputSinks } from '../runtime/processes.js'
 import type { NodeClock } from './clocks.plan.js'
+import { Copies } from './copies.js'
 import { HeldSnapshots } from './held-snapshots.js'
 import type { Companion, Lease, LiveSandbox } from './live.js'
 import { processRequest, sandboxConfinement } from './process.plan.js'
@@ -49,6 +50,8 @@ export interface NodeOptions {
   readonly log?: Logger
   readonly maxSandboxes?: number
   readonly companions?: readonly Companion[]
+  /** What writable layers and copies of them may come to. Default: more than tests want */
+  readonly filesBytes?: number
 }
 
 /** A directory that sandboxes can pass, and a name for cgroups. */
@@ -100,6 +103,7 @@ export class TestNode {
   supervisor!: Supervisor
   residents!: Residents
   held!: HeldSnapshots
+  copies!: Copies
 
   static async open(options: NodeOptions): Promise<TestNode> {
     const log = options.log ?? createLogger({ name: 'agent', level: 'silent' })
@@ -123,7 +127,8 @@ export class TestNode {
       reports: { started: (report) => void node.started.push(report), finished: (id) => node.#finished(id) },
     })
     const records = new ResidentRecords(dataDirectory)
-    const held = await HeldSnapshots.open(dataDirectory, shop.pool)
+    node.copies = new Copies(shop.pool, options.filesBytes ?? 1024 ** 4)
+    const held = await HeldSnapshots.open(dataDirectory, shop.pool, node.copies)
     node.held = held
     node.residents = new Residents({
       ...around,

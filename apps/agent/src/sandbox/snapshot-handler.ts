@@ -1,12 +1,12 @@
 // snapshot-handler.ts: what the API may ask about copies of a sandbox's files; see snapshot.ts of libs/contracts. As with
 // images the request is the operation: when its caller goes it stops.
-import { Failure, HoldSnapshot, NodeCommit, SnapshotId } from '@berth/contracts'
+import { Failure, type HeldFiles, HoldSnapshot, ImageDigest, NodeCommit, SnapshotId } from '@berth/contracts'
 import type { SandboxHandler } from '@berth/node-rpc'
 import { withRoom } from '../images/content.js'
 import { type ImageParts, told } from '../images/images-handler.js'
 import type { HeldSnapshots } from './held-snapshots.js'
 import type { Residents } from './residents.js'
-import { imageOf, type SnapshotImages } from './snapshot-images.js'
+import { imageOf, type SnapshotImages, stillWithFiles } from './snapshot-images.js'
 
 export interface SnapshotHandlerParts {
   readonly residents: Pick<Residents, 'find' | 'still'>
@@ -30,10 +30,13 @@ export const snapshotHandler = ({ residents, held, images, taking }: SnapshotHan
       })
     if (asked === 'POST hold') {
       const wanted = await call.json(HoldSnapshot)
+      const { signal } = call
       const live = residents.find(call.sandboxId)
-      const still = (work: () => Promise<unknown>) => residents.still(live.id, wanted.pause, work)
-      await withRoom(() => held.hold(live, imageOf(live), wanted, still))
-      return call.answer(204)
+      const image = imageOf(live)
+      const still = (work: () => Promise<unknown>) => stillWithFiles(residents, live.id, wanted.pause, signal, work)
+      await withRoom(() => held.hold(live, image, { ...wanted, still, signal }))
+      const answer: HeldFiles = { image: ImageDigest.parse(image.digest) }
+      return call.answer(200, answer)
     }
     const [, word, id] = call.rest
     const snapshot = SnapshotId.safeParse(id)

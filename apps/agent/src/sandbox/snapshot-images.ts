@@ -1,18 +1,22 @@
 // snapshot-images.ts: what comes of a sandbox's files: an image (commit), a tar (export). A commit copies the writable layer,
 // which costs the same whatever is in it, while nothing in the sandbox runs, and packs the copy at its leisure: the sandbox
 // stands still for milliseconds, and what it costs besides is by what the sandbox has changed. A copy carries a name of its
-// own in the pool; one that a killed agent left is removed by the next as any other layer that nobody knows.
-import { lstatSync } from 'node:fs'
+// own in the pool; one that a killed agent left is removed by the next as any other layer that nobody knows. Packing, and
+// unpacking what was packed, are errands of the tenant: its memory and its CPU.
+import { existsSync, lstatSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { Failure, type HeldImage, type ImageLayer, type NodeCommit, type TenantId } from '@berth/contracts'
 import { FairTurns } from '@berth/domain'
 import { committedConfig, EMPTY_DIFF_ID, MAX_CONFIG_BYTES } from '@berth/oci'
+import type { Logger } from '@berth/telemetry'
 import { withRoom } from '../images/content.js'
 import type { Images } from '../images/images.js'
 import { addLayer } from '../images/ingest.js'
 import { packUpper } from '../images/pack.js'
 import { Progress } from '../images/progress.js'
+import type { Copies } from './copies.js'
+import { beginErrand, type Errand } from './errand.js'
 import type { LiveSandbox } from './live.js'
 import type { Residents } from './residents.js'
 import type { RunnableImage } from './sandbox.js'
@@ -21,7 +25,9 @@ import { findEtc, mountPoints, placedFiles, type Workshop } from './steps.js'
 export interface SnapshotParts {
   readonly residents: Pick<Residents, 'find' | 'still'>
   readonly images: Images
-  readonly shop: { readonly pool: Pick<Workshop['pool'], 'clone' | 'remove' | 'path'> }
+  readonly copies: Pick<Copies, 'take' | 'drop'>
+  readonly shop: Pick<Workshop, 'cgroups' | 'tenants'>
+  readonly log: Logger
 }
 
 /** Layers that are packed at once: each takes what it gets of disk and CPU. One tenant has two of them at most. */
@@ -43,7 +49,7 @@ export class SnapshotImages {
    * Makes an image of a sandbox that runs, is paused or is stopped.
    * @param progress told of its layers
    * @throws Failure wrong_state, image_not_found where the image that it is on is no more, image_invalid,
-   * quota_exceeded, no_capacity
+   * quota_exceeded, no_capacity, unavailable
    */
   async commit(
     id: LiveSandbox['id'],
@@ -52,59 +58,98 @@ export class SnapshotImages {
     progress = new Progress(),
   ): Promise<HeldImage> {
     const live = this.#parts.residents.find(id)
-    const { ids, spec, tenantId } = live
+    const { tenantId } = live
     const image = imageOf(live)
-    const { images, shop } = this.#parts
+    const { images } = this.#parts
     const base = await images.get(image.digest)
     const give = await this.#commits.take(tenantId, signal)
     try {
       const digests = base.image.layers.flatMap(({ digest, diffId }) => [digest, diffId])
       return await images.needing([base.image.digest, base.manifest.digest, ...digests], async () => {
         for (const { digest, sizeBytes } of base.image.layers) progress.layer(digest, 'present', sizeBytes, sizeBytes)
-        const copy = await this.#copy(id, spec.limits.diskBytes, asked.pause)
-        try {
-          const upper = join(copy.path, 'upper')
-          const { tar } = packUpper({
-            ...{ program: images.program, upper, ids, signal, without: placedFiles, maxBytes: asked.maxBytes },
-            stubs: [...mountPoints, ...spec.tmpfs.map(({ path }) => path), ...untouchedEtc(upper, image, ids.base)],
-          })
-          const layer = await addLayer(images, tar, { maxBytes: asked.maxBytes, signal })
-          progress.layer(layer.digest, 'done', layer.sizeBytes, layer.sizeBytes)
-          return await this.#assemble(base.image, layer, asked, signal)
-        } finally {
-          await shop.pool.remove(copy.id)
-        }
+        const layer = await this.#layerOf(live, image, asked, signal)
+        progress.layer(layer.digest, 'done', layer.sizeBytes, layer.sizeBytes)
+        return await this.#assemble(base.image, layer, asked, signal)
       })
     } finally {
       give()
     }
   }
 
-  /** The whole root of a sandbox as it is, while it is read. @throws Failure wrong_state, rate_limited */
+  /**
+   * The whole root of a sandbox as it is, while it is read; broken off where the sandbox goes meanwhile.
+   * @throws Failure wrong_state, rate_limited
+   */
   export(id: LiveSandbox['id'], signal: AbortSignal): Readable {
-    const live = this.#parts.residents.find(id)
+    const { residents, images, shop } = this.#parts
+    const live = residents.find(id)
     const { tenantId, ids, upper } = live
     const image = imageOf(live)
     const open = this.#exports.get(tenantId) ?? 0
     if (open >= EXPORTS_OF_TENANT)
       throw new Failure('rate_limited', `${open} exports of the tenant are under way on this node, which is the most`)
+    const errand = beginErrand(shop, tenantId)
     this.#exports.set(tenantId, open + 1)
-    const { tar, ended } = packUpper({ program: this.#parts.images.program, upper, ids, lowers: image.layers, signal })
-    const over = () => {
+    // Of what is being removed everything seems to be gone by the time it is opened, and is left out.
+    const confirm = () => {
+      if (!existsSync(upper)) throw new Failure('sandbox_not_found', `sandbox ${id} was deleted while it was read`)
+    }
+    const options = {
+      program: images.program,
+      upper,
+      ids,
+      lowers: image.layers,
+      groups: errand.groups,
+      confirm,
+      signal,
+    }
+    const { tar, ended } = packUpper(options)
+    const over = async () => {
       const left = (this.#exports.get(tenantId) ?? 1) - 1
       if (left > 0) this.#exports.set(tenantId, left)
       else this.#exports.delete(tenantId)
+      await this.#end(errand)
     }
     // Whoever reads the tar is told by it.
     ended.then(over, over)
     return tar
   }
 
-  async #copy(id: LiveSandbox['id'], limitBytes: number, pause: boolean) {
+  /** What a sandbox has changed, of a copy that is there no longer than that takes. */
+  async #layerOf(live: LiveSandbox, image: RunnableImage, asked: NodeCommit, signal: AbortSignal): Promise<ImageLayer> {
+    const { id, tenantId, ids, spec } = live
+    const { residents, images, copies, shop } = this.#parts
     const copy = `copy_${process.pid}_${this.#serial++}`
-    const { residents, shop } = this.#parts
-    const path = await withRoom(() => residents.still(id, pause, () => shop.pool.clone(id, copy, limitBytes)))
-    return { id: copy, path }
+    const still = (work: () => Promise<unknown>) => stillWithFiles(residents, id, asked.pause, signal, work)
+    const path = await withRoom(() => copies.take(id, copy, spec.limits.diskBytes, still))
+    try {
+      const upper = join(path, 'upper')
+      const errand = beginErrand(shop, tenantId)
+      const { groups } = errand
+      try {
+        const { maxBytes } = asked
+        const { tar } = packUpper({
+          ...{ program: images.program, upper, ids, signal, without: placedFiles, maxBytes, groups },
+          stubs: [...mountPoints, ...spec.tmpfs.map(({ path }) => path), ...untouchedEtc(upper, image, ids.base)],
+        })
+        return await addLayer(images, tar, { maxBytes, groups, signal })
+      } catch (error) {
+        if (signal.aborted || error instanceof Failure || !errand.ranOutOfMemory()) throw error
+        throw new Failure(
+          'unavailable',
+          'the memory of the tenant on this node was used up: nothing was left for packing',
+        )
+      } finally {
+        await this.#end(errand)
+      }
+    } finally {
+      await copies.drop(copy)
+    }
+  }
+
+  /** What becomes of it is nothing that its tenant is told of. */
+  async #end(errand: Errand): Promise<void> {
+    await errand.end().catch((err: unknown) => this.#parts.log.error({ err }, 'errand.end_failed'))
   }
 
   async #assemble(base: HeldImage, layer: ImageLayer, asked: NodeCommit, signal: AbortSignal): Promise<HeldImage> {
@@ -125,6 +170,23 @@ export function imageOf({ id, state, image }: LiveSandbox): RunnableImage {
   if (image && ['running', 'paused', 'stopped', 'failed'].includes(state)) return image
   throw new Failure('wrong_state', `sandbox ${id} is ${state}: its files cannot be copied`, { state })
 }
+
+/**
+ * Does `work` on the files of a sandbox while nothing in it runs. It may have had to wait for that.
+ * @throws Failure wrong_state, sandbox_not_found where there are none any more; the signal's reason; as `Residents.still`
+ */
+export const stillWithFiles = (
+  residents: SnapshotParts['residents'],
+  id: LiveSandbox['id'],
+  pause: boolean,
+  signal: AbortSignal,
+  work: () => Promise<unknown>,
+): Promise<unknown> =>
+  residents.still(id, pause, () => {
+    signal.throwIfAborted()
+    imageOf(residents.find(id))
+    return work()
+  })
 
 /** The node makes /etc above the image's for its files: as long as nobody changed it, it is nothing of the sandbox's. */
 function untouchedEtc(upper: string, { layers }: RunnableImage, base: number): readonly string[] {

@@ -1,14 +1,18 @@
 // Copies of sandboxes' files on a real node: for images and for other sandboxes. What they cost is by what was changed, the
 // sandbox stands still for the copy only, and a killed agent leaves neither a copy nor a sandbox that stands still.
 import { randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
+import { chownSync, existsSync, mkdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { type ApplySandbox, GiB, mintId, type NodeCommit, type SandboxId, SnapshotId } from '@berth/contracts'
+import { type ApplySandbox, GiB, MiB, mintId, type NodeCommit, type SandboxId, SnapshotId } from '@berth/contracts'
+import { removeTree } from '@berth/host'
+import { createLogger } from '@berth/telemetry'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals'
 import { Images, nodePlatform } from '../images/images.js'
 import { addLayer } from '../images/ingest.js'
 import { packUpper } from '../images/pack.js'
+import { Copies } from './copies.js'
+import { HeldSnapshots, type Holding } from './held-snapshots.js'
 import {
   applySandbox,
   leftOf,
@@ -23,6 +27,7 @@ import { SnapshotImages, type SnapshotParts } from './snapshot-images.js'
 
 const place = newNodeDirectory()
 const forever = new AbortController().signal
+const log = createLogger({ name: 'agent', level: 'silent' })
 const program = join(import.meta.dirname, '../../../../libs/init/build/berth-layer')
 let node: TestNode
 let images: Images
@@ -70,6 +75,20 @@ async function restart(): Promise<void> {
   node = await TestNode.open(place)
 }
 
+/** Work goes on where nothing of it waits for anything outside of this process. */
+const turnsOfLoop = async (count = 20) => {
+  for (let i = 0; i < count; i++) await new Promise((resolve) => setImmediate(resolve))
+}
+
+/** What work waits at until it is opened. */
+function gateOf() {
+  let open: () => void = () => undefined
+  const opened = new Promise<void>((resolve) => {
+    open = resolve
+  })
+  return { opened, open: () => open() }
+}
+
 const newSnapshot = () => SnapshotId.parse(mintId('snapshot', Date.now(), randomBytes(10)))
 const groupOf = (id: SandboxId) => node.residents.find(id).group
 const isFrozen = (id: SandboxId) => node.shop.cgroups.frozen(groupOf(id))
@@ -112,21 +131,27 @@ describe('a sandbox that is held still', () => {
   })
 })
 
-describe('a commit', () => {
-  /** A sandbox on the image of the store, which the test's node knows nothing of. */
-  const snapshots = (still: SnapshotParts['residents']['still'] = (...of) => node.residents.still(...of)) =>
-    new SnapshotImages({
-      residents: {
-        find: (id) => {
-          const { image, ids, spec, tenantId, upper, state } = node.residents.find(id)
-          const of = image && { ...image, digest: base.digest }
-          return { ...Object.create(node.residents.find(id)), id, image: of, ids, spec, tenantId, upper, state }
-        },
-        still,
+/** A sandbox on the image of the store, which the test's node knows nothing of. */
+const snapshots = (
+  copies = node.copies,
+  still: SnapshotParts['residents']['still'] = (...of) => node.residents.still(...of),
+) =>
+  new SnapshotImages({
+    residents: {
+      find: (id) => {
+        const { image, ids, spec, tenantId, upper, state } = node.residents.find(id)
+        const of = image && { ...image, digest: base.digest }
+        return { ...Object.create(node.residents.find(id)), id, image: of, ids, spec, tenantId, upper, state }
       },
-      images,
-      shop: node.shop,
-    })
+      still,
+    },
+    images,
+    copies,
+    shop: node.shop,
+    log,
+  })
+
+describe('a commit', () => {
   const asked = (more: Partial<NodeCommit> = {}): NodeCommit => ({
     ...{ pause: true, comment: '', author: '', changes: {}, maxBytes: 1e9, ...more },
   })
@@ -163,7 +188,7 @@ describe('a commit', () => {
 
   test('of one tenant leaves a turn to others, however many it has in line', async () => {
     const begun: SandboxId[] = []
-    const commits = snapshots((id) => {
+    const commits = snapshots(node.copies, (id) => {
       begun.push(id)
       return new Promise(() => undefined)
     })
@@ -174,17 +199,88 @@ describe('a commit', () => {
     await until('another tenant’s has begun', () => begun.length >= 3)
     expect(begun).toEqual([mine.sandboxId, mine.sandboxId, other.sandboxId])
   })
+
+  test('is an errand of its tenant: it ends before the sandboxes do when the memory of those is used up', async () => {
+    const { sandboxId: id } = await node.up(sh(loop))
+    const live = node.residents.find(id)
+    // Names are what packing keeps; these are more than the memory that there is.
+    const names = join(live.upper, 'names')
+    mkdirSync(names)
+    chownSync(names, live.ids.base, live.ids.base)
+    for (let i = 0; i < 60_000; i++) writeFileSync(join(names, `${'n'.repeat(200)}${i}`), '')
+    node.shop.tenants.limit(live.tenantId, { memoryBytes: 8 * MiB, cpus: 2, pids: 4096 })
+    await expect(commit(id)).rejects.toMatchObject({ code: 'unavailable' })
+    expect((await node.inside(id, 'echo on')).out).toBe('on\n')
+    expect(node.shop.cgroups.children(node.shop.tenants.group(live.tenantId))).toEqual([id])
+    expect(await node.shop.pool.list()).toEqual([id])
+  })
+
+  test('has no copy that the node has no room for', async () => {
+    const { sandboxId: id } = await node.up({ limits: { diskBytes: GiB } })
+    await node.inside(id, 'head -c 6000000 /dev/urandom > /noise')
+    const small = new Copies(node.shop.pool, GiB + 8e6)
+    const other = await small.take(id, 'copy_other', GiB, (work) => work())
+    const refused = snapshots(small).commit(id, asked(), forever)
+    await expect(refused).rejects.toMatchObject({
+      code: 'no_capacity',
+      data: { asked: { diskBytes: expect.any(Number) } },
+    })
+    expect(await node.shop.pool.list()).toEqual(['copy_other', id].sort())
+    expect(existsSync(other)).toBe(true)
+    await small.drop('copy_other')
+    expect((await snapshots(small).commit(id, asked(), forever)).layers).toHaveLength(base.layers.length + 1)
+  })
+})
+
+describe('an export', () => {
+  const packers = (id: SandboxId) => {
+    const { tenantId } = node.residents.find(id)
+    const group = node.shop.tenants.group(tenantId)
+    return node.shop.cgroups
+      .children(group)
+      .filter((name) => name !== id)
+      .flatMap((name) => node.shop.cgroups.processes(`${group}/${name}`))
+      .map((pid) => readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0')[0])
+  }
+
+  test('is made in the group of its tenant, and ends with its reader', async () => {
+    const { sandboxId: id } = await node.up()
+    await node.inside(id, 'head -c 8000000 /dev/urandom > /noise')
+    const tar = snapshots().export(id, forever)
+    await until('it is packed', async () => packers(id)[0] === program)
+    tar.destroy()
+    await until('nothing of it is left', async () => packers(id).length === 0)
+    const groups = () => node.shop.cgroups.children(node.shop.tenants.group(node.residents.find(id).tenantId))
+    await until('its group is gone', async () => groups().join() === id)
+  })
+
+  test('of a sandbox that is deleted meanwhile breaks off', async () => {
+    const { sandboxId: id } = await node.up()
+    await node.inside(id, 'head -c 8000000 /dev/urandom > /a; echo last > /z')
+    const tar = snapshots().export(id, forever)
+    await until('it is packed', async () => packers(id)[0] === program)
+    node.residents.discard(id)
+    await until('it is gone', async () => (await node.shop.pool.list()).length === 0)
+    const read = async () => {
+      for await (const _ of tar) void _
+    }
+    await expect(read()).rejects.toMatchObject({ code: 'sandbox_not_found' })
+  })
 })
 
 describe('a fork', () => {
   const tenantId = newTenant()
+  const still = (id: SandboxId) => (work: () => Promise<unknown>) => node.residents.still(id, true, work)
+  const holding = (id: SandboxId, more: Partial<Holding> = {}, held = node.held) => {
+    const live = node.residents.find(id)
+    const { image } = live
+    if (!image) throw new Error('it has no image')
+    const asked = { id: newSnapshot(), pause: true, clones: 1, still: still(id), signal: forever, ...more }
+    return held.hold(live, image, asked)
+  }
   const hold = async (id: SandboxId, clones: number) => {
     const snapshot = newSnapshot()
-    const live = node.residents.find(id)
-    if (!live.image) throw new Error('it has no image')
-    await node.held.hold(live, live.image, { id: snapshot, pause: true, clones }, (work) =>
-      node.residents.still(id, true, work),
-    )
+    await holding(id, { id: snapshot, clones })
     return snapshot
   }
   const begin = (snapshot: SnapshotId, spec: SandboxInput = {}, more: Partial<ApplySandbox> = {}) =>
@@ -247,13 +343,94 @@ describe('a fork', () => {
     for (let i = 0; i < 4; i++) await hold(id, 1)
     await expect(hold(id, 1)).rejects.toMatchObject({ code: 'rate_limited' })
     await node.held.expire(Number.POSITIVE_INFINITY)
-    const live = node.residents.find(id)
-    const image = live.image
-    if (!image) throw new Error('it has no image')
-    const failing = node.held.hold(live, image, { id: newSnapshot(), pause: true, clones: 1 }, async () =>
-      Promise.reject(new Error('no')),
-    )
+    const failing = holding(id, { still: async () => Promise.reject(new Error('no')) })
     await expect(failing).rejects.toThrow('no')
     expect([node.held.layers(), await node.shop.pool.list()]).toEqual([[], [id]])
+  })
+  test('that is asked for twice is there for both when it is there, and is made by the second where the first failed', async () => {
+    const { sandboxId: id } = await node.up({}, { tenantId })
+    const copying = async (outcome: 'made' | 'failed') => {
+      const [snapshot, gate] = [newSnapshot(), gateOf()]
+      const first = holding(id, {
+        id: snapshot,
+        still: async (work) => {
+          await gate.opened
+          return outcome === 'made' ? work() : Promise.reject(new Error('no'))
+        },
+      }).catch((error: unknown) => String(error))
+      let answered = false
+      const second = holding(id, { id: snapshot }).then(() => {
+        answered = true
+      })
+      await turnsOfLoop()
+      expect(answered).toBe(false)
+      gate.open()
+      await second
+      expect(await node.shop.pool.list()).toContain(snapshot)
+      return first
+    }
+    expect(await copying('made')).toBeUndefined()
+    expect(await copying('failed')).toBe('Error: no')
+    expect(node.held.layers()).toHaveLength(2)
+  })
+
+  test('is not kept for one who has gone, nor where it is released while it is being made', async () => {
+    const { sandboxId: id } = await node.up({}, { tenantId })
+    const caller = new AbortController()
+    const left = holding(id, {
+      signal: caller.signal,
+      still: async (work) => {
+        await work()
+        caller.abort(new Error('gone'))
+      },
+    })
+    await expect(left).rejects.toThrow('gone')
+    expect([node.held.layers(), await node.shop.pool.list()]).toEqual([[], [id]])
+    const [snapshot, gate] = [newSnapshot(), gateOf()]
+    const made = holding(id, { id: snapshot, still: (work) => gate.opened.then(work) })
+    const released = node.held.release(snapshot, id)
+    gate.open()
+    await Promise.all([made, released])
+    expect([node.held.layers(), await node.shop.pool.list()]).toEqual([[], [id]])
+  })
+
+  test('counts as what it may come to hold, and makes room for sandboxes that come', async () => {
+    const { sandboxId: id } = await node.up({ limits: { diskBytes: 64 * MiB } }, { tenantId })
+    await node.inside(id, 'head -c 20000000 /dev/urandom > /noise')
+    const directory = join(place.directory, 'elsewhere')
+    const copies = new Copies(node.shop.pool, 64 * MiB + 48e6)
+    const held = await HeldSnapshots.open(directory, node.shop.pool, copies)
+    const [first, second] = [newSnapshot(), newSnapshot()]
+    await holding(id, { id: first }, held)
+    // The sandbox goes on to its limit, and what it had is in the copy.
+    await node.inside(id, 'head -c 20000000 /dev/urandom > /noise; sync')
+    const { exclusiveBytes } = await node.shop.pool.usage(first)
+    expect(exclusiveBytes).toBeGreaterThan(19e6)
+    expect(exclusiveBytes).toBeLessThanOrEqual(copies.bytes(first))
+    await holding(id, { id: second }, held)
+    await expect(holding(id, {}, held)).rejects.toMatchObject({ code: 'no_capacity' })
+    expect(held.layers()).toEqual([first, second])
+    const both = expect.arrayContaining([first, second])
+    // Those of a former agent count as well.
+    const next = new Copies(node.shop.pool, 64 * MiB + 48e6)
+    const after = await HeldSnapshots.open(directory, node.shop.pool, next)
+    expect(next.bytes(second)).toBe(copies.bytes(second))
+    await after.expire(Date.now())
+    expect(after.layers()).toEqual(both)
+    await node.shop.pool.create('newcomer', 16 * MiB)
+    await after.expire(Date.now())
+    expect(after.layers()).toHaveLength(1)
+    await after.expire(Number.POSITIVE_INFINITY)
+    await node.shop.pool.remove('newcomer')
+    expect(await node.shop.pool.list()).toEqual([id])
+    await removeTree(directory)
+  })
+
+  test('of a sandbox whose disk is full begins', async () => {
+    const limits = { diskBytes: 16 * MiB }
+    const { sandboxId: id } = await node.up({ limits, hostname: 'full' }, { tenantId })
+    await node.inside(id, 'head -c 30000000 /dev/urandom > /noise; i=0; while echo x > /$i; do i=$((i + 1)); done')
+    const { sandboxId: copy } = await begin(await hold(id, 1), { limits, hostname: 'copy' })
+    expect((await node.inside(copy, 'cat /etc/hostname; rm /noise && echo y > /y && echo ok')).out).toBe('copy\nok\n')
   })
 })

@@ -1,5 +1,5 @@
 import { mkdtempSync, rmSync } from 'node:fs'
-import { open, writeFile } from 'node:fs/promises'
+import { open, readdir, readFile, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { errnoOf, GiB, MiB } from '@berth/contracts'
@@ -78,6 +78,18 @@ test('a clone has the same content and its own limit', async () => {
   expect((await fill(to)).errno).toBe(EDQUOT)
   await pool.remove('origin')
   await pool.remove('copy')
+})
+
+test('a clone that cannot be made leaves nothing', async () => {
+  const from = await pool.create('origin', 64 * MiB)
+  await writeFile(join(from, 'f'), 'same')
+  await writeFile(join(await pool.create('taken', 64 * MiB), 'f'), 'other')
+  await expect(pool.clone('origin', 'taken', 8 * MiB)).rejects.toMatchObject({ code: 'ENOTEMPTY' })
+  await expect(pool.clone('nothing', 'copy', 8 * MiB)).rejects.toThrow('btrfs subvolume snapshot')
+  expect((await readdir(join(dataDir, 'pool'))).filter((name) => name.includes('clone'))).toEqual([])
+  expect(await readFile(join(pool.path('taken'), 'f'), 'utf8')).toBe('other')
+  await pool.remove('origin')
+  await pool.remove('taken')
 })
 
 test('many at once are made and removed', async () => {

@@ -101,9 +101,14 @@ export class Pool {
   /** A writable copy that shares all blocks with `from` until either changes. */
   async clone(from: string, id: string, limitBytes: number): Promise<string> {
     const temporary = join(this.root, `.ready-clone-${process.pid}-${this.serial++}`)
-    expectSuccess(await run(['btrfs', 'subvolume', 'snapshot', this.path(from), temporary]))
-    await setLimit(temporary, limitBytes)
-    await rename(temporary, this.path(id))
+    try {
+      expectSuccess(await run(['btrfs', 'subvolume', 'snapshot', this.path(from), temporary]))
+      await setLimit(temporary, limitBytes)
+      await rename(temporary, this.path(id))
+    } catch (error) {
+      if (existsSync(temporary)) await this.discard(temporary)
+      throw error
+    }
     return this.path(id)
   }
 

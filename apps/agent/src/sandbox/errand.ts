@@ -1,0 +1,42 @@
+// errand.ts: programs of the node that work for one tenant outside of its sandboxes, as those that pack their files. They
+// have a control group beside the sandboxes', so that what they take of memory and CPU is the tenant's. One that a killed
+// agent left is removed by the next, as any group whose name nobody knows.
+import type { TenantId } from '@berth/contracts'
+import type { Workshop } from './steps.js'
+
+export interface Errand {
+  /** Directories of its group, of each hierarchy one. */
+  readonly groups: readonly string[]
+  /** Whether the kernel ended a program of it because the memory of the tenant was used up. */
+  ranOutOfMemory(): boolean
+  /** Ends what is left of it. @throws Fault when that lives on */
+  end(): Promise<void>
+}
+
+let serial = 0
+
+/** To be ended when its programs have. @throws Fault when the kernel refuses a limit of the tenant */
+export function beginErrand({ cgroups, tenants }: Pick<Workshop, 'cgroups' | 'tenants'>, tenantId: TenantId): Errand {
+  const group = `${tenants.group(tenantId)}/errand_${process.pid}_${serial++}`
+  tenants.hold(tenantId)
+  try {
+    // One that is there has limits, of which the kernel may have refused some: they are those of the tenant's sandboxes too.
+    if (cgroups.usage(tenants.group(tenantId)) === undefined) tenants.ensure(tenantId)
+    cgroups.create(group)
+  } catch (error) {
+    tenants.release(tenantId)
+    throw error
+  }
+  return {
+    groups: [...new Set(cgroups.paths(group).values())],
+    ranOutOfMemory: () => (cgroups.usage(group)?.oomKills ?? 0) > 0,
+    async end() {
+      try {
+        await cgroups.kill(group)
+        await cgroups.remove(group)
+      } finally {
+        tenants.release(tenantId)
+      }
+    },
+  }
+}
