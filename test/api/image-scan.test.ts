@@ -128,6 +128,11 @@ describe('a tenant whose policy refuses', () => {
       const said = body.policy
       return said.mode === mode && said.against.join() === against.join() ? true : undefined
     })
+  let before: string
+  beforeAll(async () => {
+    const made = await owner.post('/v1/sandboxes?start=false&wait=stopped&timeoutMs=60s', { image: 'vulnerable' })
+    before = made.body.id
+  })
   afterAll(() => policy(null))
 
   test('starts nothing from an image with a vulnerability, by no name of it, and everything else', async () => {
@@ -143,6 +148,9 @@ describe('a tenant whose policy refuses', () => {
     expect(await owner.post('/v1/jobs', job(digest))).toMatchObject(refused)
     expect(await owner.post('/v1/batches', { jobs: [job('mended'), job('vulnerable')] })).toMatchObject(refused)
     expect(await owner.post('/v1/sandboxes', { image: 'vulnerable' })).toMatchObject(refused)
+    // Nor one that begins with the files of one that was there before, which can be started itself.
+    expect(await owner.post(`/v1/sandboxes/${before}/fork`, { start: false })).toMatchObject(refused)
+    expect((await owner.post(`/v1/sandboxes/${before}/start`)).status).toBe(202)
     expect(await build('FROM mended\nCOPY --from=vulnerable /etc/os-release /')).toMatchObject(refused)
     expect((await build('FROM mended\nLABEL built=yes')).status).toBe(201)
     expect((await run(owner, job('mended'))).state).toBe('succeeded')
@@ -157,6 +165,7 @@ describe('a tenant whose policy refuses', () => {
     await policy({ mode: 'refuse', severity: 'low', exempt: ['CVE-2025-0001', 'ghsa-test'] })
     await inEffect('refuse', [])
     expect((await run(owner, job('vulnerable'))).state).toBe('succeeded')
+    expect((await owner.post(`/v1/sandboxes/${before}/fork`, { start: false })).status).toBe(201)
   })
 
   test('is refused where it is none', async () => {

@@ -2,6 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import {
   Failure,
+  HeldFiles,
   type HoldSnapshot,
   ImageStep,
   mintId,
@@ -12,6 +13,7 @@ import {
 } from '@berth/contracts'
 import { type Fork, forkedSpecs } from '@berth/domain'
 import type { NodeAnswer } from '@berth/node-rpc'
+import { OutcomeUnknown } from '@berth/persistence'
 import type { Logger } from '@berth/telemetry'
 import { Inject, Injectable } from '@nestjs/common'
 import { z } from 'zod'
@@ -19,6 +21,7 @@ import { checkScope, type TenantPrincipal } from '../http/auth.js'
 import type { Once } from '../http/route.decorator.js'
 import { isLastStep } from '../images/image-nodes.js'
 import { type Step, TransfersService } from '../images/transfers.service.js'
+import { ImageGate } from '../scan/image-gate.js'
 import { valuesIn } from '../streams/node-calls.js'
 import { SandboxCalls } from '../streams/sandbox-calls.js'
 import { LOG } from '../tokens.js'
@@ -47,6 +50,7 @@ export class SnapshotsService {
     private readonly calls: SandboxCalls,
     private readonly transfers: TransfersService,
     private readonly sandboxes: SandboxesService,
+    private readonly images: ImageGate,
     @Inject(LOG) private readonly log: Logger,
   ) {}
 
@@ -71,7 +75,8 @@ export class SnapshotsService {
   /**
    * Creates sandboxes that begin with the files of another: its node keeps a copy of them, and makes each of the sandboxes
    * of it once they are admitted. Killed in between, the node forgets the copy after a while.
-   * @throws sandbox_not_found, wrong_state, InvalidRequest, policy_forbidden, name_taken, quota_exceeded, no_capacity
+   * @throws sandbox_not_found, wrong_state, InvalidRequest, policy_forbidden, name_taken, quota_exceeded, no_capacity,
+   *   scan_unavailable
    */
   async fork(call: SnapshotCall, { start, pause, ...fork }: Forking, once: Once): Promise<readonly Sandbox[]> {
     const { tenantId, keyId } = call.principal
@@ -81,12 +86,15 @@ export class SnapshotsService {
       const specs = forkedSpecs(source, fork)
       for (const spec of specs.slice(0, 1)) this.sandboxes.check(spec)
       const snapshot = SnapshotId.parse(mintId('snapshot', Date.now(), randomBytes(10)))
-      await this.hold(call, { id: snapshot, pause, clones: specs.length })
       const origin = { sandbox: source.id, snapshot }
+      const of = { ...call, sandbox: source.id }
+      const { image } = await this.hold(of, { id: snapshot, pause, clones: specs.length })
       try {
+        await this.images.pass(tenantId, source.spec.image, image)
         now = await this.sandboxes.fork({ tenantId, origin, specs, start, by: keyId })
       } catch (error) {
-        await this.release(call, snapshot)
+        // Those that may have been admitted begin with it; where there are none it goes when its time is over.
+        if (!(error instanceof OutcomeUnknown)) await this.release(of, snapshot)
         throw error
       }
       return { ids: now.map(({ id }) => id) }
@@ -94,10 +102,17 @@ export class SnapshotsService {
     return now ?? Promise.all(ids.map((id) => this.sandboxes.get(tenantId, id)))
   }
 
-  private async hold({ principal, sandbox, signal }: SnapshotCall, json: HoldSnapshot): Promise<void> {
+  private async hold(call: SnapshotCall, json: HoldSnapshot): Promise<HeldFiles> {
+    const { principal, sandbox, signal } = call
     const request = { method: 'POST', path: ['snapshot', 'hold'], json, signal, answerWithinMs: HOLD_MS } as const
-    const { body } = await this.calls.call(principal, sandbox, request)
-    body.destroy()
+    try {
+      return await this.calls.json(principal, sandbox, request, HeldFiles)
+    } catch (error) {
+      // The node lets go of what nobody waits for, but for an answer that is lost. Nobody waits for this one either.
+      const answered = error instanceof Failure && error.code !== 'node_unreachable'
+      if (!answered) void this.release(call, json.id)
+      throw error
+    }
   }
 
   /** The node forgets it by itself as well. */
