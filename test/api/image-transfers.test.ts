@@ -2,7 +2,7 @@
 // test wants said. What real nodes do is in images.test.ts.
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { type HeldImage, ImageProgress, type ImageStep, MiB, PullImage } from '@berth/contracts'
+import { type HeldImage, ImageProgress, type ImageStep, MiB, PullImage, PushImage } from '@berth/contracts'
 import type { RestCall } from '@berth/node-rpc'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from '@jest/globals'
 import { type Api, operator, tenant, until } from '../support/berth.js'
@@ -177,6 +177,31 @@ describe('a pull', () => {
       expect(push).toMatchObject({ status: 403, body: { code: 'policy_forbidden' } })
     },
   )
+})
+
+describe('a push', () => {
+  test('tells the node which repositories of that registry the tenant has its layers from, and no others', async () => {
+    const [mine, other] = [await tenant(), await tenant()]
+    const shared = layerOf(10)
+    await have(mine, 'ghcr.io/team/base:1', imageOf([shared]))
+    await have(mine, 'quay.io/team/elsewhere:1', imageOf([shared]))
+    await have(other, 'ghcr.io/secret/base:1', imageOf([shared]))
+    const app = await have(mine, 'ghcr.io/team/app:1', imageOf([shared, layerOf(1)]))
+    await until(
+      'the node says that it has it',
+      async () => (await mine.get(of(app.digest))).body.nodes === 1 || undefined,
+    )
+    const seen: PushImage[] = []
+    node.images = async (call) => {
+      seen.push(await call.json(PushImage))
+      await call.lines([done(app)])
+    }
+    const push = (reference?: string) => mine.post(`${of('ghcr.io/team/app:1')}/push?wait=done`, { reference })
+    expect(await push('ghcr.io/team/new:1')).toMatchObject({ status: 201 })
+    expect(await push()).toMatchObject({ status: 201 })
+    expect(await push('registry.example.org/x:1')).toMatchObject({ status: 201 })
+    expect(seen.map(({ mountFrom }) => mountFrom)).toEqual([['team/app', 'team/base'], ['team/base'], []])
+  })
 })
 
 async function* endless(signal: AbortSignal): AsyncGenerator<ImageStep> {

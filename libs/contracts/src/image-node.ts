@@ -66,6 +66,16 @@ export const PushImage = z.object({
   digest: ImageDigest.describe('Image id'),
   reference: z.string().describe('In full, with a tag'),
   access: RegistryAccess,
+  mountFrom: z
+    .array(
+      z
+        .string()
+        .regex(/^[a-z0-9]+(?:(?:[./]|__?|-+)[a-z0-9]+)*$/)
+        .max(255),
+    )
+    .max(8)
+    .default([])
+    .describe('Repositories of the same registry, known to whoever pushes, that may have blobs of the image'),
 })
 export type PushImage = z.infer<typeof PushImage>
 

@@ -132,6 +132,11 @@ export interface Images {
   holders(digest: string, except: NodeId): Promise<readonly NodeId[]>
   /** Whose attempt or sandbox this is, where it is on the node and starts from the image. */
   neededBy(nodeId: NodeId, subject: AttemptId | SandboxId, digest: string): Promise<TenantId | undefined>
+  /**
+   * Names in full, or `registry/repository@digest`, of the owner's own images that share a layer with this one: where they
+   * were pulled from first. Of one registry, ten at most.
+   */
+  relatives(owner: ImageOwner, digest: string, registry: string): Promise<readonly string[]>
   /** Where an image that the owner may use came from. */
   origin(owner: ImageOwner, digest: string): Promise<ImageOrigin | undefined>
   /**

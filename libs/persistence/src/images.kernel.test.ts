@@ -78,6 +78,35 @@ describe('what is whose', () => {
     expect([await listed(tenant), await listed(other), await listed(PUBLIC_OWNER)]).toEqual([[held.digest], [], []])
   })
 
+  test('where a layer of an image may be as well, by what its owner has and nobody else', async () => {
+    const { tenant, other, node } = await given()
+    const [shared, base] = [layer(5), image([layer(9)])]
+    const [one, two, open] = [image([shared, layer(1)]), image([shared]), image([shared])]
+    const from = (held: HeldImage, repository: string) => `r.example/${repository}@${held.manifestDigest}`
+    const pulled = async (owner: string, held: HeldImage, repository: string, ...references: string[]) =>
+      db.images.add({
+        ...{ owner, nodeId: node, by: 'key' },
+        images: [{ image: held, references, origin: from(held, repository) }],
+      })
+    await pulled(tenant, one, 'team/one', 'r.example/team/one:1', 'r.example.org/team/one:1', 'r.example/team/copy:2')
+    await pulled(tenant, two, 'team/two', 'docker.io/team/two:1')
+    await pulled(tenant, base, 'team/base')
+    await pulled(other, one, 'secret/one', 'r.example/secret/name:1')
+    await pulled(PUBLIC_OWNER, open, 'operator/open')
+    const own = ['r.example/team/copy:2', 'r.example/team/one:1']
+    expect(await db.images.relatives(tenant, one.digest, 'r.example')).toEqual([
+      ...[from(one, 'team/one'), ...own, from(two, 'team/two')],
+    ])
+    expect(await db.images.relatives(tenant, two.digest, 'r.example')).toEqual([
+      ...[from(two, 'team/two'), from(one, 'team/one'), ...own],
+    ])
+    // A public image is pushed from where the tenant has something of it.
+    expect(await db.images.relatives(tenant, open.digest, 'r.example')).toHaveLength(4)
+    expect(await db.images.relatives(tenant, two.digest, 'docker.io')).toEqual(['docker.io/team/two:1'])
+    expect(await db.images.relatives(tenant, one.digest, 'r.exampl_')).toEqual([])
+    expect(await db.images.relatives(PUBLIC_OWNER, open.digest, 'r.example')).toEqual([from(open, 'operator/open')])
+  })
+
   test('an own name hides a public one, that one a base image', async () => {
     const { tenant, other, node } = await given()
     const [own, open] = [image([layer(1)]), image([layer(2)])]

@@ -310,6 +310,20 @@ const readOrigin: Statement = {
          ORDER BY i.owner = '${PUBLIC_OWNER}' LIMIT 1`,
 }
 
+const readRelatives: Statement = {
+  name: 'image_relatives',
+  text: `WITH related AS (
+           SELECT DISTINCT other.digest FROM image_layers own
+           JOIN image_layers other ON other.diff_id = own.diff_id
+           WHERE own.digest = $2 AND own.owner IN ($1, '${PUBLIC_OWNER}') AND other.owner = $1),
+         known AS (
+           SELECT i.origin AS reference, i.digest, 0 AS rank FROM images i JOIN related r USING (digest) WHERE i.owner = $1
+           UNION ALL
+           SELECT n.reference, n.digest, 1 FROM image_names n JOIN related r USING (digest) WHERE n.owner = $1)
+         SELECT reference FROM known WHERE starts_with(reference, $3 || '/')
+         GROUP BY reference ORDER BY bool_or(digest = $2) DESC, min(rank), reference LIMIT 10`,
+}
+
 // Of one name the claim of the node that was registered first comes first; see `resolveOnNode`.
 const readBase: Statement = {
   name: 'base_images',
@@ -369,6 +383,10 @@ export function openImages(store: Store): Images {
     },
     neededBy: async (nodeId, subject, digest) =>
       (await store.rows<{ id: TenantId }>(readNeed, [nodeId, subject, digest]))[0]?.id,
+    relatives: async (owner, digest, registry) =>
+      (await store.rows<{ reference: string }>(readRelatives, [owner, digest, registry])).map(
+        ({ reference }) => reference,
+      ),
     origin: async (owner, digest) => (await store.rows<ImageOrigin>(readOrigin, [owner, digest]))[0],
     ...openImageRemoval(store, (session, scope, wanted) => get(session, scope, wanted)),
     logins: openLogins(store),

@@ -152,7 +152,7 @@ describe('who we are', () => {
       const access = accessTo(secure, { login })
       const pushed = await push(
         on.store.images,
-        { digest: got.digest, reference: name, access },
+        { digest: got.digest, reference: name, access, mountFrom: [] },
         forever,
         new Progress(),
         times,

@@ -198,7 +198,7 @@ describe('a push', () => {
     const access = accessTo(on.proxy)
     await push(
       on.store.images,
-      { digest: got.digest, reference: `${on.proxy.host}/team/copy:2`, access },
+      { digest: got.digest, reference: `${on.proxy.host}/team/copy:2`, access, mountFrom: [] },
       forever,
       progress,
       times,
@@ -210,7 +210,12 @@ describe('a push', () => {
   })
 
   test('of an image that is not here, or to a registry that does not let us', async () => {
-    const request = { digest: `sha256:${'9'.repeat(64)}`, reference: reference(), access: accessTo(on.proxy) }
+    const request = {
+      digest: `sha256:${'9'.repeat(64)}`,
+      reference: reference(),
+      access: accessTo(on.proxy),
+      mountFrom: [],
+    }
     await expect(push(on.store.images, request, forever, new Progress(), times)).rejects.toMatchObject({
       code: 'image_not_found',
     })

@@ -38,15 +38,21 @@ export class Passing extends Failure {
     message: string,
     /** What it asked to be left alone for, in milliseconds. */
     readonly askedMs?: number,
+    /** It did not answer at all, or not to the end. */
+    readonly isOfConnection = false,
   ) {
     super('registry_unreachable', message)
   }
 }
 
 export interface Ask {
-  readonly method: 'GET' | 'HEAD' | 'POST' | 'PUT'
+  readonly method: 'GET' | 'HEAD' | 'POST' | 'PUT' | 'PATCH'
   /** Below `/v2/<repository>/`, or a URL that the endpoint named. */
   readonly path: string | URL
+  /** Default: the one that all is about. */
+  readonly repository?: string
+  /** Another repository that is read from for this. */
+  readonly reads?: string
   readonly headers?: Readonly<Record<string, string>>
   readonly body?: Buffer | (() => Readable)
 }
@@ -95,8 +101,12 @@ export class Endpoint {
       const { statusCode: status } = answer
       if (status === 401 && challenged < 2) {
         await drop(answer)
-        const scope = `repository:${this.#options.reference.repository}:${this.#options.actions}`
-        await this.#authorization.answer(header(answer, 'www-authenticate'), [scope], used)
+        const other = ask.repository ?? ask.reads
+        const scopes = [
+          `repository:${this.#options.reference.repository}:${this.#options.actions}`,
+          ...(other === undefined ? [] : [`repository:${other}:pull`]),
+        ]
+        await this.#authorization.answer(header(answer, 'www-authenticate'), scopes, used)
         continue
       }
       if (status === 401 || status === 403) throw new Failure('registry_denied', await why(answer, this.host))
@@ -108,7 +118,7 @@ export class Endpoint {
 
   async #followed(ask: Ask, authorization: string | undefined): Promise<Answer> {
     const { reference } = this.#options
-    const root = `${this.#base.pathname.replace(/\/$/, '')}/v2/${reference.repository}`
+    const root = `${this.#base.pathname.replace(/\/$/, '')}/v2/${ask.repository ?? reference.repository}`
     let url = ask.path instanceof URL ? ask.path : new URL(`${root}/${ask.path}`, this.#base)
     let login = url.origin === this.#base.origin ? authorization : undefined
     for (let redirects = 0; ; redirects++) {
@@ -154,7 +164,7 @@ export class Endpoint {
     const told = `${this.host}: ${(error instanceof Error && error.message) || code}`
     // A certificate does not become right by waiting.
     if (/CERT|SIGNATURE|ERR_TLS|ERR_SSL|ENOTFOUND/.test(code)) return new Failure('registry_unreachable', told)
-    return new Passing(told)
+    return new Passing(told, undefined, true)
   }
 
   async #askToken(server: URL, authorization: string | undefined, most: number) {

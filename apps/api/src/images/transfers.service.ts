@@ -65,6 +65,9 @@ type Beginning = (
  */
 const AT_ONCE = { all: Number.POSITIVE_INFINITY, each: 4 }
 
+/** Repositories that are asked for a blob, each by a request. */
+const MAX_MOUNTED_FROM = 4
+
 @Injectable()
 export class TransfersService {
   private readonly turns = new FairTurns(AT_ONCE)
@@ -123,7 +126,8 @@ export class TransfersService {
     const nodeId = await this.holder([image.digest], text)
     const give = await this.turns.take(ownerOf(call.principal), call.signal)
     try {
-      const json = { digest: image.digest, reference: inFull(target), access }
+      const mountFrom = await this.relatives(call, image.digest, target)
+      const json = { digest: image.digest, reference: inFull(target), access, mountFrom }
       for await (const step of this.nodes.steps(call, nodeId, { method: 'POST', rest: ['push'], json }))
         yield step.step === 'done' ? { step: 'done', images: [imageView(image)] } : told(step)
     } finally {
@@ -203,6 +207,17 @@ export class TransfersService {
     const kept = await this.database.images.add({ owner: ownerOf(principal), images, nodeId, by: principal.keyId })
     this.scans.soon(kept.map(({ digest }) => digest))
     return kept.map(imageView)
+  }
+
+  /**
+   * Repositories where the target's registry may have blobs of the image already. The caller's own only: that somebody else
+   * had something there is told to nobody, not to the registry either.
+   */
+  private async relatives(call: ImagesCall, digest: string, { registry, repository }: Reference): Promise<string[]> {
+    const references = await this.database.images.relatives(ownerOf(call.principal), digest, registry.toLowerCase())
+    const repositories = new Set(references.map((reference) => parseReference(reference).repository))
+    repositories.delete(repository)
+    return [...repositories].slice(0, MAX_MOUNTED_FROM)
   }
 
   /** A node to take an image in: one that has it, or what its name leads to now, saves the most. @throws no_capacity */
