@@ -1,11 +1,22 @@
 // What is in an image, what is wrong with it, and the policy that refuses it. The installation's database of
 // vulnerabilities (test/support/setup.ts) knows packages that nobody has but the images of this file.
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { copyFileSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
-import { type Api, operator, run, stdout, type TestTenant, tenant, until } from '../support/berth.js'
+import pg from 'pg'
+import {
+  type Answer,
+  type Api,
+  operator,
+  run,
+  stack,
+  stdout,
+  type TestTenant,
+  tenant,
+  until,
+} from '../support/berth.js'
 
 const directory = mkdtempSync(join(tmpdir(), 'berth-scan-'))
 let owner: TestTenant
@@ -18,7 +29,7 @@ afterAll(() => rmSync(directory, { recursive: true }))
 
 /** An image with a shell, and what package managers would have written. */
 async function given(api: Api, name: string, version: string): Promise<void> {
-  const root = join(directory, name)
+  const root = mkdtempSync(join(directory, name))
   const files = {
     'etc/os-release': 'ID=debian\nVERSION_ID="13"\nPRETTY_NAME="Debian of the test"\n',
     'var/lib/dpkg/status': `Package: libtest1\nStatus: install ok installed\nVersion: ${version}\nArchitecture: all\nSource: berth-test\n`,
@@ -38,12 +49,19 @@ async function given(api: Api, name: string, version: string): Promise<void> {
   if (answer.status !== 201) throw new Error(`import: ${await answer.text()}`)
 }
 
-async function build(dockerfile: string) {
+const databaseUrl = () => `postgresql://berth@/berth?host=${encodeURIComponent(join(stack().dataDir, 'postgres'))}`
+
+function berthAs({ key }: Api, ...argv: string[]) {
+  const env = { ...process.env, BERTH_URL: stack().url, BERTH_API_KEY: key }
+  return spawnSync(join(process.cwd(), 'berth'), argv, { encoding: 'utf8', env })
+}
+
+async function build(dockerfile: string, by: Api = owner): Promise<Pick<Answer, 'status' | 'body'>> {
   const context = join(directory, 'context')
   mkdirSync(context, { recursive: true })
   writeFileSync(join(context, 'Dockerfile'), dockerfile)
   const body = new Uint8Array(execFileSync('tar', ['-C', context, '-c', '.']))
-  const answer = await owner.raw('POST', '/v1/builds?wait=done', { body })
+  const answer = await by.raw('POST', '/v1/builds?wait=done', { body })
   return { status: answer.status, body: await answer.json() }
 }
 
@@ -116,6 +134,93 @@ test('what is in an image is told to those who may see it, and hold the scope', 
     expect((await other.get(`/v1/images/${digest}/${what}`)).body.code).toBe('image_not_found')
   expect((await operator().get(`/v1/images/debian/packages?limit=1`)).body.items).toHaveLength(1)
   expect((await owner.get('/v1/images/vulnerable/packages?cursor=x')).body.code).toBe('invalid_request')
+})
+
+test('images that are built or committed are read soon after, before anybody asks', async () => {
+  const database = new pg.Client({ connectionString: databaseUrl() })
+  await database.connect()
+  const read = (digest: string) =>
+    until(`${digest} is read`, async () => {
+      const { rows } = await database.query('SELECT 1 FROM image_contents WHERE digest = $1', [digest])
+      return rows.length > 0 ? true : undefined
+    })
+  try {
+    const built = await build('FROM mended\nLABEL read=soon')
+    expect(built.body).toMatchObject({ warnings: [] })
+    await read(built.body.image.digest)
+    const sandbox = await owner.post('/v1/sandboxes?wait=running', { image: 'mended', command: ['/bin/sleep', '60'] })
+    const committed = await owner.post(`/v1/sandboxes/${sandbox.body.id}/commit?wait=done`, { reference: 'committed' })
+    expect(committed.status).toBe(201)
+    await read(await digestOf('committed'))
+    await owner.delete(`/v1/sandboxes/${sandbox.body.id}`)
+  } finally {
+    await database.end()
+  }
+})
+
+describe('a tenant whose policy warns', () => {
+  let warned: TestTenant
+  const text = 'image vulnerable: of high severity or worse it has CVE-2025-0001'
+  beforeAll(async () => {
+    warned = await tenant()
+    await given(warned, 'vulnerable', '1.0')
+    await given(warned, 'mended', '2.0')
+    await operator().patch(`/v1/tenants/${warned.id}`, { imagePolicy: { mode: 'warn', severity: 'high' } })
+    // What is known of both is known then; a policy is in effect within two seconds.
+    for (const image of ['vulnerable', 'mended'])
+      await until('the policy is in effect', async () => {
+        const { body } = await warned.get(`/v1/images/${image}/vulnerabilities`)
+        return body.policy.mode === 'warn' ? true : undefined
+      })
+  })
+  /** Those with the same key are the same request. */
+  const create = async (path: string, body: object, key?: string) =>
+    (await warned.post(path, body, key === undefined ? {} : { 'idempotency-key': key })).body
+
+  test('is told so in each answer that creates, and starts all the same', async () => {
+    expect((await create('/v1/jobs', job('vulnerable'))).warnings).toEqual([text])
+    const waited = await create('/v1/jobs?wait=finished&output=true', job('vulnerable'), 'again')
+    expect(waited).toMatchObject({ state: 'succeeded', warnings: [text] })
+    expect(await create('/v1/jobs', job('vulnerable'), 'again')).toMatchObject({ id: waited.id, warnings: [text] })
+    expect((await create('/v1/jobs', job('mended'))).warnings).toEqual([])
+    const batch = await create('/v1/batches', { jobs: ['vulnerable', 'mended', 'vulnerable'].map(job) })
+    expect(batch).toMatchObject({ jobIds: { length: 3 }, warnings: [text] })
+    const named = { name: 'warned', image: 'vulnerable', command: ['/bin/true'] }
+    expect((await create('/v1/sandboxes', named)).warnings).toEqual([text])
+    // It was there.
+    expect((await create('/v1/sandboxes?ifExists=get', named)).warnings).toEqual([])
+    expect((await warned.get('/v1/sandboxes/warned')).body.warnings).toBeUndefined()
+    await warned.delete('/v1/sandboxes/warned')
+    const built = await build('FROM mended\nCOPY --from=vulnerable /etc/os-release /', warned)
+    expect(built).toMatchObject({ status: 201, body: { warnings: [text] } })
+    const log = await (await warned.raw('GET', `/v1/builds/${built.body.build.id}/log`)).text()
+    expect(log).toContain(`WARNING: ${text}\n`)
+  })
+
+  test('has one event of it, however often it is used', async () => {
+    const digest = (await warned.get('/v1/images/vulnerable')).body.digest
+    const events = async () => (await warned.get(`/v1/events?type=image.warned&subject=${digest}`)).body.items
+    await until('the event is there', async () => ((await events()).length > 0 ? true : undefined))
+    await create('/v1/jobs?wait=finished', job('vulnerable'))
+    expect(await events()).toMatchObject([
+      {
+        ...{ type: 'image.warned', subject: digest, by: 'api' },
+        data: { image: 'vulnerable', severity: 'high', vulnerabilities: ['CVE-2025-0001'], complete: true },
+      },
+    ])
+    expect((await owner.get('/v1/events?type=image.warned')).body.items).toEqual([])
+  })
+
+  test('sees it on standard error of berth run and berth build', () => {
+    const run = berthAs(warned, 'run', '--image', 'vulnerable', '--', '/bin/true')
+    expect(run).toMatchObject({ status: 0, stdout: '', stderr: `berth: warning: ${text}\n` })
+    const context = join(directory, 'told')
+    mkdirSync(context)
+    writeFileSync(join(context, 'Dockerfile'), 'FROM vulnerable\nLABEL told=yes')
+    const built = berthAs(warned, 'build', '--progress', 'plain', context)
+    expect(built.status).toBe(0)
+    expect(built.stderr).toContain(`WARNING: ${text}\n`)
+  })
 })
 
 describe('a tenant whose policy refuses', () => {

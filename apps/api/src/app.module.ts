@@ -63,6 +63,7 @@ import { signatureOf } from './scan/database-files.js'
 import { ImageGate } from './scan/image-gate.js'
 import { ImageScans } from './scan/image-scans.js'
 import { ImageVerdicts } from './scan/image-verdicts.js'
+import { ImageWarnings } from './scan/image-warnings.js'
 import { KnownVulnerabilities } from './scan/known-vulnerabilities.js'
 import { PlainThread } from './scan/plain-thread.js'
 import { startScanThread } from './scan/scan-thread.js'
@@ -169,7 +170,7 @@ export function appModule({ config, log, secrets, database, queues }: Outside): 
       ...[TerminalsService, TerminalDoors],
       ...[ImageNames, ImageNodes, ImageSources, ImagesService, TemplatesService, TransfersService, RegistriesService],
       ...[BaseImages, BuildNodes, BuildRuns, BuildingService, BuildsService],
-      ...[ImageScans, ImageVerdicts, ImageGate, PlainThread, ScansService],
+      ...[ImageScans, ImageVerdicts, ImageWarnings, ImageGate, PlainThread, ScansService],
       ...[TenantsService, NodesService, NodeUsers, ProtocolService],
       ...[Changes, Dispatcher, Placer, Reconciler, Reports, Timers, TimersProcessor, Wakes],
     ],

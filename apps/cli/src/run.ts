@@ -27,7 +27,8 @@ export async function runJob(places: Places, command: readonly string[], options
     ...(options.timeout === undefined ? {} : { timeoutMs: options.timeout }),
     ...(options.stdin ? { stdin: (await buffer(process.stdin)).toString('base64') } : {}),
   }
-  const { id } = await client.call(createJob, { body })
+  const { id, warnings } = await client.call(createJob, { body })
+  for (const warning of warnings) process.stderr.write(`berth: warning: ${warning}\n`)
   const cancel = () => void client.call(cancelJob, { params: { jobId: id } }).catch(() => undefined)
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, cancel)
   const pass = async (stream: OutputStream, to: NodeJS.WriteStream) => {

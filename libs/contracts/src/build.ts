@@ -176,6 +176,14 @@ const writing = { rate: 'write', scope: 'images:write', tag: 'builds', idempoten
 const buildParams = z.object({ build: BuildId })
 const unreachable = z.array(NodeId).describe('Nodes that did not answer')
 
+/** What `wait=done` is answered with. */
+export const BuildDone = z.object({
+  build: Build,
+  image: Image,
+  warnings: z.array(z.string()).describe('What the stream would have told of as `warning`'),
+})
+export type BuildDone = z.infer<typeof BuildDone>
+
 export const createBuild = route({
   ...writing,
   id: 'createBuild',
@@ -194,7 +202,7 @@ export const createBuild = route({
   },
   query: BuildQuery,
   body: 'bytes',
-  reply: { 200: { kind: 'ndjson', item: BuildProgress }, 201: z.object({ build: Build, image: Image }) },
+  reply: { 200: { kind: 'ndjson', item: BuildProgress }, 201: BuildDone },
   errors: [
     ...(['quota_exceeded', 'tenant_suspended', 'no_capacity', 'node_unreachable'] as const),
     ...(['context_invalid', 'dockerfile_invalid', 'build_failed', 'build_canceled', 'build_timed_out'] as const),

@@ -28,6 +28,7 @@ export const eventTypes = [
   'build.succeeded',
   'build.failed',
   'build.canceled',
+  'image.warned',
 ] as const
 export const EventType = z.enum(eventTypes)
 export type EventType = z.infer<typeof EventType>
@@ -37,7 +38,7 @@ export const BerthEvent = z.object({
   id: z.string().describe('Position in the log of the tenant: grows by one with every event'),
   type: EventType,
   at: Time,
-  subject: z.string().describe('Id of the sandbox, job or build'),
+  subject: z.string().describe('Id of the sandbox, job or build, or digest of the image'),
   by: z.string().describe('`sandbox`, `agent`, `api`, or the id of the key that asked'),
   data: z.record(z.string(), z.unknown()).describe('Depends on the type; see docs/events.md'),
 })
@@ -54,7 +55,7 @@ const query = {
     .optional()
     .describe('Only later ones'),
   type: z.union([EventType.transform((type) => [type]), z.array(EventType)]).optional(),
-  subject: z.union([SandboxId, z.string().max(64)]).optional(),
+  subject: z.union([SandboxId, z.string().max(128)]).optional(),
 } as const
 
 export const listEvents = route({

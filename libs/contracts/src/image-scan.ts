@@ -64,7 +64,10 @@ export type Severity = z.infer<typeof Severity>
 export const ImagePolicy = z.strictObject({
   mode: z
     .enum(['off', 'warn', 'refuse'])
-    .describe("`warn`: told in the API's log; `refuse`: neither jobs nor sandboxes start from it"),
+    .describe(
+      '`warn`: told in the answer that creates, as an event and in the log of the API; `refuse`: neither jobs nor ' +
+        'sandboxes start from it',
+    ),
   severity: z
     .enum(['low', 'medium', 'high', 'critical'])
     .default('critical')
@@ -77,6 +80,15 @@ export const ImagePolicy = z.strictObject({
     .describe('Ids of vulnerabilities that do not count, by any of their names'),
 })
 export type ImagePolicy = z.infer<typeof ImagePolicy>
+
+/** Of an answer that creates something. */
+export const Warnings = z
+  .array(z.string())
+  .describe('What is known against its images, where the policy of images warns: one for each image; mostly none')
+export type Warnings = z.infer<typeof Warnings>
+
+/** Most that one answer has. */
+export const MAX_WARNINGS = 100
 
 export const ImageVulnerability = z.object({
   id: z.string().describe('By a CVE id where it has one'),

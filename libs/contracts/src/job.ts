@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import { given, wholeUnlessTemplated } from './given.js'
 import { AttemptId, BatchId, JobId, NodeId } from './ids.js'
+import { Warnings } from './image-scan.js'
 import { AbsolutePath, Argument, argumentsProblem, Environment, Hostname, User } from './process.js'
 import { Flag, Labels, Name, Page, pageOf, route, TemplateRef, Time } from './route.js'
 import { bodyLimits } from './tenant.js'
@@ -220,6 +221,10 @@ const waiting = {
 
 const jobParams = z.object({ jobId: JobId })
 
+/** A job as the answer that creates it has it. */
+export const CreatedJob = Job.extend({ warnings: Warnings })
+export type CreatedJob = z.infer<typeof CreatedJob>
+
 export const createJob = route({
   id: 'createJob',
   method: 'POST',
@@ -232,7 +237,7 @@ export const createJob = route({
   query: z.strictObject(waiting),
   body: GivenJob,
   bodyLimit: bodyLimits.job,
-  reply: { 201: Job },
+  reply: { 201: CreatedJob },
   errors: [
     ...(['invalid_json', 'body_too_large', 'quota_exceeded', 'tenant_suspended'] as const),
     ...(['image_not_found', 'template_not_found'] as const),
@@ -349,6 +354,9 @@ export const Batch = z.object({
 })
 export type Batch = z.infer<typeof Batch>
 
+export const CreatedBatch = Batch.extend({ jobIds: z.array(JobId), warnings: Warnings })
+export type CreatedBatch = z.infer<typeof CreatedBatch>
+
 export const createBatch = route({
   id: 'createBatch',
   method: 'POST',
@@ -363,7 +371,7 @@ export const createBatch = route({
     jobs: z.array(GivenJob).min(1).max(1000),
   }),
   bodyLimit: bodyLimits.job,
-  reply: { 201: Batch.extend({ jobIds: z.array(JobId) }) },
+  reply: { 201: CreatedBatch },
   errors: [
     ...(['invalid_json', 'body_too_large', 'quota_exceeded', 'tenant_suspended'] as const),
     ...(['image_not_found', 'template_not_found'] as const),

@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import { given, wholeUnlessTemplated } from './given.js'
 import { NodeId, SandboxId } from './ids.js'
+import { Warnings } from './image-scan.js'
 import { ImageReference, Limits } from './job.js'
 import {
   AbsolutePath,
@@ -362,6 +363,10 @@ const waiting = {
 const common = { rate: 'write', scope: 'sandboxes:write', tag: 'sandboxes', params: sandboxParams } as const
 const reading = { method: 'GET', rate: 'read', scope: 'sandboxes:read', tag: 'sandboxes' } as const
 
+/** A sandbox as the answer that creates it has it. */
+export const CreatedSandbox = Sandbox.extend({ warnings: Warnings })
+export type CreatedSandbox = z.infer<typeof CreatedSandbox>
+
 export const createSandbox = route({
   id: 'createSandbox',
   method: 'POST',
@@ -380,7 +385,7 @@ export const createSandbox = route({
   }),
   body: GivenSandbox,
   bodyLimit: 4 * MiB,
-  reply: { 201: Sandbox, 200: Sandbox },
+  reply: { 201: CreatedSandbox, 200: CreatedSandbox },
   errors: [
     'invalid_json',
     'body_too_large',

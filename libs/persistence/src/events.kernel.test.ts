@@ -118,3 +118,27 @@ test('lists go by type and subject, from any number on', async () => {
   expect(filtered.map(({ id }) => id)).toEqual(['3'])
   expect(await db.events.list(await givenTenant(db), 0, { subject: job.id }, 10)).toEqual([])
 })
+
+test('what is known against an image is told once a day, however many tell it at once', async () => {
+  const [tenantId, other] = [await givenTenant(db), await givenTenant(db)]
+  const digest = `sha256:${'1'.repeat(64)}`
+  const warning = { image: 'app', severity: 'high', vulnerabilities: ['CVE-1'], complete: true }
+  const tell = (more = {}, to = tenantId) => db.events.warned(to, digest, { ...warning, ...more })
+  const told = await Promise.all([1, 2, 3, 4].map((name) => tell({ image: `app:${name}` })))
+  expect(told.filter(Boolean)).toHaveLength(1)
+  expect([await tell({}, other), await tell({ vulnerabilities: ['CVE-2'] }), await tell()]).toEqual([true, true, false])
+  const events = await db.events.list(tenantId, 0, { subject: digest }, 10)
+  expect(events).toMatchObject([
+    {
+      id: '1',
+      type: 'image.warned',
+      subject: digest,
+      by: 'api',
+      data: { severity: 'high', vulnerabilities: ['CVE-1'] },
+    },
+    { id: '2', data: { image: 'app', vulnerabilities: ['CVE-2'], complete: true } },
+  ])
+  clock.advance(24 * 3_600_000)
+  expect([await tell(), await tell()]).toEqual([true, false])
+  expect(await db.events.last(tenantId)).toBe(3)
+})

@@ -419,12 +419,29 @@ export interface EventFilter {
   readonly subject?: string | undefined
 }
 
+/** What a tenant is told of an image where the policy warns. */
+export interface ImageWarning {
+  /** As it was named. */
+  readonly image: string
+  /** The least that counts. */
+  readonly severity: string
+  /** Ids of the worst ones that count. */
+  readonly vulnerabilities: readonly string[]
+  /** Whether all of it was looked at. */
+  readonly complete: boolean
+}
+
 /** The append-only log of each tenant. Numbers grow by one with every event, in the order of commits. */
 export interface Events {
   /** Up to `limit` events after the number `after`, oldest first. */
   list(tenantId: TenantId, after: number, filter: EventFilter, limit: number): Promise<readonly BerthEvent[]>
   /** Number of the last event; 0 where there was none. @throws tenant_not_found */
   last(tenantId: TenantId): Promise<number>
+  /**
+   * Tells a tenant what is known against an image that it has used, unless it was told the same within a day.
+   * @returns whether it was told now
+   */
+  warned(tenantId: TenantId, digest: string, warning: ImageWarning): Promise<boolean>
   /** Deletes up to `limit` events that are over 30 days old. @returns how many */
   expire(limit: number): Promise<number>
 }

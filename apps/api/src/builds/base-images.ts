@@ -1,6 +1,13 @@
 // base-images.ts: the images that a Dockerfile names → digests that the build's node holds. A name means to a build what it
 // means to a job of the tenant; what nobody has is pulled, as `docker build` does.
-import { type BuildOptions, type BuildProgress, Failure, InvalidRequest, type NodeId } from '@berth/contracts'
+import {
+  type BuildOptions,
+  type BuildProgress,
+  Failure,
+  InvalidRequest,
+  type NodeId,
+  type TenantId,
+} from '@berth/contracts'
 import { type ImageWanted, runs } from '@berth/domain'
 import { Inject, Injectable } from '@nestjs/common'
 import type { TenantPrincipal } from '../http/auth.js'
@@ -49,18 +56,22 @@ export class BaseImages {
       const isNamed = want.digest === null
       if (digest === null || (wish.pull && isNamed)) {
         const pulled = yield* this.pull(call, nodeId, want, wish)
-        await this.gate.pass(tenantId, want.text, pulled)
+        yield* this.passing(tenantId, want.text, pulled)
         digests[want.text] = pulled
         continue
       }
       checkPlatform(want.text, platform, wish)
-      await this.gate.pass(tenantId, want.text, digest)
+      yield* this.passing(tenantId, want.text, digest)
       digests[want.text] = digest
       if (held) continue
       await this.sources.ensureOn(call, nodeId, digest)
       yield { step: 'pulled', reference: want.text, digest }
     }
     return digests
+  }
+
+  private async *passing(tenantId: TenantId, text: string, digest: string): AsyncGenerator<BuildProgress> {
+    for (const message of await this.gate.pass(tenantId, text, digest)) yield { step: 'warning', message, line: null }
   }
 
   private async wanted(tenantId: string, text: string): Promise<ImageWanted> {

@@ -20,6 +20,7 @@ import { Inject, Injectable } from '@nestjs/common'
 import type { Config } from '../config.js'
 import type { TenantPrincipal } from '../http/auth.js'
 import { imageView } from '../images/image-views.js'
+import { ImageScans } from '../scan/image-scans.js'
 import { CONFIG, DATABASE, type Database } from '../tokens.js'
 import { BaseImages, type BuildCall } from './base-images.js'
 import { BuildNodes } from './build-nodes.js'
@@ -41,6 +42,7 @@ export class BuildingService {
     private readonly runs: BuildRuns,
     private readonly nodes: BuildNodes,
     private readonly bases: BaseImages,
+    private readonly scans: ImageScans,
   ) {}
 
   /**
@@ -64,6 +66,7 @@ export class BuildingService {
       const image = yield* this.carryOut({ principal: call.principal, signal: life.signal }, asked, context, run)
       const done = await run.succeed(image, keyId)
       end = undefined
+      this.scans.soon([done.image.digest])
       const told = run.told({ step: 'done', build: buildView(done.build), image: imageView(done.image) })
       await run.close()
       yield told

@@ -1,5 +1,5 @@
 import {
-  type Build,
+  type BuildDone,
   BuildId,
   type BuildProgress,
   cancelBuild,
@@ -7,7 +7,6 @@ import {
   getBuild,
   getBuildCache,
   getBuildLog,
-  type Image,
   listBuilds,
   pruneBuildCache,
 } from '@berth/contracts'
@@ -19,9 +18,16 @@ import { BuildingService, failedStep } from './building.service.js'
 import { BuildsService } from './builds.service.js'
 import { askedBuild } from './request.plan.js'
 
-const telling: Telling<BuildProgress, { build: Build; image: Image }> = {
-  failed: failedStep,
-  done: (step) => (step.step === 'done' ? { build: step.build, image: step.image } : undefined),
+/** Of one build: its warnings are remembered for its end. */
+function telling(): Telling<BuildProgress, BuildDone> {
+  const warnings: string[] = []
+  return {
+    failed: failedStep,
+    done: (step) => {
+      if (step.step === 'warning') warnings.push(step.message)
+      return step.step === 'done' ? { build: step.build, image: step.image, warnings } : undefined
+    },
+  }
 }
 
 @Controller()
@@ -34,7 +40,7 @@ export class BuildsController {
   @Route(createBuild)
   async create(call: Call<typeof createBuild>) {
     const asked = askedBuild(call.query, call.asking.headers)
-    return progressOf(call, this.building.build(call, asked, call.stream), telling)
+    return progressOf(call, this.building.build(call, asked, call.stream), telling())
   }
 
   @Route(listBuilds)

@@ -1,4 +1,4 @@
-import type { Batch, BatchId, JobId, JobSpec, TenantId } from '@berth/contracts'
+import type { Batch, BatchId, CreatedBatch, JobSpec, TenantId } from '@berth/contracts'
 import { Inject, Injectable } from '@nestjs/common'
 import type { TenantPrincipal } from '../http/auth.js'
 import type { Specified } from '../images/templates.service.js'
@@ -25,15 +25,15 @@ export class BatchesService {
     { tenantId, keyId }: TenantPrincipal,
     name: string | undefined,
     specified: readonly Specified<JobSpec>[],
-  ): Promise<Batch & { jobIds: JobId[] }> {
+  ): Promise<CreatedBatch> {
     const [jobs, texts] = [specified.map(({ spec }) => spec), specified.map(({ image }) => image)]
-    const { batch, jobIds, placed } = await this.images.admitted(tenantId, texts, (images) =>
+    const { made, warnings } = await this.images.admitted(tenantId, texts, (images) =>
       this.database.admission.admitBatch(tenantId, name, jobs, keyId, images),
     )
-    this.dispatcher.dispatch(placed)
+    this.dispatcher.dispatch(made.placed)
     this.changes.told(tenantId)
     this.changes.roomMade()
-    return { ...batch, jobIds: [...jobIds] }
+    return { ...made.batch, jobIds: [...made.jobIds], warnings }
   }
 
   /** The batch; with `waitMs` once all its jobs have ended, or when that time is over. @throws batch_not_found */

@@ -1,6 +1,15 @@
 // jobs.service.ts: jobs, as tenants see them. Admission decides and commits; what follows (sending, placing later)
 // goes on in the background, and no answer waits for it.
-import { finalJobStates, type Job, JobId, type JobSpec, type JobState, type TenantId } from '@berth/contracts'
+import {
+  type CreatedJob,
+  finalJobStates,
+  type Job,
+  JobId,
+  type JobSpec,
+  type JobState,
+  type TenantId,
+  Warnings,
+} from '@berth/contracts'
 import { inlineStream } from '@berth/domain'
 import type { JobFilter, PageOf, PageRequest } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
@@ -8,7 +17,7 @@ import { z } from 'zod'
 import type { TenantPrincipal } from '../http/auth.js'
 import type { Once } from '../http/route.decorator.js'
 import type { Specified } from '../images/templates.service.js'
-import { ImageGate } from '../scan/image-gate.js'
+import { type Admitted, ImageGate } from '../scan/image-gate.js'
 import { Changes } from '../scheduling/changes.js'
 import { Dispatcher } from '../scheduling/dispatcher.js'
 import { DATABASE, type Database } from '../tokens.js'
@@ -28,7 +37,8 @@ export const isFinal = (state: JobState): boolean => finals.has(state)
 const reached = (job: Job, wait: Waiting['wait']): boolean =>
   wait === undefined || isFinal(job.state) || (wait === 'running' && job.state === 'running')
 
-const Created = z.object({ id: JobId })
+/** What a repeat is told; of earlier versions without warnings. */
+const Created = z.object({ id: JobId, warnings: Warnings.default([]) })
 
 @Injectable()
 export class JobsService {
@@ -51,14 +61,15 @@ export class JobsService {
     waiting: Waiting,
     once: Once,
     signal: AbortSignal,
-  ): Promise<Job> {
-    let made: Job | undefined
-    const { id } = await once(Created, async () => {
-      made = await this.admit(tenantId, await specified(), keyId)
-      return { id: made.id }
+  ): Promise<CreatedJob> {
+    let now: Job | undefined
+    const { id, warnings } = await once(Created, async () => {
+      const { made, warnings } = await this.admit(tenantId, await specified(), keyId)
+      now = made
+      return { id: made.id, warnings }
     })
-    if (made && waiting.wait === undefined) return made
-    return this.get(tenantId, id, waiting, signal, made)
+    const job = now && waiting.wait === undefined ? now : await this.get(tenantId, id, waiting, signal, now)
+    return { ...job, warnings }
   }
 
   list(tenantId: TenantId, filter: JobFilter, page: PageRequest): Promise<PageOf<Job>> {
@@ -91,14 +102,18 @@ export class JobsService {
     this.dispatcher.dispatch(await this.database.jobs.delete({ tenantId }, id))
   }
 
-  private async admit(tenantId: TenantId, { spec, image: text }: Specified<JobSpec>, by: string): Promise<Job> {
-    const { job, placed } = await this.images.admitted(tenantId, [text], ([image]) =>
+  private async admit(
+    tenantId: TenantId,
+    { spec, image: text }: Specified<JobSpec>,
+    by: string,
+  ): Promise<Admitted<Job>> {
+    const { made, warnings } = await this.images.admitted(tenantId, [text], ([image]) =>
       this.database.admission.admitJob(tenantId, spec, by, image),
     )
-    if (placed) this.dispatcher.dispatch([placed])
+    if (made.placed) this.dispatcher.dispatch([made.placed])
     else this.changes.roomMade()
     this.changes.told(tenantId)
-    return job
+    return { made: made.job, warnings }
   }
 
   private async withOutput(tenantId: TenantId, job: Job): Promise<Job> {

@@ -48,9 +48,9 @@ export class SandboxesController {
   @Route(createSandbox, { once: 'handler' })
   async create({ principal, body, query, once, signal, header, status }: Call<typeof createSandbox>) {
     const specified = () => this.templates.sandbox(principal.tenantId, body)
-    const { sandbox, made } = await this.sandboxes.create(principal, specified, query, once)
+    const { sandbox, made, warnings } = await this.sandboxes.create(principal, specified, query, once)
     status(made ? 201 : 200)
-    return tagged(await this.waits.until(principal, sandbox, query, signal), header)
+    return { ...tagged(await this.waits.until(principal, sandbox, query, signal), header), warnings }
   }
 
   @Route(listSandboxes)

@@ -9,6 +9,7 @@ import {
   SandboxId,
   type SandboxSpec,
   type TenantId,
+  Warnings,
 } from '@berth/contracts'
 import { type SandboxRequest, type SandboxUpdate, updatedSpec } from '@berth/domain'
 import type { PageOf, PageRequest, SandboxFilter, SandboxFork } from '@berth/persistence'
@@ -28,7 +29,8 @@ export interface Creating {
   readonly ifExists: 'fail' | 'get'
 }
 
-const Created = z.object({ id: SandboxId, made: z.boolean() })
+/** What a repeat is told; of earlier versions without warnings. */
+const Created = z.object({ id: SandboxId, made: z.boolean(), warnings: Warnings.default([]) })
 const Done = z.object({ id: SandboxId })
 
 /** How often a name is looked for whose sandbox comes and goes between two looks. */
@@ -50,7 +52,8 @@ export class SandboxesService {
 
   /**
    * @param specified not asked for again when a repeat has its answer
-   * @returns the sandbox, and whether it was made by this request (or by the first with its idempotency key)
+   * @returns the sandbox, whether it was made by this request (or by the first with its idempotency key), and what is
+   * known against its image
    * @throws policy_forbidden, image_not_found, name_taken, quota_exceeded, no_capacity
    */
   async create(
@@ -58,14 +61,14 @@ export class SandboxesService {
     specified: () => Promise<Specified<SandboxSpec>>,
     { start, ifExists }: Creating,
     once: Once,
-  ): Promise<{ readonly sandbox: Sandbox; readonly made: boolean }> {
+  ): Promise<{ readonly sandbox: Sandbox; readonly made: boolean; readonly warnings: string[] }> {
     let now: Sandbox | undefined
-    const { id, made } = await once(Created, async () => {
-      const found = await this.findOrMake(tenantId, keyId, await specified(), start, ifExists)
-      now = found.sandbox
-      return { id: found.sandbox.id, made: found.made }
+    const { id, made, warnings } = await once(Created, async () => {
+      const { sandbox, made, warnings } = await this.findOrMake(tenantId, keyId, await specified(), start, ifExists)
+      now = sandbox
+      return { id: sandbox.id, made, warnings }
     })
-    return { sandbox: now ?? (await this.get(tenantId, id)), made }
+    return { sandbox: now ?? (await this.get(tenantId, id)), made, warnings }
   }
 
   get(tenantId: TenantId, ref: string): Promise<Sandbox> {
@@ -144,17 +147,17 @@ export class SandboxesService {
     requireAllowed(this.policy, spec)
     for (let look = 1; ; look++) {
       try {
-        const created = await this.images.admitted(tenantId, [text], ([image]) =>
+        const { made, warnings } = await this.images.admitted(tenantId, [text], ([image]) =>
           this.database.sandboxes.create({ tenantId, spec, start, by, ...(image && { image }) }),
         )
-        this.changes.follow([created])
-        return { sandbox: created.sandbox, made: true }
+        this.changes.follow([made])
+        return { sandbox: made.sandbox, made: true, warnings }
       } catch (error) {
         const taken = error instanceof Failure && error.code === 'name_taken' && ifExists === 'get'
         if (!taken || look === LOOKS || spec.name === undefined) throw error
         // It may be deleted between the two.
         const found = await this.get(tenantId, spec.name).catch(unlessNotFound)
-        if (found) return { sandbox: found, made: false }
+        if (found) return { sandbox: found, made: false, warnings: [] }
       }
     }
   }

@@ -3,9 +3,10 @@ import type { ImageWanted } from '@berth/domain'
 import { expect, test } from '@jest/globals'
 import { readConfig } from '../config.js'
 import type { ImageNames } from '../images/image-names.js'
-import type { Database, Logger } from '../tokens.js'
+import type { Database } from '../tokens.js'
 import { ImageGate } from './image-gate.js'
 import type { ImageVerdicts } from './image-verdicts.js'
+import type { ImageWarnings } from './image-warnings.js'
 
 const tenant = 'ten_01jabcdefghjkmnpqrstvwxyz0' as TenantId
 const refuse: ImagePolicy = { mode: 'refuse', severity: 'high', fixableOnly: false, exempt: [] }
@@ -39,21 +40,27 @@ function gate(own: ImagePolicy | null, base: readonly string[] = ['sha256:base']
     of: async (digest: string) => {
       asked.push(digest)
       const isBad = bad.includes(digest)
-      return { mode: 'refuse', allowed: !isBad, against: isBad ? ['CVE-1', 'CVE-2'] : [], isNew: true }
+      return { mode: 'refuse', allowed: !isBad, against: isBad ? ['CVE-1', 'CVE-2'] : [], complete: true }
     },
   }
-  const warned: unknown[] = []
+  const warnings = {
+    begin: (_: TenantId, __: ImagePolicy, text: string, digest: string) => {
+      asked.push(digest)
+      return async () => (bad.includes(digest) ? `warned of ${text}` : undefined)
+    },
+  }
   const config = readConfig({ DATABASE_URL: 'postgresql://h/d', REDIS_URL: 'redis://h', BERTH_IMAGE_POLICY: 'off' })
   const made = new ImageGate(
     database as unknown as Database,
     config,
     { now: () => new Date(0) },
-    { warn: (fields: unknown) => warned.push(fields) } as unknown as Logger,
     names as unknown as ImageNames,
     verdicts as unknown as ImageVerdicts,
+    warnings as unknown as ImageWarnings,
   )
-  const admitted = (...texts: string[]) => made.admitted(tenant, texts, async (images) => images)
-  return { admitted, asked, warned }
+  const both = (...texts: string[]) => made.admitted(tenant, texts, async (images) => images)
+  const admitted = async (...texts: string[]) => (await both(...texts)).made
+  return { admitted, both, asked, pass: (text: string, digest: string) => made.pass(tenant, text, digest) }
 }
 
 test('what passed is what is admitted: by digest, and a base image as that alone', async () => {
@@ -90,7 +97,13 @@ test('where nothing holds nothing is asked, and a warning lets all in', async ()
   const off = gate(null)
   expect(await off.admitted('bad')).toEqual([wanted('bad')])
   expect(off.asked).toEqual([])
-  const warn = gate({ ...refuse, mode: 'warn' })
-  expect(await warn.admitted('bad', 'app')).toHaveLength(2)
-  expect(warn.warned).toEqual([{ tenant, digest: 'sha256:bad', against: ['CVE-1', 'CVE-2'] }])
+  expect(await off.pass('bad', 'sha256:bad')).toEqual([])
+  expect(off.asked).toEqual([])
+  const warn = gate({ ...refuse, mode: 'warn' }, ['sha256:base', 'sha256:base-bad'])
+  const { made, warnings } = await warn.both('bad', 'app', 'debian')
+  expect(made).toHaveLength(3)
+  expect(warnings).toEqual(['warned of bad', 'warned of debian'])
+  expect(await warn.pass('bad', 'sha256:bad')).toEqual(['warned of bad'])
+  const { warnings: none } = await gate(refuse).both('app')
+  expect(none).toEqual([])
 })

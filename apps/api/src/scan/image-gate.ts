@@ -3,20 +3,25 @@
 //
 // It costs nothing where no policy holds but a look at the tenant's, every other second. Where one does, the verdict of an
 // image is kept for as long as database and policy are the same; only the first use of an image may have to wait.
-import { Failure, type ImagePolicy, type PolicyVerdict, type TenantId } from '@berth/contracts'
+import { Failure, type ImagePolicy, MAX_WARNINGS, type PolicyVerdict, type TenantId } from '@berth/contracts'
 import type { ImageWanted } from '@berth/domain'
 import { Inject, Injectable } from '@nestjs/common'
 import type { Config } from '../config.js'
 import { ImageNames } from '../images/image-names.js'
 import { Recent } from '../recent.js'
-import { CLOCK, type Clock, CONFIG, DATABASE, type Database, LOG, type Logger } from '../tokens.js'
+import { CLOCK, type Clock, CONFIG, DATABASE, type Database } from '../tokens.js'
 import { ImageVerdicts } from './image-verdicts.js'
+import { ImageWarnings, NAMED, reasonOf, type Warning } from './image-warnings.js'
 
 /** How long a tenant's policy is believed, in milliseconds. */
 const BELIEVED_MS = 2000
 const MAX_TENANTS = 10_000
-/** Ids that a refusal names. */
-const NAMED = 10
+
+export interface Admitted<T> {
+  readonly made: T
+  /** What is known against the images, where the policy warns. */
+  readonly warnings: string[]
+}
 
 @Injectable()
 export class ImageGate {
@@ -27,9 +32,9 @@ export class ImageGate {
     @Inject(DATABASE) private readonly database: Database,
     @Inject(CONFIG) config: Config,
     @Inject(CLOCK) clock: Clock,
-    @Inject(LOG) private readonly log: Logger,
     private readonly names: ImageNames,
     private readonly verdicts: ImageVerdicts,
+    private readonly warnings: ImageWarnings,
   ) {
     this.policies = new Recent({ clock, forMs: BELIEVED_MS, atMost: MAX_TENANTS })
     this.standard = {
@@ -58,63 +63,67 @@ export class ImageGate {
     tenantId: TenantId,
     texts: readonly string[],
     admit: (images: readonly ImageWanted[]) => Promise<T>,
-  ): Promise<T> {
+  ): Promise<Admitted<T>> {
     const policy = await this.policy(tenantId)
-    return this.names.admitted(tenantId, texts, async (wanted) =>
-      admit(policy.mode === 'off' ? wanted : await this.passed(tenantId, policy, wanted)),
-    )
+    return this.names.admitted(tenantId, texts, async (wanted) => {
+      const { images, warnings } = await this.passed(tenantId, policy, wanted)
+      return { made: await admit(images), warnings: await toldOf(warnings) }
+    })
   }
 
-  /** Lets an image pass whose digest is known. @throws as `admitted` */
-  async pass(tenantId: TenantId, text: string, digest: string): Promise<void> {
+  /** Lets an image pass whose digest is known. @returns as warnings of `admitted`. @throws as that */
+  async pass(tenantId: TenantId, text: string, digest: string): Promise<string[]> {
     const policy = await this.policy(tenantId)
-    if (policy.mode !== 'off') await this.let(tenantId, policy, text, digest)
+    const warning = policy.mode === 'off' ? undefined : await this.let(tenantId, policy, text, digest)
+    return toldOf(warning ? [warning] : [])
   }
 
   private async passed(
     tenantId: TenantId,
     policy: ImagePolicy,
     wanted: readonly ImageWanted[],
-  ): Promise<readonly ImageWanted[]> {
+  ): Promise<{ readonly images: readonly ImageWanted[]; readonly warnings: readonly Warning[] }> {
+    if (policy.mode === 'off') return { images: wanted, warnings: [] }
     const passed = new Map<ImageWanted, ImageWanted>()
+    const warnings: Warning[] = []
     for (const one of new Set(wanted)) {
       const digest = await this.database.admission.imageOf(tenantId, one)
       const digests = digest === null ? await this.names.baseDigests(one) : [digest]
       // It could wait for a node, and run what that has.
       if (digests.length === 0 && one.base && policy.mode === 'refuse')
         throw new Failure('no_capacity', `no node that is ready holds image ${one.text}, which has to be read first`)
-      for (const each of digests) await this.let(tenantId, policy, one.text, each)
+      for (const each of digests) {
+        const warning = await this.let(tenantId, policy, one.text, each)
+        if (warning) warnings.push(warning)
+      }
       // Where it is a base image, or none, it stays that: nothing else of this name is looked for.
       passed.set(
         one,
         digest === null ? { ...one, reference: null, digest: null } : { ...one, reference: null, digest, base: null },
       )
     }
-    return wanted.map((one) => passed.get(one) ?? one)
+    return { images: wanted.map((one) => passed.get(one) ?? one), warnings }
   }
 
-  private async let(tenantId: TenantId, policy: ImagePolicy, text: string, digest: string): Promise<void> {
-    const judging = this.verdicts.of(digest, policy)
-    if (policy.mode === 'refuse') {
-      const verdict = await judging
-      if (!verdict.allowed) throw refusal(text, digest, policy, verdict)
-      return
-    }
-    // Nobody waits for a warning.
-    judging.then(
-      ({ against, isNew }) =>
-        isNew && against.length > 0 && this.log.warn({ tenant: tenantId, digest, against }, 'image.vulnerable'),
-      (err: unknown) => this.log.warn({ err, digest }, 'image.not_scanned'),
-    )
+  private async let(
+    tenantId: TenantId,
+    policy: ImagePolicy,
+    text: string,
+    digest: string,
+  ): Promise<Warning | undefined> {
+    if (policy.mode === 'warn') return this.warnings.begin(tenantId, policy, text, digest)
+    const verdict = await this.verdicts.of(digest, policy)
+    if (!verdict.allowed) throw refusal(text, digest, policy, verdict)
+    return undefined
   }
 }
 
-function refusal(text: string, image: string, { severity }: ImagePolicy, { against }: PolicyVerdict): Failure {
-  const more = against.length > NAMED ? ` and ${against.length - NAMED} more` : ''
-  const why =
-    against.length === 0
-      ? 'it could not be looked at whole'
-      : `of ${severity} severity or worse it has ${against.slice(0, NAMED).join(', ')}${more}`
-  const data = { policy: 'vulnerabilities', image, vulnerabilities: against.slice(0, NAMED) }
-  return new Failure('policy_forbidden', `image ${text} may not be started: ${why}`, data)
+async function toldOf(warnings: readonly Warning[]): Promise<string[]> {
+  const told = await Promise.all(warnings.map((warning) => warning()))
+  return told.filter((text) => text !== undefined).slice(0, MAX_WARNINGS)
+}
+
+function refusal(text: string, image: string, policy: ImagePolicy, verdict: PolicyVerdict): Failure {
+  const data = { policy: 'vulnerabilities', image, vulnerabilities: verdict.against.slice(0, NAMED) }
+  return new Failure('policy_forbidden', `image ${text} may not be started: ${reasonOf(verdict, policy)}`, data)
 }

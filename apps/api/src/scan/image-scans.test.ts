@@ -1,12 +1,12 @@
 import { gunzipSync, gzipSync } from 'node:zlib'
-import type { ImageContents, ImagePolicy, PolicyVerdict } from '@berth/contracts'
+import type { ImageContents, ImagePolicy } from '@berth/contracts'
 import type { ToldContents } from '@berth/persistence'
 import { expect, test } from '@jest/globals'
 import { readConfig } from '../config.js'
 import type { ImageNodes } from '../images/image-nodes.js'
 import type { Database, Logger } from '../tokens.js'
 import { ImageScans } from './image-scans.js'
-import { ImageVerdicts } from './image-verdicts.js'
+import { ImageVerdicts, type Verdict } from './image-verdicts.js'
 import type { KnownVulnerabilities } from './known-vulnerabilities.js'
 
 const contents: ImageContents = { distribution: null, packages: [], complete: true, warnings: [] }
@@ -81,7 +81,7 @@ test('a verdict is kept for image, policy and database while its node is one, an
     ask: async (_: string, { digest }: { digest: string }) => {
       asked.push(`${digest} ${version}`)
       if (isBroken) throw new Error('broken')
-      const answer: PolicyVerdict = { mode: 'refuse', allowed: true, against: [] }
+      const answer: Verdict = { mode: 'refuse', allowed: true, against: [], complete: true }
       return { database: { version }, answer }
     },
   }
@@ -96,8 +96,8 @@ test('a verdict is kept for image, policy and database while its node is one, an
     known as unknown as KnownVulnerabilities,
   )
   const policy: ImagePolicy = { mode: 'refuse', severity: 'high', fixableOnly: false, exempt: [] }
-  const [first, second] = await Promise.all([verdicts.of('a', policy), verdicts.of('a', { ...policy })])
-  expect([first.isNew, second.isNew, asked]).toEqual([true, false, ['a 1']])
+  await Promise.all([verdicts.of('a', policy), verdicts.of('a', { ...policy })])
+  expect(asked).toEqual(['a 1'])
   await verdicts.of('a', { ...policy, severity: 'low' })
   version = '2'
   await verdicts.of('a', policy)
@@ -105,13 +105,11 @@ test('a verdict is kept for image, policy and database while its node is one, an
   // The node is removed, and another one tells what is in the image; it is seen after two seconds.
   by = 'nod_2'
   now = new Date(2000)
-  expect((await Promise.all([verdicts.of('a', policy), verdicts.of('a', policy)])).map(({ isNew }) => isNew)).toEqual([
-    ...[true, false],
-  ])
+  await Promise.all([verdicts.of('a', policy), verdicts.of('a', policy)])
+  await verdicts.of('a', policy)
   expect(asked).toEqual(['a 1', 'a 1', 'a 2', 'a 2'])
-  expect(await verdicts.of('a', policy)).toMatchObject({ isNew: false })
   isBroken = true
   await expect(verdicts.of('b', policy)).rejects.toThrow('broken')
   isBroken = false
-  expect(await verdicts.of('b', policy)).toMatchObject({ allowed: true, isNew: true })
+  expect(await verdicts.of('b', policy)).toMatchObject({ allowed: true })
 })

@@ -1,11 +1,12 @@
 // image-verdicts.ts: what a policy says of an image. A verdict depends on nothing but the image, the policy and what is
 // known, so it is kept until one of them changes, or the node that told what is in the image is removed.
-import { Failure, type ImagePolicy, type NodeId, type PolicyVerdict } from '@berth/contracts'
+import { Failure, type ImagePolicy, type NodeId } from '@berth/contracts'
 import { Inject, Injectable } from '@nestjs/common'
 import { Recent } from '../recent.js'
 import { CLOCK, type Clock, DATABASE, type Database } from '../tokens.js'
 import { ImageScans } from './image-scans.js'
 import { KnownVulnerabilities } from './known-vulnerabilities.js'
+import type { Answers } from './questions.js'
 
 const MAX_VERDICTS = 10_000
 /** How long a request waits for an image to be read. */
@@ -14,13 +15,10 @@ const PATIENCE_MS = 60_000
 const THERE_MS = 2000
 const MAX_NODES = 10_000
 
-export interface Verdict extends PolicyVerdict {
-  /** Whether this is the first answer of it. */
-  readonly isNew: boolean
-}
+export type Verdict = Answers['verdict']
 
 interface Judged {
-  readonly verdict: PolicyVerdict
+  readonly verdict: Verdict
   /** Which node told what is in the image. */
   readonly by: NodeId
 }
@@ -46,12 +44,12 @@ export class ImageVerdicts {
     const key = JSON.stringify([digest, version, policy])
     const before = this.kept.get(key)
     const kept = before && (await patiently(before, digest))
-    if (kept && (await this.isThere(kept.by))) return { ...kept.verdict, isNew: false }
+    if (kept && (await this.isThere(kept.by))) return kept.verdict
     // Whoever else found the same may have asked anew meanwhile.
     if (this.kept.get(key) === before) this.kept.delete(key)
     const asked = this.kept.get(key)
     const { verdict } = await patiently(asked ?? this.keep(key, this.judge(digest, policy)), digest)
-    return { ...verdict, isNew: asked === undefined }
+    return verdict
   }
 
   private isThere(node: NodeId): Promise<boolean> {
