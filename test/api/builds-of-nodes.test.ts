@@ -45,6 +45,7 @@ const output = (vertex: number, data: string): BuildStep => ({
 /** What the node was told, and what it says. */
 interface Script {
   references?: readonly string[]
+  places?: Readonly<Record<string, { readonly line: number; readonly instruction: string }>>
   solve?: (call: RestCall) => AsyncIterable<BuildStep> | readonly BuildStep[]
 }
 interface Seen {
@@ -55,7 +56,7 @@ interface Seen {
   readonly ended: string[]
 }
 let seen: Seen
-function scripted({ references = [], solve = () => [] }: Script): void {
+function scripted({ references = [], places, solve = () => [] }: Script): void {
   seen = { ended: [] }
   node.builds = async (call) => {
     const [, id = '', word] = call.rest
@@ -67,7 +68,7 @@ function scripted({ references = [], solve = () => [] }: Script): void {
       call.answer(204)
     } else if (word === 'context') {
       seen.context = await buffer(call.body)
-      call.answer(200, { references })
+      call.answer(200, { references, ...(places && { places }) })
     } else {
       seen.images = (await call.json(SolveBuild)).images
       await call.lines(solve(call))
@@ -249,11 +250,13 @@ describe('its base images', () => {
     ['Not A Name', 'dockerfile_invalid'],
     [`sha256:${'9'.repeat(64)}`, 'image_not_found'],
     ['127.0.0.1:1/x', 'policy_forbidden'],
-  ])('%s: fails it with %s', async (reference, code) => {
+  ])('%s: fails it with %s, where it is named', async (reference, code) => {
     const mine = await tenant(QUOTA)
-    scripted({ references: [reference] })
-    expect((await linesOf(await post(mine))).at(-1)).toMatchObject({ step: 'failed', code })
-    expect((await mine.get('/v1/builds')).body.items).toMatchObject([{ state: 'failed', reason: { code } }])
+    const place = { line: 3, instruction: `FROM ${reference} AS base` }
+    scripted({ references: [reference], places: { [reference]: place } })
+    const failed = { code, ...place, message: expect.stringMatching(/^line 3, FROM: /) }
+    expect((await linesOf(await post(mine))).at(-1)).toMatchObject({ step: 'failed', ...failed })
+    expect((await mine.get('/v1/builds')).body.items).toMatchObject([{ state: 'failed', reason: failed }])
   })
 })
 

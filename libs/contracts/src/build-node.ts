@@ -128,8 +128,11 @@ export type NodeBuild = z.infer<typeof NodeBuild>
 /** Names of images as the Dockerfile writes them, after its arguments were filled in. */
 const BuildReference = z.string().min(1).max(512)
 
-/** Every image that the build begins with or copies from. */
-export const BuildReferences = z.object({ references: z.array(BuildReference).max(1000) })
+/** Every image that the build begins with or copies from, and where each is named first. */
+export const BuildReferences = z.object({
+  references: z.array(BuildReference).max(1000),
+  places: z.record(BuildReference, z.object({ line: z.int(), instruction: z.string().max(4096) })).default({}),
+})
 export type BuildReferences = z.infer<typeof BuildReferences>
 
 export const SolveBuild = z.object({

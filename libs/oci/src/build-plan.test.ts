@@ -15,6 +15,15 @@ const shown = (text: string, options: Partial<PlanOptions> = {}) => {
   return [...stages.map((s) => `${s.index} ${s.name} ${source(s.from)} [${s.needs}] [${s.images}]`), references.join()]
 }
 
+test('a plan knows where each image is named first', () => {
+  const text =
+    'FROM a AS x\nFROM b\nRUN --mount=from=c,target=/c true\nCOPY --from=c / /\nCOPY --from=x \\\n  / /\nFROM b'
+  const places = (target: string) =>
+    [...plan(text, { target }).places].map(([reference, at]) => `${reference} ${at.line} ${at.text}`)
+  expect(places('1')).toEqual(['a 1 FROM a AS x', 'b 2 FROM b', 'c 3 RUN --mount=from=c,target=/c true'])
+  expect(places('2')).toEqual(['b 7 FROM b'])
+})
+
 describe('planBuild', () => {
   test.each<[string, string, Partial<PlanOptions>, string[]]>([
     ['one stage', 'FROM alpine:3', {}, ['0 null alpine:3 [] []', 'alpine:3']],

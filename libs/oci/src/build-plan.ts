@@ -62,6 +62,8 @@ export interface BuildPlan {
   readonly stages: readonly PlannedStage[]
   /** Every image that is needed, each once. */
   readonly references: readonly string[]
+  /** Where each of them is named first. */
+  readonly places: ReadonlyMap<string, Place>
   readonly warnings: readonly DockerfileWarning[]
 }
 
@@ -209,8 +211,29 @@ export function planBuild(file: Dockerfile, options: PlanOptions): BuildPlan {
   const order = [...planned.values()].sort((a, b) => a.index - b.index)
   for (const { from, images } of order)
     for (const reference of [...(from.kind === 'image' ? [from.reference] : []), ...images]) references.add(reference)
+  const places = placesOf(order, stages, shared)
   if (references.size > MAX_REFERENCES) throw invalidDockerfile(`more than ${MAX_REFERENCES} images are needed`)
-  return { stages: order, references: [...references], warnings: [...file.warnings, ...unconsumed(file, options)] }
+  return {
+    stages: order,
+    references: [...references],
+    places,
+    warnings: [...file.warnings, ...unconsumed(file, options)],
+  }
+}
+
+function placesOf(planned: readonly PlannedStage[], stages: readonly Stage[], shared: PlanShared) {
+  const places = new Map<string, Place>()
+  const note = (source: StageSource, at: Place) => {
+    if (source.kind === 'image' && !places.has(source.reference)) places.set(source.reference, at)
+  }
+  for (const { index, from, instructions } of planned) {
+    const at = stages[index]?.at
+    if (at) note(from, at)
+    for (const instruction of instructions)
+      for (const name of sourceNames(instruction.command))
+        note(resolveSource(name, shared, index, instruction), instruction)
+  }
+  return places
 }
 
 /** @throws Failure dockerfile_invalid for a Dockerfile without FROM, and all that cannot be before the first one */

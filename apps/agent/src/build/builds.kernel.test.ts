@@ -138,6 +138,8 @@ describe('a command', () => {
       message: 'line 3, RUN: exit code 42',
     })
     expect(told.steps.at(-2)).toMatchObject({ step: 'end', exitCode: 42, layer: null })
+    const missing = await build(['FROM scratch', 'COPY Dockerfile /', 'RUN true'])
+    expect(missing.failed.message).toMatch(/^line 3, RUN: "\/bin\/sh": the command.* was not found$/)
     expect(told.output).toBe('before\nwhy\n')
   })
 

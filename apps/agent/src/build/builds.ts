@@ -137,8 +137,11 @@ export class Builds {
     const build = this.#find(id)
     if (build.context) throw new Failure('wrong_state', `build ${id} has its context already`)
     try {
-      const { references } = await this.#work(build, caller, (signal) => this.#plan(build, body, signal))
-      return { references: [...references] }
+      const { references, places } = await this.#work(build, caller, (signal) => this.#plan(build, body, signal))
+      const told = [...places].map(([reference, { line, text = '' }]) => {
+        return [reference, { line, instruction: text.trimEnd().slice(0, 4096) }] as const
+      })
+      return { references: [...references], places: Object.fromEntries(told) }
     } catch (error) {
       await this.#end(build)
       throw orNoRoom(error)

@@ -204,14 +204,15 @@ async function followed(
 }
 
 /** A signal is told as a shell and Docker do: by the exit code 128 and its number. */
-function checkEnd({ limits, timeoutMs }: Command, end: MainEnd, oomKills: number): void {
+function checkEnd({ argv, limits, timeoutMs }: Command, end: MainEnd, oomKills: number): void {
   if (end.kind === 'exited' && end.exit.exitCode === 0) return
   const number = end.kind === 'exited' ? end.exit.signal : undefined
   const { exitCode: code, signal } = statusOf(end)
   const exitCode = number === undefined ? code : 128 + number
   if (end.kind === 'exited' && end.exit.cause === 'timeout')
     throw failed(`ran longer than the ${timeoutMs} ms that a command of this build may`, exitCode)
-  const why = signal === null ? ownReason(end).message : `exit code ${exitCode} (${signal})`
+  const what = end.kind === 'failed' && end.stage === 'exec' ? `${JSON.stringify((argv[0] ?? '').slice(0, 200))}: ` : ''
+  const why = signal === null ? what + ownReason(end).message : `exit code ${exitCode} (${signal})`
   if (!endedByMemory(end, oomKills)) throw failed(why, exitCode)
   const limit = `the limit is ${limits.memoryBytes} bytes, and less if its tenant's is reached`
   throw failed(`${exitCode === null ? '' : `${why}: `}ran out of memory (OOM): ${limit}`, exitCode)

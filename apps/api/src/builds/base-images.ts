@@ -3,12 +3,14 @@
 import {
   type BuildOptions,
   type BuildProgress,
+  type BuildReferences,
   Failure,
   InvalidRequest,
   type NodeId,
   type TenantId,
 } from '@berth/contracts'
 import { type ImageWanted, runs } from '@berth/domain'
+import type { ImageOnNode } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import type { TenantPrincipal } from '../http/auth.js'
 import { ImageNames } from '../images/image-names.js'
@@ -44,34 +46,53 @@ export class BaseImages {
   async *on(
     call: BuildCall,
     nodeId: NodeId,
-    references: readonly string[],
+    { references, places }: BuildReferences,
     wish: Wish,
   ): AsyncGenerator<BuildProgress, Record<string, string>> {
     const { tenantId } = call.principal
-    const wanted = await Promise.all(references.map((text) => this.wanted(tenantId, text)))
+    const wanted = await Promise.all(
+      references.map((text) =>
+        this.wanted(tenantId, text).catch((error: unknown) => {
+          throw placed(error, places[text])
+        }),
+      ),
+    )
     const found = await this.database.builds.resolve(tenantId, nodeId, wanted)
     const digests: Record<string, string> = {}
     for (const [i, want] of wanted.entries()) {
-      const { digest, held, platform } = found[i] ?? { digest: null, held: false, platform: null }
-      const isNamed = want.digest === null
-      if (digest === null || (wish.pull && isNamed)) {
-        const pulled = yield* this.pull(call, nodeId, want, wish)
-        yield* this.passing(tenantId, want.text, pulled)
-        digests[want.text] = pulled
-        continue
+      try {
+        digests[want.text] = yield* this.one(call, nodeId, want, found[i], wish)
+      } catch (error) {
+        throw placed(error, places[want.text])
       }
-      checkPlatform(want.text, platform, wish)
-      yield* this.passing(tenantId, want.text, digest)
-      digests[want.text] = digest
-      if (held) continue
-      await this.sources.ensureOn(call, nodeId, digest)
-      yield { step: 'pulled', reference: want.text, digest }
     }
     return digests
   }
 
   private async *passing(tenantId: TenantId, text: string, digest: string): AsyncGenerator<BuildProgress> {
     for (const message of await this.gate.pass(tenantId, text, digest)) yield { step: 'warning', message, line: null }
+  }
+
+  private async *one(
+    call: BuildCall,
+    nodeId: NodeId,
+    want: ImageWanted,
+    { digest, held, platform }: ImageOnNode = { digest: null, held: false, platform: null },
+    wish: Wish,
+  ): AsyncGenerator<BuildProgress, string> {
+    const { tenantId } = call.principal
+    const isNamed = want.digest === null
+    if (digest === null || (wish.pull && isNamed)) {
+      const pulled = yield* this.pull(call, nodeId, want, wish)
+      yield* this.passing(tenantId, want.text, pulled)
+      return pulled
+    }
+    checkPlatform(want.text, platform, wish)
+    yield* this.passing(tenantId, want.text, digest)
+    if (held) return digest
+    await this.sources.ensureOn(call, nodeId, digest)
+    yield { step: 'pulled', reference: want.text, digest }
+    return digest
   }
 
   private async wanted(tenantId: string, text: string): Promise<ImageWanted> {
@@ -104,6 +125,14 @@ export class BaseImages {
     }
     throw new Failure('image_not_found', `there is no image ${text}`, { image: text })
   }
+}
+
+/** Where in the Dockerfile the image is named that it is about. */
+function placed(error: unknown, place: BuildReferences['places'][string] | undefined): unknown {
+  if (!(error instanceof Failure) || !place) return error
+  const { line, instruction } = place
+  const [word = ''] = instruction.split(/\s/, 1)
+  return new Failure(error.code, `line ${line}, ${word}: ${error.message}`, { ...error.data, line, instruction })
 }
 
 /** @throws platform_unsupported */

@@ -34,9 +34,9 @@ export class BuildNodes {
   }
 
   /** Sends the context. @returns images that the build needs. @throws context_invalid, dockerfile_invalid */
-  async context(call: CallFor, nodeId: NodeId, id: BuildId, body: Readable): Promise<readonly string[]> {
+  async context(call: CallFor, nodeId: NodeId, id: BuildId, body: Readable): Promise<BuildReferences> {
     const request = { method: 'POST', rest: [id, 'context'], body } as const
-    return (await this.nodes.json(call, nodeId, 'builds', request, BuildReferences)).references
+    return this.nodes.json(call, nodeId, 'builds', request, BuildReferences)
   }
 
   /** What happens; the last one is `done` or `failed`. Leaving the loop ends the build. @throws as `NodeCalls.call` */
