@@ -443,6 +443,14 @@ describe('logins for registries', () => {
     await pull(mine, 'quay.io/a/b')
     await pull(other, 'ghcr.io/a/b')
     expect(logins).toEqual([{ username: 'me', password }, null, null])
+    const identityToken = `it-${randomBytes(8).toString('hex')}`
+    const again = await mine.raw('PUT', '/v1/registries/ghcr.io', {
+      body: JSON.stringify({ username: 'me', identityToken }),
+      headers: { 'content-type': 'application/json' },
+    })
+    expect([again.status, await again.text()]).toEqual([200, expect.not.stringContaining(identityToken)])
+    await pull(mine, 'ghcr.io/a/b')
+    expect(logins.at(-1)).toEqual({ username: 'me', identityToken })
     expect((await other.get('/v1/registries/ghcr.io')).body.code).toBe('registry_not_found')
     expect((await mine.delete('/v1/registries/ghcr.io')).status).toBe(204)
     expect((await mine.get('/v1/registries')).body.items).toEqual([])
@@ -461,7 +469,18 @@ test('what no registry, login or label can be is refused by name', async () => {
   const bad = { status: 400, body: { code: 'invalid_request' } }
   for (const registry of ['Upper', 'a/b', 'http://a', 'a:b', '-a', 'a b', 'a\0'])
     expect(await put(registry, login)).toMatchObject(bad)
-  for (const body of [{}, { ...login, username: '' }, { ...login, username: 'a\0' }, { ...login, username: 'a:b' }])
+  for (const secrets of [{}, { password: 'x', identityToken: 'y' }])
+    expect(await put('ghcr.io', { username: 'me', ...secrets })).toMatchObject({
+      body: { errors: [{ field: 'password', message: expect.stringContaining('identityToken') }] },
+    })
+  for (const body of [{}, { username: 'me', identityToken: 'a\0' }, { username: 'me', identityToken: '' }])
+    expect(await put('ghcr.io', body)).toMatchObject(bad)
+  for (const body of [
+    { ...login, more: 1 },
+    { ...login, username: '' },
+    { ...login, username: 'a\0' },
+    { ...login, username: 'a:b' },
+  ])
     expect(await put('ghcr.io', body)).toMatchObject(bad)
   for (const query of ['reference=a%00*', 'reference=A%20b', 'label=a%00', 'dangling=maybe', 'cursor=x', 'limit=0'])
     expect(await mine.get(`/v1/images?${query}`)).toMatchObject(bad)

@@ -69,8 +69,11 @@ function addAccounts(program: Command, places: Places): void {
     .description('set your login for a registry, with the password from standard input; without a name, list logins')
     .argument('[registry]', 'host, with a port where it has one', DOCKER_HUB)
     .option('-u, --username <name>', 'user name')
-    .action((registry: string, { username }: { username?: string }) =>
-      username === undefined ? logins(places) : login(places, registry, username),
+    .option('--identity-token', 'what is on standard input is an identity token, as `docker login` keeps one')
+    .action((registry: string, { username, identityToken }: { username?: string; identityToken?: true }) =>
+      username === undefined
+        ? logins(places)
+        : login(places, registry, username, identityToken ? 'identityToken' : 'password'),
     )
   program
     .command('logout')

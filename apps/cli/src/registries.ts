@@ -8,13 +8,22 @@ import type { Places } from './up/config.js'
 /** Docker's name of its own, where none is given. */
 export const DOCKER_HUB = 'docker.io'
 
-/** Sets the login for a registry, with the password from standard input: what is in argv, everybody on the machine sees. */
-export async function login(places: Places, registry: string, username: string): Promise<void> {
+/**
+ * Sets the login for a registry, with the secret from standard input: what is in argv, everybody on the machine sees.
+ * @param secret what it is
+ */
+export async function login(
+  places: Places,
+  registry: string,
+  username: string,
+  secret: 'password' | 'identityToken',
+): Promise<void> {
   if (process.stdin.isTTY)
     throw new Fault('read the password', { cause: 'pass it on standard input, e.g. `berth login … <password.txt`' })
-  const password = (await text(process.stdin)).replace(/\r?\n$/, '')
-  if (password === '') throw new Fault('read the password', { cause: 'standard input is empty' })
-  await withClient(places, (client) => client.call(putRegistry, { params: { registry }, body: { username, password } }))
+  const given = (await text(process.stdin)).replace(/\r?\n$/, '')
+  if (given === '') throw new Fault('read the password', { cause: 'standard input is empty' })
+  const body = { username, [secret]: given }
+  await withClient(places, (client) => client.call(putRegistry, { params: { registry }, body }))
   say(`login for ${registry} is set; the first pull or push tells whether it is right`)
 }
 

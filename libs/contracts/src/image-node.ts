@@ -26,14 +26,32 @@ export const Platform = z
   .string()
   .regex(/^linux\/[a-z0-9]{1,16}(\/[a-z0-9.]{1,16})?$/, 'must be like linux/amd64 or linux/arm/v7')
 
-export const RegistryLogin = z.object({
+const loginFields = z.object({
   username: z
     .string()
     .min(1)
     .max(256)
     .regex(/^[^\p{Cc}\p{Cs}:]*$/u, 'must not contain ":" or control characters'),
-  password: z.string().max(8192).describe('Password or token'),
+  password: z.string().max(8192).optional().describe('Password or access token'),
+  identityToken: z
+    .string()
+    .max(8192)
+    .regex(/^[\x20-\x7e]+$/, 'must be printable ASCII')
+    .optional()
+    .describe(
+      'Instead of a password: what `docker login` keeps as `identitytoken`, for which the token server gives tokens',
+    ),
 })
+type LoginFields = z.infer<typeof loginFields>
+
+function oneSecret({ password, identityToken }: LoginFields, context: z.RefinementCtx): void {
+  if ((password === undefined) === (identityToken === undefined))
+    context.addIssue({ code: 'custom', path: ['password'], message: 'must be given, or identityToken instead of it' })
+}
+
+/** With one of the two secrets. */
+export const RegistryLogin = loginFields.superRefine(oneSecret)
+export const GivenRegistryLogin = loginFields.strict().superRefine(oneSecret)
 export type RegistryLogin = z.infer<typeof RegistryLogin>
 
 /** How a registry is spoken to. The operator decides this, never a tenant. */

@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import { TenantId } from './ids.js'
-import { ImageDigest, ImageHistory, ImageLayer, ImageSettings, ImportConfig, RegistryLogin } from './image-node.js'
+import { GivenRegistryLogin, ImageDigest, ImageHistory, ImageLayer, ImageSettings, ImportConfig } from './image-node.js'
 import { Flag, Page, pageOf, route, Time } from './route.js'
 import { DAY, DurationMs } from './units.js'
 
@@ -335,7 +335,7 @@ export const putRegistry = route({
   summary: 'Set your login for a registry',
   description: 'Kept encrypted, sent to that registry only, and never shown. `docker.io` is Docker Hub.',
   params: registryParams,
-  body: RegistryLogin.strict(),
+  body: GivenRegistryLogin,
   reply: { 200: RegistryAccount },
   errors: [],
 })

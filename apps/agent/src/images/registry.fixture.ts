@@ -20,6 +20,12 @@ export const digestOf = (bytes: Buffer): string => `sha256:${createHash('sha256'
 export const LOGIN = { username: 'alice', password: 's3cret:with colon' } as const
 const HTPASSWD = 'alice:$2b$04$mu/Ijxkv7DltvzQQbVFnVO3cC.lRDA0U5Wlm7SKadw0T4/lz/4hT2\n'
 
+/** Who gives the tokens of a registry; see tokens.fixture.ts. */
+export interface TokenServer {
+  readonly url: string
+  readonly signer: { readonly service: string; readonly issuer: string; readonly rootcertbundle: string }
+}
+
 export interface TestRegistry {
   /** `127.0.0.1:<port>` */
   readonly host: string
@@ -39,10 +45,12 @@ async function freePort(): Promise<number> {
   return address.port
 }
 
+/** @param login it wants `LOGIN`; `tokens`: it wants what this server gives */
 export async function startRegistry(
-  options: { readonly login?: boolean; readonly tls?: boolean } = {},
+  options: { readonly login?: boolean; readonly tls?: boolean; readonly tokens?: TokenServer } = {},
 ): Promise<TestRegistry> {
   const dir = mkdtempSync('/var/tmp/berth-registry-')
+  const { tokens } = options
   const port = await freePort()
   const host = `127.0.0.1:${port}`
   const tls = options.tls ? certificateIn(dir) : undefined
@@ -53,6 +61,7 @@ export async function startRegistry(
     storage: { filesystem: { rootdirectory: join(dir, 'data') } },
     http: { addr: host, relativeurls: true, ...(tls ? { tls: { certificate: tls.cert, key: tls.key } } : {}) },
     ...(options.login ? { auth: { htpasswd: { realm: 'test', path: join(dir, 'htpasswd') } } } : {}),
+    ...(tokens ? { auth: { token: { realm: `${tokens.url}/token`, ...tokens.signer } } } : {}),
   }
   writeFileSync(join(dir, 'config.yml'), JSON.stringify(config)) // JSON is YAML
   const child = spawn('docker-registry', ['serve', join(dir, 'config.yml')], { stdio: 'ignore' })
@@ -85,7 +94,7 @@ function answers(port: number): Promise<boolean> {
   })
 }
 
-function certificateIn(dir: string) {
+export function certificateIn(dir: string) {
   const [key, cert] = [join(dir, 'key.pem'), join(dir, 'cert.pem')]
   const subject = ['-subj', '/CN=registry', '-addext', 'subjectAltName=IP:127.0.0.1']
   const how = ['-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2']

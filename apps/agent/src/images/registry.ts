@@ -11,7 +11,7 @@ import { MAX_MANIFEST_BYTES, manifestTypes, type Reference } from '@berth/oci'
 import { Agent, type Dispatcher, request } from 'undici'
 import { digestOfBytes } from './content.js'
 import { addressIn, checkUrl, follow, mayConnect, type Reach } from './reach.js'
-import { Authorization } from './registry-auth.js'
+import { Authorization, type TokenRequest } from './registry-auth.js'
 import { isPassing, type Patience, patience, pauseMs, retryAfterMs } from './retry.plan.js'
 
 export interface RegistryOptions {
@@ -31,6 +31,7 @@ const SILENCE_MS = 30_000
 const CONNECT_MS = 10_000
 const MAX_REDIRECTS = 5
 const MAX_PROBLEM_BYTES = 16 * 1024
+const FORM = 'application/x-www-form-urlencoded'
 
 /** A registry that does not answer as it should, and may in a moment. */
 export class Passing extends Failure {
@@ -74,7 +75,7 @@ export class Endpoint {
     this.#reach = { privateAddresses: access.privateAddresses, endpointHost: this.#base.hostname }
     this.#agent = agentFor(access, this.#reach, options.silenceMs ?? SILENCE_MS)
     const login = isRegistry ? (access.login ?? undefined) : undefined
-    this.#authorization = new Authorization(login, (server, header, most) => this.#askToken(server, header, most))
+    this.#authorization = new Authorization(login, (wanted) => this.#askToken(wanted))
   }
 
   get host(): string {
@@ -167,11 +168,13 @@ export class Endpoint {
     return new Passing(told, undefined, true)
   }
 
-  async #askToken(server: URL, authorization: string | undefined, most: number) {
+  async #askToken({ url: server, authorization, form, most }: TokenRequest) {
     const refused = checkUrl(this.#base, server)
     if (refused !== undefined) throw new Failure('registry_unreachable', `a token server ${refused}`)
-    const headers = authorization === undefined ? {} : { authorization }
-    const answer = await this.#once(server, { method: 'GET', path: server, headers }, undefined)
+    const asked = form
+      ? { method: 'POST' as const, headers: { 'content-type': FORM }, body: Buffer.from(form.toString()) }
+      : { method: 'GET' as const, headers: authorization === undefined ? {} : { authorization } }
+    const answer = await this.#once(server, { ...asked, path: server }, undefined)
     if (isPassing(answer.statusCode)) {
       await drop(answer)
       throw new Passing(`${server.host} answers ${answer.statusCode}`)

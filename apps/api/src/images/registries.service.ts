@@ -1,9 +1,10 @@
-// registries.service.ts: how owners are known to registries. A password is sealed before it is stored, and opened only to
-// be sent to a node that is about to speak to that registry.
+// registries.service.ts: how owners are known to registries. A password, or an identity token, is sealed before it is
+// stored, and opened only to be sent to a node that is about to speak to that registry.
 import { readFile } from 'node:fs/promises'
 import {
   Failure,
   Fault,
+  invariant,
   type listRegistries,
   type Output,
   type RegistryAccess,
@@ -26,9 +27,12 @@ const accountOf = ({ registry, username, updatedAt }: SealedLogin): RegistryAcco
   updatedAt,
 })
 
-/** What a password was sealed for: moved to another row, it opens nowhere. */
-const contextOf = (owner: ImageOwner, registry: string, username: string): string =>
-  JSON.stringify(['registry login', owner, registry, username])
+/** As what a secret was sealed. */
+const kinds = { password: 'registry login', identityToken: 'registry identity token' } as const
+
+/** What a secret was sealed for: moved to another row, it opens nowhere. */
+const contextOf = (kind: keyof typeof kinds, owner: ImageOwner, registry: string, username: string): string =>
+  JSON.stringify([kinds[kind], owner, registry, username])
 
 @Injectable()
 export class RegistriesService {
@@ -49,9 +53,13 @@ export class RegistriesService {
     return accountOf(login)
   }
 
-  async put(caller: ImageCaller, registry: string, { username, password }: RegistryLogin): Promise<RegistryAccount> {
+  async put(caller: ImageCaller, registry: string, login: RegistryLogin): Promise<RegistryAccount> {
     const owner = ownerOf(caller)
-    const sealedPassword = this.secrets.sealLogin(password, contextOf(owner, registry, username))
+    const { username, password, identityToken } = login
+    const kind = identityToken === undefined ? 'password' : 'identityToken'
+    const secret = identityToken ?? password
+    invariant(secret !== undefined, 'a login has one of its secrets')
+    const sealedPassword = this.secrets.sealLogin(secret, contextOf(kind, owner, registry, username))
     return accountOf(await this.database.images.logins.put(owner, { registry, username, sealedPassword }, caller.keyId))
   }
 
@@ -73,8 +81,11 @@ export class RegistriesService {
   private async login(owner: ImageOwner, registry: string): Promise<RegistryLogin | null> {
     const sealed = await this.database.images.logins.get(owner, registry)
     if (!sealed) return null
-    const password = this.secrets.openLogin(sealed.sealedPassword, contextOf(owner, registry, sealed.username))
-    if (password !== undefined) return { username: sealed.username, password }
+    const { username, sealedPassword } = sealed
+    for (const kind of ['password', 'identityToken'] as const) {
+      const secret = this.secrets.openLogin(sealedPassword, contextOf(kind, owner, registry, username))
+      if (secret !== undefined) return { username, [kind]: secret }
+    }
     throw new Failure('registry_denied', `the login for ${registry} cannot be read any more: set it again`)
   }
 
