@@ -8,7 +8,7 @@ import { sum, type Tally, tallyOf, tallyOfStep } from './test-results.js'
 
 const root = resolve(import.meta.dirname, '../../..')
 
-/** A step that takes longer hangs; it is killed and counts as failed. */
+/** A step of everything that takes longer hangs; it is killed and counts as failed. What was selected may take its time. */
 const STEP_LIMIT_MS = 30 * 60_000
 
 const projects = ['unit', 'kernel', 'system'] as const
@@ -58,7 +58,8 @@ async function jest(scratch: string, project: Project, count: number, args: read
   const options = ['--json', `--outputFile=${output}`, '--passWithNoTests']
   // A handle that a failed test left open must not keep the run from ending.
   const pace = count === 1 ? ['--runInBand', '--forceExit'] : [`--maxWorkers=${count}`]
-  const exitCode = await timed(project, () => call([...program, ...options, ...pace, ...args]))
+  const limit = args.length > 0 ? null : STEP_LIMIT_MS
+  const exitCode = await timed(project, () => call([...program, ...options, ...pace, ...args], undefined, limit))
   return tallyOf(readResults(output), exitCode)
 }
 
@@ -96,11 +97,18 @@ const readResults = (path: string): unknown => {
   }
 }
 
-/** @param output descriptor that takes both its streams; without one, stdout is dropped and stderr shown */
-function call([program = '', ...args]: readonly string[], output?: number): Promise<number> {
+/**
+ * @param output descriptor that takes both its streams; without one, stdout is dropped and stderr shown
+ * @param limitMs after which it is killed; null: never
+ */
+function call(
+  [program = '', ...args]: readonly string[],
+  output?: number,
+  limitMs: number | null = STEP_LIMIT_MS,
+): Promise<number> {
   const env = { ...process.env, NODE_OPTIONS: '--experimental-vm-modules', NODE_NO_WARNINGS: '1' }
   const child = spawn(program, args, { cwd: root, env, stdio: ['ignore', output ?? 'ignore', output ?? 'inherit'] })
-  const limit = setTimeout(() => child.kill('SIGKILL'), STEP_LIMIT_MS)
+  const limit = limitMs === null ? undefined : setTimeout(() => child.kill('SIGKILL'), limitMs)
   return new Promise((done) => {
     child.once('error', (error) => {
       clearTimeout(limit)
