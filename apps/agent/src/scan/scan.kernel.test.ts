@@ -195,6 +195,7 @@ test.each([
   ['bytes', { ...scanLimits, bytes: 60 }, /after the first 60 bytes/],
   ['entries', { ...scanLimits, walk: { ...walkLimits, entries: 5 } }, /entries after the first 5/],
   ['links', { ...scanLimits, walk: { ...walkLimits, links: 1 } }, /links after the first 1/],
+  ['names of links', { ...scanLimits, walk: { ...walkLimits, steps: 5 } }, /links after the first 5 names/],
   [
     'entries of one directory',
     { ...scanLimits, walk: { ...walkLimits, entriesOfOne: 3 } },

@@ -21,10 +21,12 @@ export interface WalkLimits {
   readonly depth: number
   readonly files: number
   readonly links: number
+  /** Names that all links together lead through. */
+  readonly steps: number
 }
 
 export const walkLimits: WalkLimits = {
-  ...{ entries: 1_000_000, entriesOfOne: 100_000, depth: 64, files: 50_000, links: 50_000 },
+  ...{ entries: 1_000_000, entriesOfOne: 100_000, depth: 64, files: 50_000, links: 50_000, steps: 5_000_000 },
 }
 
 /** What is looked for; paths are relative to the root. */
@@ -118,6 +120,7 @@ class Walker {
   private readonly waiting: Place[] = []
   private readonly links: Link[] = []
   private entries = 0
+  private steps = 0
   /** Directories on the way of links, by where they are. */
   private readonly known = new Map<string, Promise<Found>>()
   /** Where links have led to, and what was looked for there. */
@@ -237,6 +240,10 @@ class Walker {
     const rest = [name]
     let links = 0
     for (;;) {
+      if (this.steps++ >= this.limits.steps) {
+        this.omit(`links after the first ${this.limits.steps} names that they lead through`)
+        return undefined
+      }
       const next = rest.pop()
       const here = way.at(-1) ?? root
       if (next === undefined) return { kind: 'directory', ...here }
