@@ -39,6 +39,15 @@ test('one file: an object, an array, or a line each', async () => {
   expect(await idsOf(write('lines', json('A'), json('B')))).toEqual({ ids: ['A', 'B'], skipped: 0 })
 })
 
+test('a character of several bytes may be where one piece that is read ends', async () => {
+  const [before, id] = ['{"id":"', '\u00e9\u{1f600}']
+  const text = JSON.stringify(record(id))
+  for (const cut of [1, 3, 4, 5]) {
+    const padding = ' '.repeat(1024 * 1024 - before.length - cut)
+    expect(await idsOf(write('cut', `${padding}${text}`))).toEqual({ ids: [id], skipped: 0 })
+  }
+})
+
 test('a directory: all files of records in it, and below; what is no record is counted', async () => {
   write('a.json', json('A'))
   write('npm/b.json', `[${json('B')}, {"id": 7}, {"no": "record"}]`)

@@ -1,6 +1,7 @@
 // scan.thread.ts: the thread of scan-thread.ts.
 import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
+import { closeSync, openSync, readSync } from 'node:fs'
+import { StringDecoder } from 'node:string_decoder'
 import { type MessagePort, parentPort, workerData } from 'node:worker_threads'
 import { Fault, MiB } from '@berth/contracts'
 import { type JsonValue, JsonValues, keptOf, OsvRecord, Vulnerabilities } from '@berth/scan'
@@ -34,7 +35,7 @@ export interface Loaded {
  */
 export async function loadDatabase(path: string): Promise<Loaded> {
   const reading = new Reading(path)
-  for (const file of await filesOf(path)) await reading.read(file)
+  for (const file of await filesOf(path)) reading.read(file)
   return reading.loaded()
 }
 
@@ -42,15 +43,15 @@ class Reading {
   private readonly vulnerabilities = new Vulnerabilities()
   private readonly hash = createHash('sha256')
   private readonly problems: string[] = []
+  private readonly buffer = Buffer.allocUnsafe(1 * MiB)
   private skipped = 0
 
   constructor(private readonly path: string) {}
 
-  async read(file: string): Promise<void> {
+  read(file: string): void {
     const values = new JsonValues(MAX_RECORD)
-    const pieces = createReadStream(file, { encoding: 'utf8', highWaterMark: 1 * MiB })
     let isFirst = true
-    for await (const piece of pieces) {
+    for (const piece of this.pieces(file)) {
       if (isFirst && packed.some((start) => piece.startsWith(start)))
         throw this.unusable(`${file} is packed; unpack it`)
       isFirst = false
@@ -61,6 +62,22 @@ class Reading {
     if (open && values.isOneOfSeveral)
       throw this.unusable(`${file} is not whole: ${open.problem}, in line ${open.line}`)
     if (open) this.take(file, open)
+  }
+
+  /** UTF-8 as text. Nothing else happens in this thread meanwhile, and a stream for each of some 300,000 files takes minutes. */
+  private *pieces(file: string): Generator<string> {
+    const decoder = new StringDecoder('utf8')
+    const descriptor = openSync(file, 'r')
+    try {
+      for (;;) {
+        const bytes = readSync(descriptor, this.buffer)
+        if (bytes === 0) break
+        yield decoder.write(this.buffer.subarray(0, bytes))
+      }
+    } finally {
+      closeSync(descriptor)
+    }
+    yield decoder.end()
   }
 
   loaded(): Loaded {
