@@ -24,7 +24,8 @@ type Outcome = 'holding' | 'judging' | 'admitting'
 async function failedFork(at: Outcome, why: Error) {
   const asked: string[] = []
   const passOrFail = (here: Outcome) => (here === at ? Promise.reject(why) : Promise.resolve())
-  const note = ({ method, path }: SandboxRequest) => asked.push(`${method} ${path.slice(0, 2).join('/')}`)
+  const note = ({ method, path, alsoDeleted }: SandboxRequest) =>
+    asked.push(`${method} ${path.slice(0, 2).join('/')}${alsoDeleted ? ' of whatever is left' : ''}`)
   const calls = {
     json: async (_: unknown, __: string, request: SandboxRequest) => {
       note(request)
@@ -68,7 +69,7 @@ async function failedFork(at: Outcome, why: Error) {
 const held = ['POST snapshot/hold', 'judge app sha256:app', 'fork']
 
 test('the copy of a fork that was not admitted is let go of, and kept where nobody knows that', async () => {
-  const release = 'DELETE snapshot/hold'
+  const release = 'DELETE snapshot/hold of whatever is left'
   expect(await failedFork('admitting', new Failure('quota_exceeded', 'no'))).toEqual([...held, release])
   expect(await failedFork('admitting', new Fault('fork a sandbox', { cause: 'it was broken off' }))).toEqual([
     ...held,
@@ -80,7 +81,7 @@ test('the copy of a fork that was not admitted is let go of, and kept where nobo
 test('an image that is refused by now is not forked', async () => {
   expect(await failedFork('judging', new Failure('policy_forbidden', 'no'))).toEqual([
     ...held.slice(0, 2),
-    'DELETE snapshot/hold',
+    'DELETE snapshot/hold of whatever is left',
   ])
 })
 
@@ -88,5 +89,5 @@ test('what a node has not answered may have been done; what it has refused was n
   const [hold] = held
   expect(await failedFork('holding', new Failure('wrong_state', 'no'))).toEqual([hold])
   for (const why of [new Failure('node_unreachable', 'no'), new Fault('read the answer', { cause: 'cut' })])
-    expect(await failedFork('holding', why)).toEqual([hold, 'DELETE snapshot/hold'])
+    expect(await failedFork('holding', why)).toEqual([hold, 'DELETE snapshot/hold of whatever is left'])
 })

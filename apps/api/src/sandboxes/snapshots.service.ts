@@ -115,10 +115,10 @@ export class SnapshotsService {
     }
   }
 
-  /** The node forgets it by itself as well. */
+  /** The node forgets it by itself as well. The sandbox may have been deleted meanwhile: its copy is another thing. */
   private async release({ principal, sandbox }: SnapshotCall, id: SnapshotId): Promise<void> {
     const signal = AbortSignal.timeout(HOLD_MS)
-    const request = { method: 'DELETE', path: ['snapshot', 'hold', id], signal } as const
+    const request = { method: 'DELETE', path: ['snapshot', 'hold', id], alsoDeleted: true, signal } as const
     await this.calls.call(principal, sandbox, request).then(
       ({ body }) => body.destroy(),
       (err: unknown) => this.log.warn({ err, snapshot: id }, 'snapshot.release_failed'),

@@ -47,6 +47,8 @@ interface Target {
   readonly signal: AbortSignal
   /** What a deleted sandbox is answered with. Default: sandbox_not_found. */
   readonly whenDeleted?: ErrorCode
+  /** Made of a deleted sandbox too, of which its node may have something. Default: false */
+  readonly alsoDeleted?: boolean
 }
 
 export interface SandboxRequest extends Target {
@@ -146,8 +148,8 @@ export class SandboxCalls {
     open: (door: Door, path: string) => Promise<T>,
   ): Promise<T> {
     const { id, nodeId, state } = await this.locate(caller, ref)
-    const { path, query, whenDeleted = 'sandbox_not_found' } = target
-    if (state === 'deleted') throw deleted(ref, whenDeleted)
+    const { path, query, whenDeleted = 'sandbox_not_found', alsoDeleted = false } = target
+    if (state === 'deleted' && !alsoDeleted) throw deleted(ref, whenDeleted)
     const door = nodeId && (await this.doors.of(nodeId, id, path[0]))
     if (!door) throw new Failure('node_unreachable', `the node that held sandbox ${ref} is no more`)
     return open(door, sandboxPath(id, path, query)).catch(async (error: unknown) => {
