@@ -116,3 +116,13 @@ test('goes a while after its last user, unless another comes', async () => {
   groups.ensure(tenant)
   expect(calls.splice(0).at(5)).toEqual(['create', group])
 })
+
+test('has its limits also where somebody has removed it while it was empty', () => {
+  there = true
+  groups.limit(tenant, limits)
+  given()
+  there = false
+  groups.ensure(tenant)
+  expect(there).toBe(true)
+  expect(given()).toEqual(made)
+})

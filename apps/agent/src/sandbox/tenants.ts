@@ -69,10 +69,11 @@ export class TenantGroups {
   ensure(tenantId: TenantId): void {
     const tenant = this.#of(tenantId)
     const { limits, applied } = tenant
-    if (limits === undefined || same(limits, applied)) return
+    const group = this.group(tenantId)
+    // What it had may be gone with it: a recovery removes those that hold nothing.
+    if (limits === undefined || (same(limits, applied) && this.#cgroups.usage(group) !== undefined)) return
     tenant.applied = undefined
     tenant.refused = limits
-    const group = this.group(tenantId)
     this.#cgroups.create(group)
     const { memoryBytes, pids } = limits
     const refusals = [{ pids }, { memoryBytes }, { cpuMillis: Math.round(limits.cpus * 1000) }].flatMap((limit) => {
