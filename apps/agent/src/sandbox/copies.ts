@@ -9,8 +9,10 @@ import type { Pool } from '../storage/pool.js'
 
 export type CopyPool = Pick<Pool, 'clone' | 'remove' | 'path' | 'list' | 'fill' | 'resize'>
 
-/** Cache mounts of builds have a share of the pool of their own; what has another name is nobody's yet, or nobody's any more. */
-const counted = /^(?!cache_)[a-z0-9_]+$/
+/** Cache mounts of builds, which have a share of the pool of their own. */
+const CACHE = 'cache_'
+
+type Fill = Awaited<ReturnType<Pool['fill']>>
 
 export class Copies {
   readonly #bytes = new Map<string, number>()
@@ -43,9 +45,9 @@ export class Copies {
     this.#bytes.set(id, 0)
     try {
       await still(() => this.pool.clone(from, id, limitBytes))
-      const fill = await this.pool.fill()
+      const [layers, fill] = await this.#look()
       const bytes = fill.get(id)?.usedBytes ?? limitBytes
-      const left = this.#left(fill)
+      const left = this.#left(layers, fill)
       if (bytes > left)
         throw new Failure(
           'no_capacity',
@@ -67,17 +69,21 @@ export class Copies {
 
   /** How many bytes of copies have to go, as sandboxes have come since that may need them; none: 0 or less. */
   async excess(): Promise<number> {
-    return this.#bytes.size === 0 ? 0 : -this.#left(await this.pool.fill())
+    return this.#bytes.size === 0 ? 0 : -this.#left(...(await this.#look()))
   }
 
   bytes(id: string): number {
     return this.#bytes.get(id) ?? 0
   }
 
-  #left(fill: Awaited<ReturnType<Pool['fill']>>): number {
-    let left = this.mostBytes
-    for (const [name, { limitBytes }] of fill) if (!this.#bytes.has(name) && counted.test(name)) left -= limitBytes
-    for (const bytes of this.#bytes.values()) left -= bytes
-    return left
+  /** The file system may have more than the pool. */
+  #look(): Promise<readonly [readonly string[], Fill]> {
+    return Promise.all([this.pool.list(), this.pool.fill()])
+  }
+
+  #left(layers: readonly string[], fill: Fill): number {
+    const reserved = layers.filter((name) => !this.#bytes.has(name) && !name.startsWith(CACHE))
+    const bytes = [...reserved.map((name) => fill.get(name)?.limitBytes ?? 0), ...this.#bytes.values()]
+    return bytes.reduce((left, one) => left - one, this.mostBytes)
   }
 }

@@ -13,6 +13,9 @@ export interface Errand {
   end(): Promise<void>
 }
 
+/** Whatever shares its sandboxes have: others wait for the place that it has among those that are done at once. */
+const MOST_SHARES = 262_144
+
 let serial = 0
 
 /** To be ended when its programs have. @throws Fault when the kernel refuses a limit of the tenant */
@@ -22,7 +25,7 @@ export function beginErrand({ cgroups, tenants }: Pick<Workshop, 'cgroups' | 'te
   try {
     // One that is there has limits, of which the kernel may have refused some: they are those of the tenant's sandboxes too.
     if (cgroups.usage(tenants.group(tenantId)) === undefined) tenants.ensure(tenantId)
-    cgroups.create(group)
+    cgroups.create(group, { cpuShares: MOST_SHARES })
   } catch (error) {
     tenants.release(tenantId)
     throw error
