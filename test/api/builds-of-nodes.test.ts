@@ -189,6 +189,27 @@ describe('a build', () => {
     expect((await linesOf(first)).at(-1)).toMatchObject({ code: 'build_canceled' })
   })
 
+  test('waits for tenants that have fewer, also where one of its own tenant has ended', async () => {
+    scripted({ solve: (call) => endless(call.signal) })
+    const [mine, other] = [await tenant(QUOTA), await tenant(QUOTA)]
+    // Two of these are on the node at once.
+    const large = (api: Api) => post(api, 'cpus=400')
+    const open = [await large(mine), await large(mine)]
+    const theirs = large(other)
+    const next = large(mine)
+    const ids = async (api: Api) =>
+      (await api.get('/v1/builds?state=running')).body.items.map(({ id }: { id: string }) => id)
+    const [id] = await ids(mine)
+    await mine.post(`/v1/builds/${id}/cancel`)
+    open.push(await theirs)
+    expect([await ids(mine), await ids(other)]).toEqual([[expect.anything()], [expect.anything()]])
+    await other.post(`/v1/builds/${await ids(other)}/cancel`)
+    open.push(await next)
+    expect(await ids(mine)).toHaveLength(2)
+    for (const one of await ids(mine)) await mine.post(`/v1/builds/${one}/cancel`)
+    for (const one of open) expect((await linesOf(one)).at(-1)).toMatchObject({ code: 'build_canceled' })
+  })
+
   test('whose image is over the quota of images fails, and names nothing', async () => {
     const mine = await tenant({ ...QUOTA, imageBytes: 99 })
     scripted({ solve: () => [{ step: 'done', image: imageOf(100) }] })

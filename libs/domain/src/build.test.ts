@@ -11,7 +11,12 @@ const wanted = { tenantId: tenantId(1), limits, platform: null, parallel: 2 }
 const none = { unfinishedJobs: 0, runningJobs: 0, cpuMillis: 0, memoryBytes: 0, diskBytes: 0 }
 const place = (nodes: readonly BuildNode[], change = {}, quota = {}, use = {}) =>
   placeBuild(nodes, { ...defaultQuota, ...quota }, { ...none, ...use }, { ...wanted, ...change }, now)
-const builder = (n: number, change: Partial<BuildNode> = {}): BuildNode => ({ ...node(n), last: false, ...change })
+const builder = (n: number, change: Partial<BuildNode> = {}): BuildNode => ({
+  ...{ ...node(n), last: false, builds: { taken: 0, own: 0 } },
+  ...change,
+})
+
+const never = { shortage: null, forGood: true, keep: null }
 
 test('a build holds its commands, and disk for the context besides', () => {
   expect(buildCost(limits, 2)).toEqual({ cpuMillis: 2000, memoryBytes: 2 * GiB, diskBytes: 3 * GiB })
@@ -38,15 +43,41 @@ test('one whose commands do not fit together has fewer at the same time', () => 
 
 test('one that finds no room may find it later, unless no node is large enough', () => {
   const full = builder(1, { used: node(1).capacity })
-  expect(place([full])).toEqual({ shortage: null, forGood: false })
-  expect(place([])).toEqual({ shortage: null, forGood: false })
-  expect(place([full], { limits: { ...limits, memoryBytes: 9 * GiB } })).toEqual({ shortage: null, forGood: true })
+  expect(place([full])).toEqual({ shortage: null, forGood: false, keep: nodeId(1) })
+  expect(place([])).toEqual({ shortage: null, forGood: false, keep: null })
+  expect(place([full], { limits: { ...limits, memoryBytes: 9 * GiB } })).toEqual(never)
+})
+
+test('one that finds no room goes nowhere else than where it is kept some, and others go around that', () => {
+  const [half, full] = [
+    builder(1, { used: { ...node(1).capacity, cpuMillis: 0 } }),
+    builder(2, { used: node(2).capacity }),
+  ]
+  const kept = (nodes: readonly BuildNode[], ...ids: readonly number[]) =>
+    placeBuild(nodes, defaultQuota, none, wanted, now, new Set(ids.map(nodeId)))
+  expect(kept([full, half])).toMatchObject({ keep: nodeId(1) })
+  expect(kept([full, half], 1)).toMatchObject({ keep: nodeId(2) })
+  expect(kept([full, half], 1, 2)).toEqual({ shortage: null, forGood: false, keep: null })
+  expect(kept([builder(1), builder(2)], 1)).toMatchObject({ nodeId: nodeId(2) })
+  // What lacks is the tenant's own to free.
+  expect(place([full], {}, { concurrentJobs: 2 }, { runningJobs: 2 })).toMatchObject({ forGood: false, keep: null })
+})
+
+test.each([
+  ['none', 0, 0, true],
+  ['half of all', 16, 16, false],
+  ['as many as are free besides those of others', 24, 8, false],
+  ['none, and others all', 32, 0, false],
+  ['none, and others all but one', 31, 0, true],
+])('a node takes another build of a tenant that has %s of its builds: %s', (_, taken, own, takes) => {
+  const found = place([builder(1, { builds: { taken, own } })])
+  expect(found).toMatchObject(takes ? { nodeId: nodeId(1) } : { shortage: null, forGood: false, keep: null })
 })
 
 test('one whose nodes are silent for the moment may find room when they are back', () => {
   const silent = builder(1, { lastSeenAt: new Date(now.getTime() - NODE_SILENT_MS - 1) })
-  expect(place([silent])).toEqual({ shortage: null, forGood: false })
-  expect(place([silent], { limits: { ...limits, memoryBytes: 9 * GiB } })).toEqual({ shortage: null, forGood: true })
+  expect(place([silent])).toEqual({ shortage: null, forGood: false, keep: null })
+  expect(place([silent], { limits: { ...limits, memoryBytes: 9 * GiB } })).toEqual(never)
 })
 
 test('it goes where its cache is, then where it is done sooner, then where its images are', () => {
@@ -61,7 +92,7 @@ test('it goes to a node of its platform', () => {
   const nodes = [builder(1, { platform: 'linux/amd64', last: true }), builder(2, { platform: 'linux/arm64' })]
   expect(place(nodes, { platform: 'linux/arm64' })).toMatchObject({ nodeId: nodeId(2) })
   expect(place(nodes)).toMatchObject({ nodeId: nodeId(1) })
-  expect(place(nodes, { platform: 'linux/riscv64' })).toEqual({ shortage: null, forGood: true })
+  expect(place(nodes, { platform: 'linux/riscv64' })).toEqual(never)
 })
 
 test('whatever it is given, it overshoots neither quota nor node', () => {

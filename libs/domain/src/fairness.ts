@@ -88,7 +88,7 @@ export function offerInTurn(
 }
 
 /** Among nodes that could hold the job when empty, the one that has most of what it asks for free already. */
-function keepFor(nodes: readonly NodeSnapshot[], job: Placeable, now: Date): NodeSnapshot | undefined {
+export function keepFor(nodes: readonly NodeSnapshot[], job: Placeable, now: Date): NodeSnapshot | undefined {
   const missing = ({ capacity, used }: NodeSnapshot) =>
     Math.max(0, 1 - (capacity.sandboxes - used.sandboxes)) +
     Math.max(0, job.cost.cpuMillis - (capacity.cpuMillis - used.cpuMillis)) / job.cost.cpuMillis +

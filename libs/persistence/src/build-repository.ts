@@ -55,6 +55,14 @@ export interface AdmittedBuild {
   readonly tenantLimits: TenantLimits
 }
 
+/** A build that finds no room now. */
+export interface NotYet {
+  /** quota_exceeded (`QuotaExceeded`) or no_capacity. */
+  readonly refusal: Failure
+  /** As of `NoPlace`. */
+  readonly keep: NodeId | null
+}
+
 /** How far a build is. */
 export interface BuildNote {
   readonly steps: readonly BuildStepSummary[]
@@ -78,10 +86,19 @@ export type BuildEnd = Omit<BuildReason, 'at'> & { readonly event: Exclude<Build
 export interface Builds {
   /**
    * Reserves quota and room on a node, stores the build and tells its first event, or does none of it.
-   * @returns what keeps it now and may not later: quota_exceeded (`QuotaExceeded`) or no_capacity
-   * @throws the same where it never will have room; platform_unsupported, tenant_suspended, tenant_not_found
+   * @param kept nodes that are kept for others, for the moment
+   * @returns what keeps it now and may not later
+   * @throws as `check`
    */
-  admit(asked: NewBuild): Promise<AdmittedBuild | Failure>
+  admit(asked: NewBuild, kept?: ReadonlySet<NodeId>): Promise<AdmittedBuild | NotYet>
+  /**
+   * Whether it can ever be admitted.
+   * @throws quota_exceeded (`QuotaExceeded`) or no_capacity where it never will have room; platform_unsupported,
+   * tenant_suspended, tenant_not_found
+   */
+  check(asked: NewBuild): Promise<void>
+  /** How many builds of each of these tenants go on, of those that have some. */
+  running(tenantIds: readonly TenantId[]): Promise<ReadonlyMap<TenantId, number>>
   /** @throws build_not_found */
   get(access: Access, id: BuildId): Promise<BuildRecord & { readonly steps: readonly BuildStepSummary[] }>
   list(

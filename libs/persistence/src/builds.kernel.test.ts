@@ -28,7 +28,7 @@ const asked = (tenantId: TenantId, change: Partial<NewBuild> = {}): NewBuild => 
 /** A build that finds room at once. */
 async function admitted(build: NewBuild): Promise<AdmittedBuild> {
   const found = await db.builds.admit(build)
-  if (found instanceof Failure) throw found
+  if ('refusal' in found) throw found.refusal
   return found
 }
 const end = (change: Partial<BuildEnd> = {}): BuildEnd => ({
@@ -102,18 +102,48 @@ describe('a build', () => {
     const tenantId = await givenTenant(db, { concurrentJobs: 1, memoryBytes: 8 * GiB })
     await givenNode(db, { memoryBytes: 4 * GiB })
     const { build } = await admitted(asked(tenantId))
-    expect(await db.builds.admit(asked(tenantId))).toMatchObject({ code: 'quota_exceeded', data: { used: 1 } })
+    expect(await db.builds.admit(asked(tenantId))).toMatchObject({
+      refusal: { code: 'quota_exceeded', data: { used: 1 } },
+      keep: null,
+    })
+    expect(await code(db.builds.check(asked(tenantId)))).toBe('done')
     await db.builds.end('operator', build.id, end())
     expect(await db.builds.admit(asked(tenantId))).toMatchObject({ build: { state: 'running' } })
     for (const [memoryBytes, refused] of [
       [9 * GiB, 'quota_exceeded'],
       [5 * GiB, 'no_capacity'],
     ] as const) {
-      const other = await givenTenant(db, { memoryBytes: 8 * GiB })
-      await expect(db.builds.admit(asked(other, { limits: { ...limits, memoryBytes } }))).rejects.toMatchObject({
-        code: refused,
-      })
+      const large = asked(await givenTenant(db, { memoryBytes: 8 * GiB }), { limits: { ...limits, memoryBytes } })
+      for (const work of [db.builds.admit, db.builds.check])
+        await expect(work(large)).rejects.toMatchObject({ code: refused })
     }
+  })
+
+  test('that finds no room tells the node that could be kept for it, where others then find none', async () => {
+    const [tenantId, other] = [await givenTenant(db), await givenTenant(db)]
+    const nodeId = await givenNode(db, { memoryBytes: 4 * GiB })
+    await admitted(asked(other))
+    const large = { limits: { ...limits, memoryBytes: 4 * GiB }, parallel: 1 }
+    expect(await db.builds.admit(asked(tenantId, large))).toMatchObject({
+      ...{ refusal: { code: 'no_capacity' }, keep: nodeId },
+    })
+    const kept = new Set([nodeId])
+    expect(await db.builds.admit(asked(other), kept)).toMatchObject({ refusal: { code: 'no_capacity' }, keep: null })
+    expect(await db.builds.running([tenantId, other])).toEqual(new Map([[other, 1]]))
+    expect((await admitted(asked(other))).build.nodeId).toBe(nodeId)
+    expect(await db.builds.running([other])).toEqual(new Map([[other, 2]]))
+  })
+
+  test('is one of a node’s builds, of which one tenant may not have all', async () => {
+    const [tenantId, other] = [await givenTenant(db, { concurrentJobs: 100 }), await givenTenant(db)]
+    await givenNode(db, { cpus: 100, memoryBytes: 100 * GiB, sandboxes: 100 })
+    const small = { limits: { cpus: 0.1, memoryBytes: MiB, diskBytes: MiB, pids: 1 }, parallel: 1 }
+    for (let i = 0; i < 16; i++) await admitted(asked(tenantId, small))
+    const refused = { refusal: { code: 'no_capacity' }, keep: null }
+    expect(await db.builds.admit(asked(tenantId, small))).toMatchObject(refused)
+    const { build } = await admitted(asked(other, small))
+    expect(await db.builds.admit(asked(tenantId, small))).toMatchObject(refused)
+    await db.builds.end('operator', build.id, end())
   })
 
   test('goes to a node of its platform, and is refused where there is none', async () => {

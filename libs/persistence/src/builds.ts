@@ -34,7 +34,7 @@ import {
   succeedOne,
   tenantOf,
 } from './build-ending.js'
-import type { AdmittedBuild, BuildNote, Builds, ImageOnNode, NewBuild } from './build-repository.js'
+import type { AdmittedBuild, BuildNote, Builds, ImageOnNode, NewBuild, NotYet } from './build-repository.js'
 import { imageDigest } from './image-resolving.js'
 import type { PageRequest } from './page.js'
 import { imagePlatform, type NodeJson, nodeOf, nodesJson, type UseRow, useColumns, useOf } from './placing.js'
@@ -57,6 +57,7 @@ interface SituationRow extends UseRow, QuotaRow {
   readonly state: Tenant['state']
   readonly uid_slot: number
   readonly last: NodeId | null
+  readonly builds: Readonly<Record<NodeId, { readonly taken: number; readonly own: number }>>
   readonly nodes: readonly NodeJson[]
 }
 
@@ -64,6 +65,9 @@ const readSituation: Statement = {
   name: 'build_situation',
   text: `SELECT t.state, t.uid_slot, ${quotaColumns}, ${useColumns},
       (SELECT b.node_id FROM builds b WHERE b.tenant_id = $1 AND b.started_at IS NOT NULL ORDER BY b.id DESC LIMIT 1) AS last,
+      (SELECT coalesce(json_object_agg(b.node_id, json_build_object('taken', b.taken, 'own', b.own)), '{}') FROM (
+        SELECT node_id, count(*) AS taken, count(*) FILTER (WHERE tenant_id = $1) AS own
+        FROM builds WHERE state = 'running' GROUP BY node_id) b) AS builds,
       ${nodesJson('ARRAY(SELECT i.digest FROM images i WHERE i.owner = $1)', 'ARRAY[$1::text]')} AS nodes
     FROM tenants t JOIN tenant_usage u ON u.tenant_id = t.id WHERE t.id = $1`,
 }
@@ -107,22 +111,43 @@ const insertBuild: Statement = {
     SELECT ${buildColumns} FROM build b`,
 }
 
-async function tryAdmit(store: Store, asked: NewBuild): Promise<AdmittedBuild | Failure | undefined> {
+interface Found {
+  readonly place: BuildPlace
+  readonly ofTenant: Pick<AdmittedBuild, 'ids' | 'tenantLimits'>
+  readonly now: Date
+}
+
+/** Where a build would go now. @throws as `Builds.check` */
+async function findPlace(store: Store, asked: NewBuild, kept?: ReadonlySet<NodeId>): Promise<Found | NotYet> {
   const { tenantId, limits, parallel, options } = asked
   const [row] = await store.rows<SituationRow>(readSituation, [tenantId])
   if (!row) throw tenantNotFound(tenantId)
   if (row.state !== 'active') throw new Failure('tenant_suspended', `tenant ${tenantId} is suspended`)
   const now = store.clock.now()
   const quota = quotaOf(row)
-  const nodes = row.nodes.map((node) => ({ ...nodeOf(node), last: node.id === row.last }))
-  const place = placeBuild(nodes, quota, useOf(row), { tenantId, limits, parallel, platform: options.platform }, now)
-  if ('forGood' in place) {
-    const failure = refusalOf(place, asked, nodes)
-    if (place.forGood) throw failure
-    return failure
-  }
-  const [admitted] = await store.rows<BuildRow>(insertBuild, insertValues(store, asked, place, now))
-  return admitted && { ...admitted, ids: idRange(row.uid_slot), tenantLimits: tenantLimits(quota) }
+  const nodes = row.nodes.map((node) => ({
+    ...nodeOf(node),
+    last: node.id === row.last,
+    builds: row.builds[node.id] ?? { taken: 0, own: 0 },
+  }))
+  const wanted = { tenantId, limits, parallel, platform: options.platform }
+  const place = placeBuild(nodes, quota, useOf(row), wanted, now, kept)
+  const ofTenant = { ids: idRange(row.uid_slot), tenantLimits: tenantLimits(quota) }
+  if (!('forGood' in place)) return { place, ofTenant, now }
+  const refusal = refusalOf(place, asked, nodes)
+  if (place.forGood) throw refusal
+  return { refusal, keep: place.keep }
+}
+
+async function tryAdmit(
+  store: Store,
+  asked: NewBuild,
+  kept: ReadonlySet<NodeId> | undefined,
+): Promise<AdmittedBuild | NotYet | undefined> {
+  const found = await findPlace(store, asked, kept)
+  if ('refusal' in found) return found
+  const [admitted] = await store.rows<BuildRow>(insertBuild, insertValues(store, asked, found.place, found.now))
+  return admitted && { ...admitted, ...found.ofTenant }
 }
 
 function refusalOf({ shortage }: NoPlace, { limits, options: { platform } }: NewBuild, nodes: readonly NodeSnapshot[]) {
@@ -148,12 +173,23 @@ const insertValues = (store: Store, asked: NewBuild, { nodeId, parallel, cost }:
   now,
 ]
 
-async function admit(store: Store, asked: NewBuild): Promise<AdmittedBuild | Failure> {
+async function admit(store: Store, asked: NewBuild, kept?: ReadonlySet<NodeId>): Promise<AdmittedBuild | NotYet> {
   for (let tries = 0; tries < TRIES; tries++) {
-    const admitted = await tryAdmit(store, asked)
+    const admitted = await tryAdmit(store, asked, kept)
     if (admitted) return admitted
   }
   throw new Fault('admit a build', { cause: 'room and quota keep being taken by others' })
+}
+
+const countRunning: Statement = {
+  name: 'running_builds',
+  text: `SELECT b.tenant_id AS id, count(*)::integer AS builds FROM builds b
+         WHERE b.state = 'running' AND b.tenant_id = ANY($1) GROUP BY b.tenant_id`,
+}
+
+async function running(store: Store, tenantIds: readonly TenantId[]): Promise<ReadonlyMap<TenantId, number>> {
+  const rows = await store.rows<{ id: TenantId; builds: number }>(countRunning, [tenantIds])
+  return new Map(rows.map(({ id, builds }) => [id, builds]))
 }
 
 async function get(store: Store, access: Access, id: BuildId) {
@@ -277,7 +313,9 @@ async function expire(store: Store, limit: number): Promise<number> {
 }
 
 export const openBuilds = (store: Store): Builds => ({
-  admit: (asked) => admit(store, asked),
+  admit: (asked, kept) => admit(store, asked, kept),
+  check: async (asked) => void (await findPlace(store, asked)),
+  running: (tenantIds) => running(store, tenantIds),
   get: (access, id) => get(store, access, id),
   list: (access, filter, page) => list(store, access, filter, page),
   log: (access, id) => log(store, access, id),

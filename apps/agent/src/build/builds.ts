@@ -17,6 +17,7 @@ import {
   type SolveBuild,
   type TenantId,
 } from '@berth/contracts'
+import { NODE_BUILDS } from '@berth/domain'
 import { removeTree } from '@berth/host'
 import { type BuildPlan, type Dockerfile, parseDockerfile, parseIgnore, planBuild } from '@berth/oci'
 import { orNoRoom } from '../images/content.js'
@@ -56,8 +57,11 @@ interface Build {
   ending: Promise<void> | undefined
 }
 
-/** Builds that a node takes at once; the API places them by what they may use. */
-const MAX_BUILDS = 32
+/**
+ * Builds that a node takes at once. The API places no more than `NODE_BUILDS`, and shares them between tenants; some besides may be
+ * over for it whose files are still being removed here.
+ */
+const MAX_BUILDS = 1.5 * NODE_BUILDS.all
 const IDLE_MS = 60_000
 /** Entries of all contexts of one tenant at a time: those of one large build, and others have their share. */
 const CONTEXT_ENTRIES = 600_000

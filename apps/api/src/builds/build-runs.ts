@@ -1,31 +1,18 @@
 // build-runs.ts: a build as the process that carries it out keeps it: its row, with a lease that is renewed as long as it
 // goes on, what it told so far, and its end, wherever that comes from.
-import {
-  type BuildProgress,
-  BuildText,
-  Failure,
-  Fault,
-  type HeldImage,
-  isErrorCode,
-  type TenantId,
-} from '@berth/contracts'
+import { type BuildProgress, BuildText, Failure, Fault, type HeldImage, isErrorCode } from '@berth/contracts'
 import type { AdmittedBuild, BuildEnd, BuildRecord, NewBuild } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import { Waiters } from '../jobs/waiters.js'
 import { Changes } from '../scheduling/changes.js'
 import { CLOCK, type Clock, DATABASE, type Database, LOG, type Logger } from '../tokens.js'
+import { BuildLine } from './line.js'
 import { BuildLog } from './log.js'
 import { BuildSummary } from './summary.js'
 
-/** Least time between two looks for room, in milliseconds: whoever else of the tenant ends wakes all who wait. */
-const PACE_MS = 100
-/** Of one tenant, in this process: each looks for room as often as that. More are refused where others would wait. */
-const MAX_WAITING = 32
-
 @Injectable()
 export class BuildRuns {
-  /** How many are being admitted, by tenant. */
-  private readonly waiting = new Map<TenantId, number>()
+  private readonly line: BuildLine
 
   constructor(
     @Inject(DATABASE) private readonly database: Database,
@@ -33,38 +20,18 @@ export class BuildRuns {
     @Inject(LOG) private readonly log: Logger,
     private readonly waiters: Waiters,
     private readonly changes: Changes,
-  ) {}
+  ) {
+    this.line = new BuildLine(database.builds, waiters, clock)
+  }
 
   /**
    * Admits a build, which waits for quota and room as long as it may. `close` it.
-   * @throws quota_exceeded, no_capacity, tenant_suspended; the reason of `signal`
+   * @throws as `BuildLine.admit`
    */
   async begin(asked: NewBuild, wait: { readonly queueMs: number; readonly signal: AbortSignal }): Promise<BuildRun> {
-    const admitted = await this.admit(asked, wait)
-    if (admitted instanceof Failure) throw admitted
+    const admitted = await this.line.admit(asked, wait)
     this.changes.announceBuild(admitted.build)
     return new BuildRun(admitted, this.database, this.clock, this.log, this.waiters, this.changes)
-  }
-
-  private async admit(
-    asked: NewBuild,
-    { queueMs, signal }: { readonly queueMs: number; readonly signal: AbortSignal },
-  ) {
-    const { tenantId } = asked
-    const before = this.waiting.get(tenantId) ?? 0
-    this.waiting.set(tenantId, before + 1)
-    try {
-      return await this.waiters.until(
-        tenantId,
-        () => this.database.builds.admit(asked),
-        (found) => !(found instanceof Failure),
-        { timeoutMs: before < MAX_WAITING ? queueMs : 0, signal, paceMs: PACE_MS },
-      )
-    } finally {
-      const left = (this.waiting.get(tenantId) ?? 1) - 1
-      if (left > 0) this.waiting.set(tenantId, left)
-      else this.waiting.delete(tenantId)
-    }
   }
 }
 

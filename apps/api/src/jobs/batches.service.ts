@@ -32,7 +32,7 @@ export class BatchesService {
     )
     this.dispatcher.dispatch(made.placed)
     this.changes.told(tenantId)
-    this.changes.roomMade()
+    this.changes.queued()
     return { ...made.batch, jobIds: [...made.jobIds], warnings }
   }
 

@@ -111,7 +111,7 @@ export class JobsService {
       this.database.admission.admitJob(tenantId, spec, by, image),
     )
     if (made.placed) this.dispatcher.dispatch([made.placed])
-    else this.changes.roomMade()
+    else this.changes.queued()
     this.changes.told(tenantId)
     return { made: made.job, warnings }
   }

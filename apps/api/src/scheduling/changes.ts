@@ -1,11 +1,11 @@
 // changes.ts: a stored change → those who wait for it, the nodes that are to act on it, and the placer where room was
-// made.
+// made; builds that wait for room hear of that too.
 import type { TenantId } from '@berth/contracts'
 import type { BuildRecord, ChangedSandbox, JobChange, SandboxChange } from '@berth/persistence'
 import { Injectable } from '@nestjs/common'
 import { Dispatcher } from './dispatcher.js'
 import { Placer } from './placer.js'
-import { Wakes } from './wakes.js'
+import { ROOM, Wakes } from './wakes.js'
 
 @Injectable()
 export class Changes {
@@ -43,8 +43,14 @@ export class Changes {
     if (changed.some(({ freed }) => freed)) this.roomMade()
   }
 
-  /** Something that waits in the queue may fit now. */
+  /** Something that waits may fit now: in the queue, or on whatever replica it waits. */
   roomMade(): void {
+    this.placer.trigger()
+    this.wakes.wake([ROOM])
+  }
+
+  /** There is more in the queue. */
+  queued(): void {
     this.placer.trigger()
   }
 }

@@ -1,5 +1,5 @@
 // wakes.ts: those who wait for something to change look again, here and on the other replicas. An id is of whatever is
-// waited for: a job, a batch, a sandbox, a build, or a tenant, whose events it stands for.
+// waited for: a job, a batch, a sandbox, a build, or a tenant, whose events it stands for; or that something has come free.
 import { Inject, Injectable } from '@nestjs/common'
 import { Waiters } from '../jobs/waiters.js'
 import { LOG, type Logger, type NodeQueues, QUEUES } from '../tokens.js'
@@ -8,6 +8,9 @@ import { LOG, type Logger, type NodeQueues, QUEUES } from '../tokens.js'
 const GATHER_MS = 5
 /** More than this at once are not told: everyone has a slow clock of their own. */
 const MAX_GATHERED = 10_000
+
+/** The id of whatever has come free on any node, or of any tenant's quota. */
+export const ROOM = 'room'
 
 @Injectable()
 export class Wakes {
