@@ -13,7 +13,7 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { Readable } from 'node:stream'
+import { PassThrough, Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
 import { gzipSync } from 'node:zlib'
 import { afterAll, describe, expect, test } from '@jest/globals'
@@ -165,5 +165,43 @@ describe('files with holes', () => {
       148,
     )
     await expect(filesIn(old, 1000)).rejects.toMatchObject({ message: /unknown kind/ })
+  })
+})
+
+describe('a tar that stops in the middle of an entry', () => {
+  const half = async () => (await tarOf([{ name: 'a', text: 'x'.repeat(300_000) }])).subarray(0, 200_000)
+  const packings = [
+    ['plain', (tar: Buffer) => tar],
+    ['gzip', (tar: Buffer) => gzipSync(tar)],
+  ] as const
+  const endings = [
+    ['its reader is called back', (_source: PassThrough, leaving: AbortController) => leaving.abort(new Error('left'))],
+    ['its sender has gone', (source: PassThrough) => source.destroy()],
+    ['its sender has failed', (source: PassThrough) => source.destroy(new Error('gone'))],
+    [
+      'both',
+      (source: PassThrough, leaving: AbortController) => {
+        leaving.abort(new Error('left'))
+        source.destroy(new Error('gone'))
+      },
+    ],
+  ] as const
+  const cases = packings.flatMap(([how, pack]) => endings.map(([why, end]) => [how, why, pack, end] as const))
+
+  test.each(cases)('as %s is not waited for when %s', async (_how, _why, packed, end) => {
+    const [source, leaving] = [new PassThrough(), new AbortController()]
+    source.on('error', () => undefined)
+    source.write(packed(await half()))
+    let begun: (() => void) | undefined
+    const reading = new Promise<void>((resolve) => {
+      begun = resolve
+    })
+    const take = async (entry: Parameters<Parameters<typeof eachEntry>[1]>[0]) => {
+      for await (const _ of entry) begun?.()
+    }
+    const over = expect(eachEntry(source, take, leaving.signal)).rejects.toThrow()
+    await reading
+    end(source, leaving)
+    await over
   })
 })

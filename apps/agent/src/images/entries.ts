@@ -1,5 +1,6 @@
 // entries.ts: what is in a tar, plain or packed, one entry after another, as it comes.
-import { Duplex, Readable, Writable } from 'node:stream'
+import { PassThrough, Readable, Writable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
 import { Failure } from '@berth/contracts'
 import { compressionOf } from '@berth/oci'
 import { extract } from 'tar-stream'
@@ -104,11 +105,16 @@ async function unpacked(source: Readable, tar: Tar, limits: TarLimits, signal: A
     },
   })
   tar.once('close', () => sink.destroy())
-  const plain = Duplex.from(withoutHoles(maxBytes))
-  await inflate(Readable.from(again(first, bytes)), packingOf(first), [plain, sink], signal)
+  const plain = new PassThrough()
+  // Not `Duplex.from`: of node 20, one that is destroyed while it waits for bytes never ends.
+  const passing = pipeline(plain, withoutHoles(maxBytes), sink, { signal })
+  const inflating = inflate(Readable.from(again(first, bytes, signal)), packingOf(first), [plain], signal)
+  for (const end of await Promise.allSettled([passing, inflating])) if (end.status === 'rejected') throw end.reason
 }
 
-async function* again(first: Buffer, rest: AsyncIterator<Buffer>): AsyncGenerator<Buffer> {
+/** Ends with the signal: nothing else would wake it from waiting for bytes that do not come. */
+async function* again(first: Buffer, rest: AsyncIterator<Buffer>, signal: AbortSignal): AsyncGenerator<Buffer> {
   yield first
-  for (let next = await rest.next(); !next.done; next = await rest.next()) yield next.value
+  const more = () => abortable(rest.next(), signal)
+  for (let next = await more(); !next.done; next = await more()) yield next.value
 }
