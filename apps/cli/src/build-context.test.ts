@@ -107,6 +107,21 @@ test('a Dockerfile outside of the directory is sent as text, and its own ignore 
   }
 })
 
+test('a dockerfile is one where there is no Dockerfile', async () => {
+  given({ dockerfile: 'FROM lower' })
+  expect(await findDockerfile(root, undefined)).toMatchObject({ path: 'dockerfile' })
+  given({ Dockerfile: 'FROM upper' })
+  expect(await findDockerfile(root, undefined)).toMatchObject({ path: 'Dockerfile' })
+})
+
+test('many small files are sent in few pieces', async () => {
+  given(Object.fromEntries(Array.from({ length: 500 }, (_, i) => [`f${i}`, `${i}`])))
+  const pieces: unknown[] = []
+  for await (const piece of packContext(root, contextEntries(root, at(null)))) pieces.push(piece)
+  expect(pieces.length).toBeLessThan(10)
+  expect((await sent(null)).filter(({ name, text }) => name === `f${text}`)).toHaveLength(500)
+})
+
 test('a file that becomes shorter while it is sent fails it', async () => {
   given({ a: 'x'.repeat(10), b: 'x'.repeat(10) })
   const entries = (async function* () {

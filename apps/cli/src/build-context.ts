@@ -1,10 +1,10 @@
 // build-context.ts: a directory → the context that is sent of it: a tar of its files, without what its ignore file names. The
 // node applies that file too; here it only saves the way.
-import { createReadStream, type Stats } from 'node:fs'
-import { lstat, readdir, readFile, readlink } from 'node:fs/promises'
+import { closeSync, createReadStream, lstatSync, openSync, readSync, type Stats } from 'node:fs'
+import { readdir, readFile, readlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
-import { Fault, ignore } from '@berth/contracts'
+import { Fault, ignore, invariant, KiB } from '@berth/contracts'
 import { type Ignore, parseIgnore } from '@berth/oci'
 import { pack } from 'tar-stream'
 
@@ -58,7 +58,7 @@ async function* below(
   const names = await reading(join(root, directory), (path) => readdir(path))
   for (const name of names.sort()) {
     const path = directory === '' ? name : `${directory}/${name}`
-    const entry = { path, stats: await reading(join(root, path), (at) => lstat(at)) }
+    const entry = { path, stats: await reading(join(root, path), (at) => lstatSync(at)) }
     const { stats } = entry
     const out = !always.has(path) && (ignored?.ignores(path) ?? false)
     if (stats.isDirectory()) {
@@ -77,6 +77,11 @@ const textOf = async (path: string | null): Promise<string | undefined> =>
     ? undefined
     : reading(path, () => readFile(path, 'utf8').catch((error: unknown) => ignore(error, 'ENOENT', 'ENOTDIR')))
 
+/** What is sent is sent in pieces of so many bytes, and a file is read in them: a small one is three of a tar. */
+const PIECE = 256 * KiB
+/** Longest file that is read at once. */
+const SMALL = 64 * KiB
+
 /** Packs entries as a tar. It fails when one cannot be read, or has changed while it was. */
 export function packContext(root: string, entries: AsyncIterable<ContextEntry>): Readable {
   const archive = pack()
@@ -85,7 +90,22 @@ export function packContext(root: string, entries: AsyncIterable<ContextEntry>):
     archive.finalize()
   }
   fill().catch((error: unknown) => archive.destroy(error instanceof Error ? error : new Error(String(error))))
-  return Readable.from(archive, { objectMode: false })
+  return Readable.from(inPieces(archive), { objectMode: false })
+}
+
+async function* inPieces(chunks: AsyncIterable<unknown>): AsyncGenerator<Buffer> {
+  let held: Buffer[] = []
+  let bytes = 0
+  for await (const chunk of chunks) {
+    invariant(Buffer.isBuffer(chunk), 'a tar is of bytes')
+    held.push(chunk)
+    bytes += chunk.length
+    if (bytes < PIECE) continue
+    yield Buffer.concat(held)
+    held = []
+    bytes = 0
+  }
+  yield Buffer.concat(held)
 }
 
 async function addEntry(archive: ReturnType<typeof pack>, root: string, name: string, stats: Stats): Promise<void> {
@@ -94,10 +114,13 @@ async function addEntry(archive: ReturnType<typeof pack>, root: string, name: st
   const header = { name, mode: stats.mode & 0o7777, mtime: stats.mtime, uid: 0, gid: 0 }
   const { size } = stats
   const link = stats.isSymbolicLink() ? await reading(at, (path) => readlink(path)) : undefined
+  const content = stats.isFile() && size <= SMALL ? await reading(at, (path) => contentOf(path, size)) : undefined
+  if (content && content.length < size) throw shorter(at)
   await new Promise<void>((done, failed) => {
     const over = (error?: Error | null) => (error ? failed(error) : done())
     if (stats.isDirectory()) archive.entry({ ...header, type: 'directory' }, over)
     else if (link !== undefined) archive.entry({ ...header, type: 'symlink', linkname: link }, over)
+    else if (content) archive.entry({ ...header, size }, content, over)
     else {
       const sink = archive.entry({ ...header, size }, over)
       // It fails with the archive, which tells.
@@ -107,23 +130,36 @@ async function addEntry(archive: ReturnType<typeof pack>, root: string, name: st
   })
 }
 
+/** At once: to wait for each of many small files takes longer than to read them. @returns at most so many bytes of it */
+function contentOf(path: string, size: number): Buffer {
+  const file = openSync(path, 'r')
+  try {
+    const content = Buffer.allocUnsafe(size)
+    return content.subarray(0, readSync(file, content, 0, size, 0))
+  } finally {
+    closeSync(file)
+  }
+}
+
 type Sink = ReturnType<ReturnType<typeof pack>['entry']>
 
 async function copy(path: string, size: number, sink: Sink): Promise<void> {
   let left = size
   // No more than it had when its head was written.
-  const source = size === 0 ? [] : createReadStream(path, { end: size - 1, highWaterMark: 256 * 1024 })
+  const source = createReadStream(path, { end: size - 1, highWaterMark: PIECE })
   await reading(path, async () => {
     for await (const chunk of source) {
       left -= chunk.length
       if (!sink.write(chunk)) await new Promise((drained) => sink.once('drain', () => drained(undefined)))
     }
   })
-  if (left > 0) throw new Fault(`send ${path}`, { cause: 'it has become shorter while it was read' })
+  if (left > 0) throw shorter(path)
   sink.end(undefined)
 }
 
-async function reading<T>(path: string, read: (path: string) => Promise<T>): Promise<T> {
+const shorter = (path: string) => new Fault(`send ${path}`, { cause: 'it has become shorter while it was read' })
+
+async function reading<T>(path: string, read: (path: string) => T | Promise<T>): Promise<T> {
   try {
     return await read(path)
   } catch (cause) {

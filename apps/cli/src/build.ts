@@ -1,4 +1,5 @@
 // build.ts: `./berth build`: sends a directory, shows what happens, and writes the digest of the image.
+import { existsSync } from 'node:fs'
 import { readFile, realpath } from 'node:fs/promises'
 import { basename, dirname, join, relative, resolve, sep } from 'node:path'
 import { text } from 'node:stream/consumers'
@@ -108,7 +109,7 @@ function ended(step: BuildProgress & { readonly step: 'done' | 'failed' }): numb
 /** @param file as given: from where the caller stands; `-` for standard input */
 export async function findDockerfile(root: string, file: string | undefined): Promise<FoundDockerfile> {
   if (file === '-') return { path: null, text: await text(process.stdin), ignoreFile: null, target: null }
-  const given = file === undefined ? join(root, 'Dockerfile') : resolve(file)
+  const given = file === undefined ? defaultDockerfile(root) : resolve(file)
   const [content, directory, real] = await Promise.all([
     readFile(given, 'utf8'),
     realpath(dirname(given)),
@@ -121,6 +122,12 @@ export async function findDockerfile(root: string, file: string | undefined): Pr
   const [path, target] = [relative(root, named), relative(root, real)]
   if (!isOutside(path) && !isOutside(target)) return { path, text: null, ignoreFile: null, target }
   return { path: null, text: content, ignoreFile: `${named}.dockerignore`, target: null }
+}
+
+/** `dockerfile` where there is that only, as with docker. */
+function defaultDockerfile(root: string): string {
+  const [usual = root, other = root] = ['Dockerfile', 'dockerfile'].map((name) => join(root, name))
+  return !existsSync(usual) && existsSync(other) ? other : usual
 }
 
 const isOutside = (path: string) => path === '..' || path.startsWith(`..${sep}`)

@@ -341,6 +341,12 @@ describe('a build ends', () => {
       code: 'dockerfile_invalid',
       data: { line: 2 },
     })
+    const lower = { dockerfile: 'FROM busybox\nCOPY . /c\n', 'dockerfile.dockerignore': 'a', a: '', b: '' }
+    const named = await builder.build('', { dockerfile: 'Dockerfile', files: { ...lower, Dockerfile: null } })
+    expect(await builder.changed(named.image)).toEqual([
+      './c',
+      ...['Dockerfile', 'b', 'dockerfile', 'dockerfile.dockerignore'].map((name) => `./c/${name}`),
+    ])
     await expect(build(['FROM busybox'], { dockerfile: 'other' })).rejects.toMatchObject({ code: 'dockerfile_invalid' })
     await expect(build(['FROM busybox'], { target: 'nowhere' })).rejects.toMatchObject({ code: 'dockerfile_invalid' })
     const missing = await build(['FROM busybox', 'COPY nothing /'])

@@ -284,14 +284,19 @@ export class Builds {
   }
 }
 
+const DEFAULT_DOCKERFILE = 'Dockerfile'
+
 /** Reads the Dockerfile, which may be ignored itself, and takes out of the context what is. */
 async function readDockerfile(
   context: Context,
   { dockerfile, dockerfileText }: Pick<NodeBuild, 'dockerfile' | 'dockerfileText'>,
 ): Promise<Dockerfile> {
-  const path = clamped(dockerfile)
-  const text = dockerfileText ?? (await textOf(context, path, MAX_DOCKERFILE_BYTES))
-  if (text === undefined) throw new Failure('dockerfile_invalid', `there is no file ${path} in the context`)
+  const wanted = clamped(dockerfile)
+  const given = dockerfileText ?? (await textOf(context, wanted, MAX_DOCKERFILE_BYTES))
+  // Where there is no `Dockerfile`, `dockerfile` is one, as with Docker.
+  const path = given === undefined && wanted === DEFAULT_DOCKERFILE ? wanted.toLowerCase() : wanted
+  const text = given ?? (await textOf(context, path, MAX_DOCKERFILE_BYTES))
+  if (text === undefined) throw new Failure('dockerfile_invalid', `there is no file ${wanted} in the context`)
   const ignored =
     (dockerfileText === null ? await textOf(context, `${path}.dockerignore`, MAX_IGNORE_BYTES) : undefined) ??
     (await textOf(context, '.dockerignore', MAX_IGNORE_BYTES))

@@ -58,7 +58,7 @@ export function ownerOf(chown: string, accounts: Accounts): Owner {
     const { uid, gid } = identify(chown, accounts, 2 ** 32 - 1)
     return { uid, gid: /^\d+$/.test(chown) ? uid : gid }
   } catch (error) {
-    if (error instanceof UserNotFound) throw failed(`--chown=${chown}: ${error.message}`)
+    if (error instanceof UserNotFound) throw failed(error.message)
     throw error
   }
 }
