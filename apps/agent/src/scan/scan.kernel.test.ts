@@ -1,11 +1,21 @@
 // What is installed in layers as berth-layer unpacks them: hidden, replaced, hostile.
 import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { dirname, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { MessageChannel } from 'node:worker_threads'
 import { afterEach, expect, test } from '@jest/globals'
+import fc from 'fast-check'
 import { type ScanLayer, scan, scanLimits } from './scan.js'
 import { work } from './scan.thread.js'
 import { walkLimits } from './walk.js'
@@ -118,6 +128,80 @@ test('what a container finds by a link, through all layers, is found', async () 
   const { distribution, packages, complete } = await scan([top, lowest], forever)
   expect({ id: distribution?.id, complete }).toEqual({ id: 'debian', complete: true })
   expect(packages.find(({ name }) => name === 'base')?.path).toBe('var/lib/dpkg/status')
+})
+
+test('of layers by chance, what is found is what a container reads', async () => {
+  const places = [
+    'a/node_modules',
+    'a/node_modules/x',
+    'b/deps',
+    'b/deps/x',
+    'b/deps/@s',
+    'b/deps/@s/y',
+    'b',
+    'data/dpkg',
+  ]
+  const files = ['b/deps/x', 'b/deps/@s/y', 'a/node_modules/x', 'a/node_modules/x/node_modules/z']
+    .map((at) => `${at}/package.json`)
+    .concat('data/dpkg/status', 'var/lib/dpkg/status')
+  const to = fc.oneof({ weight: 4, arbitrary: fc.constantFrom(...places) }, fc.constantFrom(...files, 'a', 'none'))
+  const link = fc.tuple(fc.constantFrom('/', '../', '../../', '../../../'), to).map(([up, at]) => `->${up}${at}`)
+  const entry = fc.oneof(
+    { weight: 5, arbitrary: fc.tuple(fc.constantFrom(...files), fc.constant('file')) },
+    { weight: 4, arbitrary: fc.tuple(fc.constantFrom(...places, ...files, 'var', 'var/lib', 'var/lib/dpkg'), link) },
+    fc.tuple(fc.constantFrom(...places, ...files, 'var'), fc.constantFrom(null, 'opaque' as const)),
+  )
+  const tree = fc.array(entry, { minLength: 4, maxLength: 14 })
+  // All places where npm and dpkg would look, of those that there can be.
+  const modules = ['a', 'b', 'a/node_modules/x', 'b/deps/x', 'b/deps/@s/y', 'data'].map((at) => `${at}/node_modules`)
+  const looked = [...modules.flatMap((at) => ['x', '@s/y', 'z'].map((one) => `${at}/${one}/package.json`))]
+  const merged = join(root, 'merged')
+  let made = 0
+  await fc.assert(
+    fc.asyncProperty(fc.array(tree, { minLength: 2, maxLength: 3 }), async (trees) => {
+      made++
+      const layers = trees.map((tree, index) => {
+        const given: Record<string, string | null | 'opaque'> = {}
+        for (const [path, what] of tree) {
+          const parents = Object.entries(given).some(([at, its]) => path.startsWith(`${at}/`) && its !== 'opaque')
+          if (parents || Object.keys(given).some((at) => at.startsWith(`${path}/`) || at === path)) continue
+          const version = `${made}.${index}.${Object.keys(given).length}`
+          const text = path.endsWith('status') ? deb(`p${version}`) : npm('n', version)
+          given[path] = what === 'file' ? text : what
+        }
+        return layer(`${made}-${index}`, given)
+      })
+      const [lowest] = layers
+      mkdirSync(join(lowest?.path ?? '', 'bin'))
+      copyFileSync('/bin/busybox', join(lowest?.path ?? '', 'bin/busybox'))
+      const lower = layers.map(({ path }) => path).reverse()
+      mkdirSync(merged, { recursive: true })
+      execFileSync('mount', ['-t', 'overlay', '-o', `ro,lowerdir=${lower.join(':')}`, 'overlay', merged])
+      let read: string
+      try {
+        // A link may lead from a place of one kind to a file of the other, which is none of either.
+        const all = [
+          ...looked.map((path) => `echo npm; /bin/busybox cat '/${path}'`),
+          "echo deb; /bin/busybox cat '/var/lib/dpkg/status'",
+        ]
+        const script = all.map((each) => `${each}; echo`).join('\n')
+        const stdio = ['ignore', 'pipe', 'ignore'] as const
+        read = execFileSync('chroot', [merged, '/bin/busybox', 'sh', '-c', script], {
+          encoding: 'utf8',
+          stdio: [...stdio],
+        })
+      } finally {
+        execFileSync('umount', [merged])
+      }
+      const told = [...read.matchAll(/^npm\n\{.*"version":"([^"]*)"|^deb\nPackage: p(.*)$/gm)]
+      const expected = new Set(told.map(([, module, debian]) => module ?? debian))
+      const { packages, complete } = await scan([...layers].reverse(), forever)
+      const found = packages.map(({ name, version }) => (name === 'n' ? version : name.slice(1)))
+      expect({ found: found.sort(), complete }).toEqual({ found: [...expected].sort(), complete: true })
+      for (const { path } of layers) rmSync(path, { recursive: true })
+    }),
+    { numRuns: 40 },
+  )
 })
 
 test('a name that is no UTF-8 hides nothing, of its own or under a name that looks the same', async () => {
