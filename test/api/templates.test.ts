@@ -92,6 +92,19 @@ test('an image is used while a version keeps it, and runs as it was then', async
   expect(job.body).toMatchObject({ state: 'succeeded', spec: { image: 'team/own' } })
 })
 
+test.each([
+  ['max.swapBytes', { limits: { swapBytes: 1024 ** 3 } }],
+  ['capAdd', { capAdd: ['CAP_SYS_ADMIN'] }],
+  ['sysctls', { sysctls: { 'kernel.panic': '1' } }],
+])('what the policy lets no sandbox have is refused when it is made: %s', async (policy, fields) => {
+  const refused = { status: 403, body: { code: 'policy_forbidden', policy } }
+  expect(await mine.post('/v1/templates', { name: 'no', spec: { ...spec, ...fields } })).toMatchObject(refused)
+  await given('changed')
+  const changed = await mine.post('/v1/templates/changed/versions', { spec: { ...spec, ...fields } })
+  expect(changed).toMatchObject(refused)
+  expect((await mine.get('/v1/templates')).body.items).toMatchObject([{ name: 'changed', version: 1 }])
+})
+
 test('an operator’s is public, and changed by operators only', async () => {
   const name = `public-${process.pid}`
   const made = await operator().post('/v1/templates', { name, spec })

@@ -100,7 +100,12 @@ export const listImages = route({
   query: z.strictObject({
     ...Page.query,
     ...seenBy,
-    reference: z.string().min(1).max(512).optional().describe('A name, or its beginning with a `*`, e.g. `team/*`'),
+    reference: z
+      .string()
+      .min(1)
+      .max(512)
+      .optional()
+      .describe('A name, its beginning with a `*`, e.g. `team/*`, or a digest'),
     label: z
       .union([z.string(), z.array(z.string()).max(32)])
       .transform((one) => [one].flat())
@@ -264,8 +269,9 @@ export const removeImage = route({
   path: '/v1/images/:image',
   summary: 'Remove a name, and with the last one the image',
   description:
-    'Given a digest, all its names and the image. One that a sandbox or an unfinished job uses is refused, naming them; ' +
-    'with `force` it loses the names and stays. Nodes free the space within a quarter of an hour.',
+    'Given an id, or a digest without a name, all its names and the image. One that a sandbox, an unfinished job or a ' +
+    'template uses is refused, naming them; with `force` it loses the names and stays. Nodes free the space within a ' +
+    'quarter of an hour.',
   params: imageParams,
   query: z.strictObject({ force: Flag.default(false) }),
   reply: {
@@ -284,7 +290,8 @@ export const pruneImages = route({
   path: '/v1/images/prune',
   summary: 'Remove images that nothing uses',
   description:
-    'Those that no name leads to, with `all` the others too; never one that a sandbox or an unfinished job uses.',
+    'Those that no name leads to, with `all` the others too; never one that a sandbox, an unfinished job or a template ' +
+    'uses.',
   body: z.strictObject({
     all: z.boolean().default(false),
     olderThan: DurationMs(0, 3650 * DAY)

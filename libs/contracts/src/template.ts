@@ -41,7 +41,7 @@ const version = {
     .default(''),
   spec: TemplateSpec,
 }
-const making = ['invalid_json', 'body_too_large', 'quota_exceeded', 'image_not_found'] as const
+const making = ['invalid_json', 'body_too_large', 'quota_exceeded', 'image_not_found', 'policy_forbidden'] as const
 
 export const createTemplate = route({
   ...writing,
@@ -49,7 +49,9 @@ export const createTemplate = route({
   method: 'POST',
   path: '/v1/templates',
   summary: 'Create a template',
-  description: 'With its version 1. Of an operator it is public: every tenant may use it.',
+  description:
+    'With its version 1. Of an operator it is public: every tenant may use it. What the policy lets no sandbox have is ' +
+    'refused, here as when it is used.',
   body: z.strictObject({ name: Name, ...version }),
   reply: { 201: Template },
   errors: [...making, 'name_taken'],

@@ -12,8 +12,10 @@ import { type ImageOwner, jobOf, sandboxOf } from '@berth/domain'
 import type { NewTemplateVersion, PageOf, PageRequest } from '@berth/persistence'
 import { Inject, Injectable } from '@nestjs/common'
 import { z } from 'zod'
+import type { Config } from '../config.js'
 import { parseWith } from '../http/violations.js'
-import { DATABASE, type Database } from '../tokens.js'
+import { requireAllowed, sandboxPolicy } from '../sandboxes/policy.js'
+import { CONFIG, DATABASE, type Database } from '../tokens.js'
 import { type ImageCaller, ImageNames, ownerOf } from './image-names.js'
 
 /** A spec, and the text by which its image is looked up: its own, or the digest that the template keeps. */
@@ -35,17 +37,22 @@ function partsOf(ref: string): { readonly name: string; readonly version: number
 
 @Injectable()
 export class TemplatesService {
+  private readonly policy: ReturnType<typeof sandboxPolicy>
+
   constructor(
     @Inject(DATABASE) private readonly database: Database,
+    @Inject(CONFIG) config: Config,
     private readonly names: ImageNames,
-  ) {}
+  ) {
+    this.policy = sandboxPolicy(config)
+  }
 
-  /** @throws name_taken, image_not_found, quota_exceeded */
+  /** @throws name_taken, image_not_found, quota_exceeded, policy_forbidden for what no sandbox of it could have now */
   create(caller: ImageCaller, name: string, version: VersionOf): Promise<Template> {
     return this.make(caller, name, version, (asked) => this.database.templates.create(asked))
   }
 
-  /** @throws template_not_found, image_not_found, quota_exceeded */
+  /** @throws template_not_found, and as `create` */
   change(caller: ImageCaller, name: string, version: VersionOf): Promise<Template> {
     return this.make(caller, name, version, (asked) => this.database.templates.change(asked))
   }
@@ -111,13 +118,14 @@ export class TemplatesService {
     return this.database.templates.get(owner, name, version)
   }
 
-  private make(
+  private async make(
     caller: ImageCaller,
     name: string,
     version: VersionOf,
     make: (asked: NewTemplateVersion) => Promise<Template>,
   ): Promise<Template> {
     const { description, spec } = version
+    requireAllowed(this.policy, parseWith(SandboxSpec, spec, 'body.spec'))
     const owner = ownerOf(caller)
     return this.names.admitted(owner, [spec.image], ([image]) => {
       invariant(image, 'a name means something')
