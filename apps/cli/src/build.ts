@@ -15,6 +15,7 @@ import {
 } from '@berth/contracts'
 import type { Client } from '@berth/sdk'
 import { contextEntries, type FoundDockerfile, packContext } from './build-context.js'
+import { type BuildInput, readInput } from './build-input.js'
 import { BuildScreen } from './build-screen.js'
 import { withClient } from './images.js'
 import type { Places } from './up/config.js'
@@ -42,23 +43,29 @@ const [BUILT, FAILED, INTERRUPTED] = [0, 1, 130]
 const MAX_HEADERS = 56 * KiB
 
 /**
- * Builds a directory.
+ * Builds a directory, or with `-` what comes by standard input.
  * @returns exit code: 0 it is built, 1 it failed, 130 it was interrupted
  * @throws Fault for what cannot be read, ApiError for what is refused
  */
 export async function build(places: Places, directory: string, options: BuildOptions): Promise<number> {
-  const root = await realpath(directory).catch((cause: unknown) => {
-    throw new Fault(`read ${directory}`, { cause })
-  })
-  const dockerfile = await findDockerfile(root, options.file)
+  const { dockerfile, bytes } = await (directory === '-'
+    ? readInput(process.stdin, options.file)
+    : readDirectory(directory, options.file))
   const headers = await headersOf(dockerfile, options.secret)
   return withClient(places, async (client) => {
-    const bytes = packContext(root, contextEntries(root, dockerfile))
     const stop = new AbortController()
     const query = queryOf(options, dockerfile.path)
     const steps = client.values(createBuild, { query }, { bytes, headers, signal: stop.signal })
     return await show(client, steps, options.progress, stop)
   })
+}
+
+async function readDirectory(directory: string, file: string | undefined): Promise<BuildInput> {
+  const root = await realpath(directory).catch((cause: unknown) => {
+    throw new Fault(`read ${directory}`, { cause })
+  })
+  const dockerfile = await findDockerfile(root, file)
+  return { dockerfile, bytes: packContext(root, contextEntries(root, dockerfile)) }
 }
 
 async function show(

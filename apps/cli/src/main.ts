@@ -85,7 +85,7 @@ program
   .option('--no-cache', 'use nothing of earlier builds')
   .option('--pull', 'fetch base images even where there are some', false)
   .addOption(new Option('--progress <how>', 'how to tell').choices(['auto', 'plain']).default('auto'))
-  .argument('[path]', 'directory to build', '.')
+  .argument('[path]', 'directory to build, or - for a tar or a Dockerfile by standard input', '.')
   .action(async (path: string, options: BuildOptions) => {
     process.exitCode = await build(places, path, options)
   })
