@@ -632,6 +632,13 @@ test('what would be admitted is what is admitted: own before public, and nothing
   expect(await db.admission.imageOf(other, named(app))).toBe(common.digest)
   expect(await db.admission.imageOf(other, byDigest(mine.digest))).toBeNull()
   expect(await db.admission.imageOf(tenant, baseImage('debian:latest'))).toBeNull()
+  // What an operator has put up goes before what nodes have of that name, and is run by its digest.
+  const name = 'docker.io/library/debian:latest'
+  const ofNodes = { ...named(name), base: { key: debian.reference, digest: null } }
+  const admitted = async () => (await db.admission.admitJob(tenant, spec(), 'key', ofNodes)).placed?.command
+  expect(await admitted()).not.toHaveProperty('image')
+  await add(PUBLIC_OWNER, node, common, name)
+  expect(await admitted()).toMatchObject({ image: common.digest })
 })
 
 test('a tenant’s policy of images is kept as it is given, and unset by null', async () => {

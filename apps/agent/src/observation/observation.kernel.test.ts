@@ -326,6 +326,18 @@ describe('diff', () => {
     expect(await diff(id)).toHaveLength(20_001)
   })
 
+  test('of a tenant that does not read holds up nobody else’s', async () => {
+    const [mine, other] = [await node.up(sh(loop)), await node.up(sh(loop))]
+    const name = 'a'.repeat(240)
+    const many = `mkdir /many; cd /many; for i in $(seq 40000); do : > ${name}$i; done`
+    expect((await node.inside(mine.sandboxId, many)).code).toBe(0)
+    // More is told than a connection holds: these go on only once they are read.
+    const waiting = [1, 2, 3].map(() => ask(mine.sandboxId, 'diff'))
+    await Promise.all(waiting.slice(0, 2))
+    expect(await diff(other.sandboxId)).toEqual([])
+    for (const one of waiting) (await one).body.destroy()
+  })
+
   test('never leaves the layer, while everything in it is swapped for links', async () => {
     const { sandboxId: id } = await node.up(sh(loop))
     const swap = node.inside(
