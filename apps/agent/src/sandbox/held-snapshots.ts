@@ -25,7 +25,7 @@ const Held = z.object({
   hostname: z.string(),
   image: PinnedImage,
   clones: z.number().int(),
-  /** Who has begun with it. */
+  /** Who has begun with it, or was deleted before. */
   begun: z.array(SandboxId),
   /** Unix milliseconds. */
   expiresAt: z.number(),
@@ -165,11 +165,12 @@ export class HeldSnapshots {
     })
     rename(join(path, 'upper'), before, hostname)
     if (room > 0) await this.pool.resize(sandbox, diskBytes)
-    const held = this.#held.get(id)
-    if (!held) return
-    const begun = [...new Set([...held.begun, sandbox])]
-    const last = begun.length >= held.clones ? Date.now() + LAST_MS : held.expiresAt
-    this.#save({ ...held, begun, expiresAt: Math.min(held.expiresAt, last) })
+    this.#leave(id, sandbox)
+  }
+
+  /** A sandbox goes, whether it has begun or not. */
+  forgo(id: SnapshotId, { id: sandbox, tenantId }: Pick<LiveSandbox, 'id' | 'tenantId'>): void {
+    if (this.#held.get(id)?.tenantId === tenantId) this.#leave(id, sandbox)
   }
 
   /** Nobody is to begin with it, also where it is only being made. */
@@ -191,6 +192,15 @@ export class HeldSnapshots {
 
   #made(): Held[] {
     return [...this.#held.values()].filter(({ id }) => !this.#making.has(id))
+  }
+
+  /** It needs it no more, unless it begins anew. */
+  #leave(id: SnapshotId, sandbox: SandboxId): void {
+    const held = this.#held.get(id)
+    if (!held) return
+    const begun = [...new Set([...held.begun, sandbox])]
+    const last = begun.length >= held.clones ? Date.now() + LAST_MS : held.expiresAt
+    this.#save({ ...held, begun, expiresAt: Math.min(held.expiresAt, last) })
   }
 
   #find(id: SnapshotId, tenantId: TenantId): Held {

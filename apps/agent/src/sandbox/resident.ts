@@ -470,12 +470,14 @@ export class Resident {
   #remove(): void {
     if (this.#state.phase !== 'removing') this.memory.save(this.memory.to('remove'))
     this.#context.onChange(this, false)
-    const { around, companions } = this.#context
+    const { around, companions, held } = this.#context
+    const { snapshot } = this.#command
     this.#operations.begin(async () => {
       await this.#newContainer(false).release()
       for (const companion of companions) await companion.remove(this.id)
       this.#log.debug({ step: 'layer' }, 'step.release')
       await layerStep.release(around.shop, this.#named)
+      if (snapshot) held.forgo(snapshot, this.live)
       return {}
     })
   }

@@ -426,6 +426,21 @@ describe('a fork', () => {
     await removeTree(directory)
   })
 
+  test('is not kept for those that were deleted before they began', async () => {
+    const { sandboxId: id } = await node.up({}, { tenantId })
+    const snapshot = await hold(id, 2)
+    const { sandboxId: copy } = await begin(snapshot)
+    for (const owner of [newTenant(), tenantId]) {
+      await node.held.expire(Date.now() + 16_000)
+      expect(node.held.layers()).toEqual([snapshot])
+      const deleted = applySandbox({}, { tenantId: owner, snapshot, desired: 'deleted' })
+      await node.residents.apply(deleted)
+      await node.reported(deleted.sandboxId, ({ state }) => state === 'deleted')
+    }
+    await node.held.expire(Date.now() + 16_000)
+    expect(await node.shop.pool.list()).toEqual([id, copy].sort())
+  })
+
   test('of a sandbox whose disk is full begins', async () => {
     const limits = { diskBytes: 16 * MiB }
     const { sandboxId: id } = await node.up({ limits, hostname: 'full' }, { tenantId })
