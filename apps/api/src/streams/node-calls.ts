@@ -122,10 +122,23 @@ export async function* valuesIn<S extends z.ZodType>(
   throw new Failure('node_unreachable', `node ${nodeId} went away in the middle`)
 }
 
-function parsedAs<S extends z.ZodType>(schema: S, text: string, asked: string): z.output<S> {
-  const parsed = schema.safeParse(JSON.parse(text))
+/**
+ * What a node said, as JSON of a schema.
+ * @param asked what it is, for the Fault
+ * @throws Fault for what is no JSON, or of another shape
+ */
+export function parsedAs<S extends z.ZodType>(schema: S, text: string, asked: string): z.output<S> {
+  const parsed = schema.safeParse(parseJson(text, asked))
   if (parsed.success) return parsed.data
   throw new Fault(`read ${asked}`, { cause: parsed.error })
+}
+
+function parseJson(text: string, asked: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch (cause) {
+    throw new Fault(`read ${asked}`, { cause })
+  }
 }
 
 async function* linesOf(body: Readable): AsyncGenerator<string> {

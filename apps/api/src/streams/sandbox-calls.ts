@@ -20,6 +20,7 @@ import type { z } from 'zod'
 import type { TenantPrincipal } from '../http/auth.js'
 import { Recent } from '../recent.js'
 import { CLOCK, type Clock, DATABASE, type Database, STREAMS } from '../tokens.js'
+import { parsedAs } from './node-calls.js'
 import { type Door, NodeDoors } from './node-doors.js'
 import { pipeSockets } from './pipe-sockets.js'
 import { Watch } from './watch.js'
@@ -110,9 +111,7 @@ export class SandboxCalls {
     const { body } = await this.call(caller, ref, request)
     const bytes = await wholeOf(body, MAX_JSON)
     if (!bytes) throw new Fault('read the answer of a node', { cause: `over ${MAX_JSON} bytes` })
-    const parsed = schema.safeParse(JSON.parse(bytes.toString()))
-    if (parsed.success) return parsed.data
-    throw new Fault(`${request.method} ${request.path.join('/')} of ${ref}`, { cause: parsed.error })
+    return parsedAs(schema, bytes.toString(), `the answer to ${request.method} ${request.path.join('/')} of ${ref}`)
   }
 
   /**
