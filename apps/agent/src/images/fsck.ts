@@ -2,7 +2,7 @@
 // image has all that it names, and nothing is there that nobody names.
 import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { lstat, open, readdir, readlink } from 'node:fs/promises'
+import { type FileHandle, lstat, open, readdir, readlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Failure, Fault } from '@berth/contracts'
 import { expectSuccess, run } from '@berth/host'
@@ -203,18 +203,28 @@ async function treeDifference(a: string, b: string, path: string): Promise<strin
   return undefined
 }
 
-async function sameContent(a: string, b: string): Promise<boolean> {
-  const [here, there] = [await open(a), await open(b)]
-  const [one, other] = [Buffer.allocUnsafe(256 * 1024), Buffer.allocUnsafe(256 * 1024)]
+/** Whether two files hold the same bytes. */
+export async function sameContent(a: string, b: string): Promise<boolean> {
+  const here = await open(a)
   try {
-    for (;;) {
-      const [mine, theirs] = await Promise.all([here.read(one, 0, one.length), there.read(other, 0, other.length)])
-      if (mine.bytesRead !== theirs.bytesRead) return false
-      if (mine.bytesRead === 0) return true
-      if (one.compare(other, 0, theirs.bytesRead, 0, mine.bytesRead) !== 0) return false
+    const there = await open(b)
+    try {
+      return await sameBytes(here, there)
+    } finally {
+      await there.close()
     }
   } finally {
-    await Promise.all([here.close(), there.close()])
+    await here.close()
+  }
+}
+
+async function sameBytes(here: FileHandle, there: FileHandle): Promise<boolean> {
+  const [one, other] = [Buffer.allocUnsafe(256 * 1024), Buffer.allocUnsafe(256 * 1024)]
+  for (;;) {
+    const [mine, theirs] = await Promise.all([here.read(one, 0, one.length), there.read(other, 0, other.length)])
+    if (mine.bytesRead !== theirs.bytesRead) return false
+    if (mine.bytesRead === 0) return true
+    if (one.compare(other, 0, theirs.bytesRead, 0, mine.bytesRead) !== 0) return false
   }
 }
 
