@@ -11,7 +11,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
-import { afterAll, describe, expect, test } from '@jest/globals'
+import { afterAll, afterEach, describe, expect, test } from '@jest/globals'
 import fc from 'fast-check'
 import type { StreamName } from '../runtime/init-wire.js'
 import { type LogQuery, readLog } from './log-reader.js'
@@ -28,8 +28,15 @@ const log = { warn: (fields: object) => void warned.push(fields) }
 const both = ['stdout', 'stderr'] as const
 const never = new AbortController().signal
 
-const openLog = (directory: string, options: Partial<MainLogOptions> = {}) =>
-  MainLog.open({ directory, keepBytes: 64 * MiB, log, ...options })
+const opened: MainLog[] = []
+afterEach(async () => {
+  for (const one of opened.splice(0)) await one.close()
+})
+async function openLog(directory: string, options: Partial<MainLogOptions> = {}): Promise<MainLog> {
+  const one = await MainLog.open({ directory, keepBytes: 64 * MiB, log, ...options })
+  opened.push(one)
+  return one
+}
 
 interface Shown {
   readonly stream: StreamName
