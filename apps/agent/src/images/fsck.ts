@@ -2,12 +2,12 @@
 // image has all that it names, and nothing is there that nobody names.
 import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { type FileHandle, lstat, open, readdir, readlink } from 'node:fs/promises'
+import { lstat, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Failure, Fault } from '@berth/contracts'
-import { expectSuccess, run } from '@berth/host'
 import { layersOf } from '@berth/oci'
 import { digestOf } from './content.js'
+import { differenceOf } from './difference.js'
 import type { Images } from './images.js'
 import type { Wanted } from './layers.js'
 
@@ -141,10 +141,11 @@ class Fsck {
 
   async #layer(diffId: string, wanted: Wanted | undefined): Promise<string | undefined> {
     const { layers } = this.images
+    if ((await layers.bytes(diffId)) === undefined) return 'its record is missing; a pull makes it anew'
     if (wanted) {
       if (this.#bad.has(wanted.digest)) return undefined
       return layers.withCopy(wanted, this.signal, async (copy) =>
-        copy.diffId === diffId ? differenceOf(layers.path(diffId), copy.path) : `its blob holds ${copy.diffId}`,
+        copy.diffId === diffId ? differentFiles(layers.path(diffId), copy.path) : `its blob holds ${copy.diffId}`,
       )
     }
     if (await layers.built(diffId)) {
@@ -176,68 +177,7 @@ async function digestOfFile(path: string): Promise<string> {
   return digestOf(hash)
 }
 
-/** The first thing in which two trees differ; undefined where they are the same. */
-async function differenceOf(a: string, b: string): Promise<string | undefined> {
-  const different = await treeDifference(a, b, '')
-  if (different !== undefined) return `${different} is not as in its blob`
-  const [here, there] = await Promise.all([a, b].map(attributesOf))
-  return here === there ? undefined : 'extended attributes are not as in its blob'
-}
-
-async function treeDifference(a: string, b: string, path: string): Promise<string | undefined> {
-  const [here, there] = await Promise.all([lstat(join(a, path)), lstat(join(b, path))])
-  const facts = ({ mode, uid, gid, rdev, nlink, mtimeMs, size }: typeof here) => {
-    const isDirectory = (mode & 0o170000) === 0o040000
-    return [mode, uid, gid, rdev, mtimeMs, ...(isDirectory ? [] : [nlink, size])].join(' ')
-  }
-  if (facts(here) !== facts(there)) return `/${path}`
-  if (here.isSymbolicLink() && (await readlink(join(a, path))) !== (await readlink(join(b, path)))) return `/${path}`
-  if (here.isFile() && !(await sameContent(join(a, path), join(b, path)))) return `/${path}`
-  if (!here.isDirectory()) return undefined
-  const [names, others] = [(await readdir(join(a, path))).sort(), (await readdir(join(b, path))).sort()]
-  if (names.join('\0') !== others.join('\0')) return `/${path}`
-  for (const name of names) {
-    const different = await treeDifference(a, b, path === '' ? name : `${path}/${name}`)
-    if (different !== undefined) return different
-  }
-  return undefined
-}
-
-/** Whether two files hold the same bytes. */
-export async function sameContent(a: string, b: string): Promise<boolean> {
-  const here = await open(a)
-  try {
-    const there = await open(b)
-    try {
-      return await sameBytes(here, there)
-    } finally {
-      await there.close()
-    }
-  } finally {
-    await here.close()
-  }
-}
-
-async function sameBytes(here: FileHandle, there: FileHandle): Promise<boolean> {
-  const [one, other] = [Buffer.allocUnsafe(256 * 1024), Buffer.allocUnsafe(256 * 1024)]
-  for (;;) {
-    const [mine, theirs] = await Promise.all([here.read(one, 0, one.length), there.read(other, 0, other.length)])
-    if (mine.bytesRead !== theirs.bytesRead) return false
-    if (mine.bytesRead === 0) return true
-    if (one.compare(other, 0, theirs.bytesRead, 0, mine.bytesRead) !== 0) return false
-  }
-}
-
-/** All of a tree, in the order of its names. */
-async function attributesOf(root: string): Promise<string> {
-  const argv = ['getfattr', '--recursive', '--physical', '--no-dereference', '--dump', '--match=-', '.'] as const
-  const { stdout } = expectSuccess(
-    await run(argv, {
-      cwd: root,
-      timeoutMs: 600_000,
-      maxOutputBytes: 64 * 1024 * 1024,
-      env: { LC_ALL: 'C', PATH: process.env.PATH ?? '' },
-    }),
-  )
-  return stdout.split('\n\n').sort().join('\n\n')
+async function differentFiles(here: string, inBlob: string): Promise<string | undefined> {
+  const different = await differenceOf(here, inBlob)
+  return different === undefined ? undefined : `${different} as in its blob`
 }

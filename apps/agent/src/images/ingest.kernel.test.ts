@@ -81,6 +81,17 @@ test('a crash of the machine takes what no image has; a crash of the agent takes
   expect(await store.problems()).toEqual([])
 })
 
+test('a layer that lost its record is whole again when it is made again', async () => {
+  file('a', 'one')
+  const { diffId } = await made()
+  for (const lost of ['../layer.json', '../packed.json']) rmSync(join(store.images.layers.path(diffId), lost))
+  expect(await store.problems()).toEqual([`layer ${diffId}: its record is missing; a pull makes it anew`])
+  const again = await made()
+  expect(await store.images.layers.built(diffId)).toEqual(again)
+  await imageOf([again])
+  expect(await store.problems()).toEqual([])
+})
+
 test('a layer of a build that a pull comes across is settled: an image may name it from then on', async () => {
   file('a', 'one')
   const layer = await made()

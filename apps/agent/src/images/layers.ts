@@ -11,11 +11,12 @@
 // boot, so the next start removes them; a crash of the agent tears nothing. `settle` syncs all of an image at once.
 import { link, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Failure, GiB, type ImageLayer, ignore } from '@berth/contracts'
-import { expectSuccess, readJson, removeTree, run, syncDirectory, writeAtomic } from '@berth/host'
+import { errnoOf, Failure, GiB, type ImageLayer, ignore } from '@berth/contracts'
+import { CommandFailed, expectSuccess, readJson, removeTree, run, syncDirectory, writeAtomic } from '@berth/host'
 import { type LayerCompression, layerMediaType } from '@berth/oci'
 import { z } from 'zod'
 import { type Content, hexOf, never, withRoom } from './content.js'
+import { differenceOf } from './difference.js'
 import { Exclusive } from './exclusive.js'
 import { noRoom } from './room.js'
 import { diffIdOf, type LayerLimits, LayerTooLarge, unpackLayer } from './unpack.js'
@@ -130,7 +131,7 @@ export class Layers {
         if (built) return built
         if ((await this.bytes(diffId)) === undefined) {
           await record('layer', { bytes: unpackedBytes })
-          await rename(making, join(this.root, hexOf(diffId)))
+          await this.#place(making, diffId)
         } else for (const name of [PACKED, records.packed]) await rename(join(making, name), this.#at(diffId, name))
         return { diffId, digest, mediaType: layerMediaType('gzip'), sizeBytes, unpackedBytes }
       })
@@ -260,11 +261,36 @@ export class Layers {
       confirm(diffId, unpacked.diffId)
       const record = JSON.stringify({ bytes: unpacked.bytes })
       await withRoom(() => writeAtomic(join(making, records.layer), record, { durable: true }))
-      await rename(making, join(this.root, hexOf(diffId)))
+      await this.#place(making, diffId)
+      await syncDirectory(join(this.root, hexOf(diffId)))
       await syncDirectory(this.root)
       if (!(await this.content.find(digest))?.isPublic) await this.content.learn(digest, { diffId })
       return unpacked.bytes
     })
+  }
+
+  /**
+   * Gives a layer its name. One that is there lost its record on a damaged disk: where its files are right it gets the new
+   * one and stays, since sandboxes may be on it; else the new one is there instead.
+   */
+  async #place(making: string, diffId: string): Promise<void> {
+    const place = join(this.root, hexOf(diffId))
+    const isThere = await rename(making, place).then(
+      () => false,
+      (error: unknown) => {
+        ignore(error, 'ENOTEMPTY', 'EEXIST')
+        return true
+      },
+    )
+    if (!isThere) return
+    if (await isSame(join(place, 'fs'), join(making, 'fs'))) {
+      // The record that makes it whole last.
+      for (const name of [PACKED, records.packed, records.layer])
+        await rename(join(making, name), join(place, name)).catch((error: unknown) => ignore(error, 'ENOENT'))
+    } else {
+      await this.#remove(diffId)
+      await rename(making, place)
+    }
   }
 
   /** Lends a directory with an empty `fs`, under a name that the next start removes, and bounds by the disk's room. */
@@ -290,6 +316,16 @@ export class Layers {
 
 /** Another after each start of the machine (random(4)). */
 const bootId = async () => (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim()
+
+/** What cannot be read is not the same. */
+const isSame = (a: string, b: string): Promise<boolean> =>
+  differenceOf(a, b).then(
+    (different) => different === undefined,
+    (error: unknown) => {
+      if (errnoOf(error) === undefined && !(error instanceof CommandFailed)) throw error
+      return false
+    },
+  )
 
 function confirm(promised: string, found: string): void {
   if (found !== promised)

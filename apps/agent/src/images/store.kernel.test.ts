@@ -8,6 +8,7 @@ import {
   mkdtempSync,
   renameSync,
   rmSync,
+  statSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs'
@@ -154,6 +155,7 @@ describe('damage is found:', () => {
     ['a file that is gone', () => rmSync(layer('usr/lib/f8')), /is not as in its blob/],
     ['an attribute', () => run(['setfattr', '-n', 'user.x', '-v', 'y', layer('bin/sh')]), /extended attributes/],
     ['a layer that is gone', () => renameSync(layer('..'), join(store.directory, 'aside')), /not unpacked/],
+    ['a record that is gone', () => rmSync(layer('../layer.json')), /its record is missing/],
     ['a layer of nobody', () => utimesSync(layer('..'), 0, 0), /of no image/],
     ['something half-made', () => mkdirSync(join(store.directory, 'layers/sha256/.making-x')), /half-made/],
     ['an entry of an archive', () => mkdirSync(join(store.directory, 'incoming/x')), /half-made/],
@@ -185,6 +187,23 @@ describe('damage is found:', () => {
       await store.images.collect(new Set(), new Date(Date.now() + 7_200_000))
     })
     expect(await removed).toEqual([])
+  })
+
+  test('a layer that lost its record is made anew by the next pull, with the same files where those are right', async () => {
+    await pull()
+    const file = statSync(layer('bin/sh'))
+    rmSync(layer('../layer.json'))
+    await pull()
+    expect(await store.problems()).toEqual([])
+    // A sandbox may be on it.
+    expect(statSync(layer('bin/sh')).ino).toBe(file.ino)
+    for (const damage of [() => rmSync(layer('usr/lib/f8')), () => rmSync(layer(''), { recursive: true })]) {
+      rmSync(layer('../layer.json'))
+      damage()
+      await pull()
+      expect(await store.problems()).toEqual([])
+    }
+    expect(store.inventory().layers).toHaveLength(2)
   })
 
   test('and nothing where there is none', async () => {

@@ -2,9 +2,9 @@ import { mkdtempSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'n
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, expect, test } from '@jest/globals'
-import { sameContent } from './fsck.js'
+import { sameContent } from './difference.js'
 
-const directory = mkdtempSync(join(tmpdir(), 'berth-fsck-'))
+const directory = mkdtempSync(join(tmpdir(), 'berth-difference-'))
 afterAll(() => rmSync(directory, { recursive: true }))
 
 test('two files are compared to their end, and neither is left open, also where one cannot be read', async () => {
