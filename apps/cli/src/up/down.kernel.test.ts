@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { mount, mountAt, unmount } from '@berth/host'
@@ -47,4 +47,19 @@ test('a pool that is still mounted, and of whose agent nothing is known, goes wi
   await down(places, true)
   expect(mountAt(pool)).toBeUndefined()
   expect(existsSync(places.data)).toBe(false)
+})
+
+test('a disk that is mounted as the data directory is emptied, and stays mounted', async () => {
+  const own = placesFrom({ BERTH_DATA: mkdtempSync(join(tmpdir(), 'berth-down-disk-')) })
+  await mount({ source: 'berth-down', target: own.data, type: 'tmpfs' })
+  try {
+    mkdirSync(own.logs, { recursive: true })
+    await down(own, true)
+    expect(readdirSync(own.data)).toEqual([])
+    expect(mountAt(own.data)).toBeDefined()
+  } finally {
+    await unmount(own.data)
+  }
+  await down(own, true)
+  expect(existsSync(own.data)).toBe(false)
 })

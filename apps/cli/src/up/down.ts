@@ -1,5 +1,6 @@
-import { rmSync } from 'node:fs'
+import { existsSync, readdirSync, rmdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
+import { ignore } from '@berth/contracts'
 import { expectSuccess, run, unmount } from '@berth/host'
 import type { Places } from './config.js'
 import { endDaemon, forgetDaemon, readDaemon, stopDaemon } from './daemon.js'
@@ -26,7 +27,19 @@ export async function down(places: Places, withData: boolean): Promise<void> {
   if (withData) {
     // Of an agent that has no record; a mounted pool could be emptied, but not removed.
     await unmount(join(places.agent, 'pool'))
-    rmSync(places.data, { recursive: true, force: true })
-    say(`${places.data} deleted`)
+    for (const name of existsSync(places.data) ? readdirSync(places.data) : [])
+      rmSync(join(places.data, name), { recursive: true, force: true })
+    say(`${places.data} ${removed(places.data) ? 'deleted' : 'emptied: a disk is mounted there'}`)
   } else say(`data is kept in ${join(places.data)}`)
+}
+
+/** @returns whether an empty directory is gone; one where something is mounted stays */
+function removed(directory: string): boolean {
+  try {
+    rmdirSync(directory)
+    return true
+  } catch (error) {
+    ignore(error, 'EBUSY', 'ENOENT')
+    return !existsSync(directory)
+  }
 }
