@@ -1,7 +1,16 @@
 // What is in an image, what is wrong with it, and the policy that refuses it. The installation's database of
 // vulnerabilities (test/support/setup.ts) knows packages that nobody has but the images of this file.
 import { execFileSync, spawnSync } from 'node:child_process'
-import { copyFileSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
@@ -125,6 +134,44 @@ test('vulnerabilities are told worst first, and summed up', async () => {
   expect(await ids('severity=high')).toEqual(['CVE-2025-0001'])
   expect(await ids('fixable=true')).toEqual(['CVE-2025-0001'])
   expect((await owner.get('/v1/images/debian/vulnerabilities')).body.items).toEqual([])
+})
+
+test('a change of the database holds without a restart, for images that were looked at before', async () => {
+  const file = join(stack().dataDir, 'vulnerabilities.json')
+  const before = readFileSync(file, 'utf8')
+  const known = async () => (await owner.get('/v1/images/mended/vulnerabilities')).body
+  const ids = (body: Answer['body']) => body.items.map(({ id }: { id: string }) => id)
+  const { database, items } = await known()
+  expect(ids({ items })).toEqual(['CVE-2025-0002'])
+  const put = (text: string) => {
+    writeFileSync(`${file}.new`, text)
+    renameSync(`${file}.new`, file)
+  }
+  const added = {
+    id: 'CVE-2025-0009',
+    severity: [{ type: 'CVSS_V3', score: 'CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H' }],
+    affected: [
+      {
+        package: { ecosystem: 'Debian:13', name: 'berth-test' },
+        ranges: [{ type: 'ECOSYSTEM', events: [{ introduced: '0' }] }],
+      },
+    ],
+  }
+  try {
+    put(`${before}\n${JSON.stringify(added)}\nno record\n`)
+    const now = await until('it has changed', async () => {
+      const body = await known()
+      return body.database.version === database.version ? undefined : body
+    })
+    expect(ids(now)).toEqual(['CVE-2025-0009', 'CVE-2025-0002'])
+  } finally {
+    put(before)
+  }
+  await until('it is as it was', async () => {
+    const body = await known()
+    return body.database.version === database.version ? body : undefined
+  })
+  expect(ids(await known())).toEqual(['CVE-2025-0002'])
 })
 
 test('what is in an image is told to those who may see it, and hold the scope', async () => {

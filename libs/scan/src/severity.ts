@@ -30,7 +30,8 @@ const known = new Map<string, number | undefined>()
 const MAX_KNOWN = 10_000
 
 /** The library prints what it does not know, and throws at names of its own. */
-const isVector = /^\(?(?:CVSS:\d\.\d\/)?(?:[A-Z][A-Za-z]{0,4}:[A-Z][A-Za-z]{0,10}[/)]?)+$/
+const isVector =
+  /^\(?(?:CVSS:\d\.\d\/)?[A-Z][A-Za-z]{0,4}:[A-Z][A-Za-z]{0,10}(?:\/[A-Z][A-Za-z]{0,4}:[A-Z][A-Za-z]{0,10})*\/?\)?$/
 
 /** @param vector of CVSS 2.0, 3.0, 3.1 or 4.0; undefined for what is none, or says not all that the base score needs */
 export function scoreOf(vector: string): number | undefined {

@@ -28,6 +28,11 @@ const match = (all: Vulnerabilities, one: FoundPackage, distribution: Distributi
   all.match({ packages: [one], distribution }).found
 const ids = (matched: readonly ImageVulnerability[]) => matched.map(({ id }) => id)
 
+test('a text that is nearly a vector takes no longer than one', () => {
+  // Were fields not told apart by a slash, each of these could end at four places: 4^80 ways to try.
+  expect(scoreOf(`A:${'BBBBB:'.repeat(80)}!`)).toBeUndefined()
+})
+
 test.each(['constructor', '__proto__', 'CVSS:3.1/__proto__:x', ':::::', 'CVSS:3.1/', 'CVSS:9.9/AV:N', ''])(
   'what is no vector has no score: %j',
   (vector) => expect(scoreOf(vector)).toBeUndefined(),
