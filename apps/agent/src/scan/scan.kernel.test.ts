@@ -228,14 +228,16 @@ test('below dist-packages of Debian, what dpkg lists is its own, and all else is
   const python = (name: string) => `Name: ${name}\nVersion: 1\n`
   const debian = layer('debian', {
     'var/lib/dpkg/status': deb('python3-six'),
-    'var/lib/dpkg/info/python3-six.list': `/.\n/${place}\n/${place}/six-1.egg-info/PKG-INFO\n`,
+    'var/lib/dpkg/info/python3-six.list': `/.\n/${place}\n/${place}/six-1.egg-info/PKG-INFO\n${'/usr/share/doc/x\n'.repeat(300_000)}`,
     'var/lib/dpkg/status.d/python3-ply': 'Package: python3-ply\nVersion: 1\n',
     'var/lib/dpkg/status.d/python3-ply.md5sums': `${'0'.repeat(32)}  ${place}/ply-1.egg-info\n`,
     [`${place}/six-1.egg-info/PKG-INFO`]: python('six'),
     [`${place}/ply-1.egg-info`]: python('ply'),
     [`${place}/other-1.dist-info/METADATA`]: python('other'),
   })
-  expect(await told(debian)).toEqual(['python3-ply 1 debian', 'python3-six 1 debian', 'other 1 debian'])
+  const { packages, complete } = await scan([debian], forever)
+  expect(packages.map(({ name }) => name)).toEqual(['python3-ply', 'python3-six', 'other'])
+  expect(complete).toBe(true)
 })
 
 test('a path that is too long for who reads attributes costs no more than itself', async () => {

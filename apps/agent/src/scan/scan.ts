@@ -185,9 +185,9 @@ class Reading {
       }
       this.bytes += most
       const text = await readStart(file, most)
-      // Of core metadata only what comes before the first empty line counts.
-      if (size > most && !(kind === 'python' && /\n\r?\n/.test(text)))
-        this.leaveOut(`${shown(path)}: larger than the ${most} bytes that are read`)
+      // Of core metadata only what comes before the first empty line counts; what a list leaves out is told of too much.
+      const isEnough = kind === 'dpkg-files' || (kind === 'python' && /\n\r?\n/.test(text))
+      if (size > most && !isEnough) this.leaveOut(`${shown(path)}: larger than the ${most} bytes that are read`)
       return text
     } finally {
       await file.close()
