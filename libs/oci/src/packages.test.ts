@@ -1,6 +1,6 @@
 import { describe, expect, test } from '@jest/globals'
 import {
-  attributed,
+  Attribution,
   packageFileOf,
   packagePlaceOf,
   parseApkInstalled,
@@ -181,7 +181,11 @@ test('a package is of the lowest layer that has had it, in this version, ever si
     { layer: 'middle', packages: [deb('a', '1'), deb('b', '1'), deb('d', '1')] },
     { layer: 'bottom', packages: [deb('a', '1'), deb('b', '2'), deb('c', '1'), deb('gone', '1')] },
   ]
-  expect(attributed('status', states).map(({ name, layer, path }) => `${name} ${layer} ${path}`)).toEqual([
+  const [top = { layer: '', packages: [] }, ...older] = states
+  const attribution = new Attribution('status', top)
+  expect(older.map((state) => attribution.below(state))).toEqual([true, true])
+  expect(attribution.below({ layer: 'none', packages: [] })).toBe(false)
+  expect(attribution.packages.map(({ name, layer, path }) => `${name} ${layer} ${path}`)).toEqual([
     ...['a bottom status', 'b top status', 'c top status', 'd middle status'],
   ])
 })

@@ -97,6 +97,9 @@ function* each<T, R>(items: Iterable<T>, to: (item: T) => R): Generator<R> {
   for (const item of items) yield to(item)
 }
 
+/** A part of a text keeps all of it in memory; a copy does not. */
+const copied = (part: string): string => Buffer.from(part, 'utf8').toString('utf8')
+
 /** Of a field; those that are wanted have less. */
 const MAX_NAME = 32
 
@@ -124,7 +127,7 @@ function* paragraphs(
       const colon = text.slice(at, Math.min(next, at + MAX_NAME)).indexOf(':')
       const written = colon < 0 ? '' : text.slice(at, at + colon)
       const name = anyCase ? written.toLowerCase() : written
-      if (wanted.has(name) && !fields.has(name)) fields.set(name, text.slice(at + colon + 1, next).trim())
+      if (wanted.has(name) && !fields.has(name)) fields.set(name, copied(text.slice(at + colon + 1, next).trim()))
     }
     at = next + 1
   }
@@ -259,24 +262,34 @@ const keyOf = ({ type, name, version, architecture }: ToldPackage): string =>
 
 /**
  * Which layer brought each package of a file that several layers have: the lowest of those that have had it, in this
- * version, ever since.
- * @param states of the file, topmost first; the first one holds
+ * version, ever since. States are told one after the other: there may be a hundred, each as large as can be.
  */
-export function attributed(path: string, states: readonly LayerState[]): readonly FoundPackage[] {
-  const [top, ...older] = states
-  if (!top) return []
-  const brought = new Map(top.packages.map((one) => [keyOf(one), { ...one, path, layer: top.layer }]))
-  let open = new Set(brought.keys())
-  for (const { layer, packages } of older) {
+export class Attribution {
+  readonly #brought: Map<string, FoundPackage>
+  /** Those that the last layer that was told of has had, too. */
+  #open: ReadonlySet<string>
+
+  /** @param top of the file, in the topmost layer that has it: it holds */
+  constructor(path: string, { layer, packages }: LayerState) {
+    this.#brought = new Map(packages.map((one) => [keyOf(one), { ...one, path, layer }]))
+    this.#open = new Set(this.#brought.keys())
+  }
+
+  /** The state in the next layer below. @returns whether those below that one have anything to say */
+  below({ layer, packages }: LayerState): boolean {
     const still = new Set<string>()
     for (const one of packages) {
       const key = keyOf(one)
-      const found = open.has(key) ? brought.get(key) : undefined
+      const found = this.#open.has(key) ? this.#brought.get(key) : undefined
       if (!found) continue
-      brought.set(key, { ...found, layer })
+      this.#brought.set(key, { ...found, layer })
       still.add(key)
     }
-    open = still
+    this.#open = still
+    return still.size > 0
   }
-  return [...brought.values()]
+
+  get packages(): readonly FoundPackage[] {
+    return [...this.#brought.values()]
+  }
 }

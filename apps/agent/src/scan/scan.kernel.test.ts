@@ -152,9 +152,12 @@ test('of layers by chance, what is found is what a container reads', async () =>
     fc.tuple(fc.constantFrom(...places, ...files, 'var'), fc.constantFrom(null, 'opaque' as const)),
   )
   const tree = fc.array(entry, { minLength: 4, maxLength: 14 })
-  // All places where npm and dpkg would look, of those that there can be.
-  const modules = ['a', 'b', 'a/node_modules/x', 'b/deps/x', 'b/deps/@s/y', 'data'].map((at) => `${at}/node_modules`)
-  const looked = [...modules.flatMap((at) => ['x', '@s/y', 'z'].map((one) => `${at}/${one}/package.json`))]
+  // All that npm and dpkg would look for: there are no other directories of modules, and links give a module any name.
+  const modules = ['a/node_modules', 'a/node_modules/x/node_modules']
+  const names = ['x', 'y', 'z', 'a', 'b', 'deps', 'data', 'dpkg', 'var', 'lib', 'bin']
+  const looked = modules
+    .flatMap((at) => names.flatMap((name) => [`${at}/${name}`, `${at}/@s/${name}`]))
+    .map((at) => `${at}/package.json`)
   const merged = join(root, 'merged')
   let made = 0
   await fc.assert(
@@ -297,6 +300,16 @@ test.each([
   const { packages, complete, warnings } = await scan([many], forever, limits)
   expect(packages.length).toBeLessThan(6)
   expect({ complete, said: warnings.some((one) => warning.test(one)) }).toEqual({ complete: false, said: true })
+})
+
+test('older states of a database are read as long as they say since when something is there', async () => {
+  const status = (...packages: string[]) => ({ 'var/lib/dpkg/status': deb(...packages) })
+  const [lowest, lower] = [layer('lowest', status(...'abcdefgh')), layer('lower', status('gone'))]
+  const top = layer('top', status('new'))
+  const bytes = 2 * deb('gone').length
+  const { packages, complete } = await scan([top, lower, lowest], forever, { ...scanLimits, bytes })
+  expect(packages.map(({ name, layer: brought }) => `${name} ${brought}`)).toEqual(['new top'])
+  expect(complete).toBe(true)
 })
 
 test('entries that are none do not push those behind them out unseen', async () => {

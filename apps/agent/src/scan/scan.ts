@@ -12,9 +12,8 @@ import {
   MiB,
 } from '@berth/contracts'
 import {
-  attributed,
+  Attribution,
   isOfDebian,
-  type LayerState,
   type PackageFile,
   packageFileOf,
   packagePlaceOf,
@@ -115,7 +114,7 @@ class Reading {
   async take({ path, real, layers }: WalkedFile): Promise<void> {
     const kind = packageFileOf(path)
     if (kind === undefined || kind === 'dpkg-files' || this.debian.has(textOf(real))) return
-    const states: LayerState[] = []
+    let attribution: Attribution | undefined
     for (const index of hasHistory.has(kind) ? layers : layers.slice(0, 1)) {
       const layer = this.layers[index]
       const text = layer && (await this.read(layer, { path, real }, kind))
@@ -125,11 +124,14 @@ class Reading {
         return
       }
       const { packages, malformed, cut } = parsers[kind](text)
+      const state = { layer: layer?.diffId ?? '', packages }
       // Older states only say since when something is there.
-      if (states.length === 0) this.check(path, malformed, cut)
-      states.push({ layer: layer?.diffId ?? '', packages })
+      if (attribution && !attribution.below(state)) break
+      if (attribution) continue
+      this.check(path, malformed, cut)
+      attribution = new Attribution(shown(path), state)
     }
-    this.add(attributed(shown(path), states))
+    if (attribution) this.add(attribution.packages)
   }
 
   private check(path: string, malformed: number, cut: boolean): void {
