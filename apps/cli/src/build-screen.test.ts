@@ -24,13 +24,22 @@ test('each instruction has a line with its time, those that go on their last out
     ` => CACHED FROM python${' '.repeat(13)} 0.0s`,
     ` => RUN a${' '.repeat(26)} 1.2s`,
     ` => RUN b${' '.repeat(26)} 2.0s`,
-    ' => # one',
-    ' => # two',
+    ...[' => # one', ' => # two', ' => # three'],
   ])
   expect(frame([begin(0, 'RUN false'), end(0, 'exit code 1')], 24, true)).toEqual([
     '[+] Building 3.0s (1/1) FINISHED',
     ` => ERROR RUN false${' '.repeat(16)} 1.2s`,
   ])
+})
+
+test('progress that is written over and over is shown as far as it is', () => {
+  const shown = (...pieces: readonly string[]) =>
+    frame([begin(0, 'RUN get'), ...pieces.map((piece) => output(0, piece))]).slice(2)
+  expect(shown('Reading ...\r', 'Reading ... 5%\r')).toEqual([' => # Reading ... 5%'])
+  expect(shown('Reading ...\rReading ... 5%\rReading ... 1', '0%')).toEqual([' => # Reading ... 10%'])
+  expect(shown('1\n2\n3\n4\n5\n6\n', '7%\u001b[2J\r')).toEqual(
+    ['2', '3', '4', '5', '6', '7%'].map((text) => ` => # ${text}`),
+  )
 })
 
 test('of an instruction that failed the last output stays, and warnings are told in the end', () => {

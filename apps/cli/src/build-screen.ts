@@ -91,8 +91,12 @@ export class BuildView {
   }
 }
 
-const tailOf = ({ state, tail }: Line): readonly string[] =>
-  state === 'running' ? tail.slice(-TAIL) : state === 'failed' ? tail : []
+function tailOf({ state, tail, rest }: Line): readonly string[] {
+  if (state !== 'running') return state === 'failed' ? tail : []
+  // Progress is a line that has no end until it is done.
+  const begun = lastWritten(rest)
+  return [...tail, ...(begun === '' ? [] : [begun])].slice(-TAIL)
+}
 
 /** What a terminal would show of a line that was written again and again from its start, as progress is. */
 const lastWritten = (text: string): string => printable(text.replace(/\r+$/, '').replace(/^.*\r/s, ''))
