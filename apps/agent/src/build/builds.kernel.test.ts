@@ -285,6 +285,10 @@ describe('mounts', () => {
     const within = await refused('from=lib,source=/d,target=/a', 'type=cache,target=/a/new')
     expect(within).toMatch(/could not be started: .*\/a\/new.*Read-only file system.*mount with rw/)
     expect(await refused('from=lib,source=/d/f,target=/a', 'type=tmpfs,target=/a/b')).toContain('Not a directory')
+    const file = await refused('from=lib,source=/d,target=/a', 'from=lib,source=/d/f,target=/a/new')
+    expect(file).toContain('open `/a/new`: No such file or directory (make the place before')
+    const system = await build(['FROM scratch', 'COPY Dockerfile /proc', 'RUN ["/x"]'])
+    expect(system.failed).toMatchObject({ line: 3, message: expect.stringContaining('`/proc` is invalid') })
     expect(await refused('from=lib,source=/d,target=/d/f')).toMatch(/what is mounted at \/d\/f.*Not a directory/)
   })
 
@@ -405,7 +409,8 @@ test('a disk that is short costs the cache what is missing, what was used last l
   await using own = await TestBuilder.open()
   const { cache } = own.builds
   const make = async (name: string) => {
-    const noise = `RUN head -c 1000000 /dev/urandom > /${name}`
+    // One that is half of two for certain.
+    const noise = `RUN head -c ${name === 'c' ? 2_000_000 : 1_000_000} /dev/urandom > /${name}`
     const { image, made } = await own.build(lines('FROM busybox', noise))
     await own.images.drop(image.digest)
     return { layer: own.images.layers.path(image.layers.at(-1)?.diffId ?? ''), isNew: made.length > 0 }

@@ -3,7 +3,7 @@
 // build: builds end with their agent.
 
 import { lstatSync, mkdirSync, type Stats } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import {
   argumentsProblem,
   type BuildId,
@@ -19,7 +19,7 @@ import { orNoRoom } from '../images/content.js'
 import type { Images } from '../images/images.js'
 import { addLayer } from '../images/ingest.js'
 import { packUpper } from '../images/pack.js'
-import { type Attachment, attachedBinds } from '../rootfs/overlay.js'
+import { type Attachment, attachedBinds, rootfsTarget } from '../rootfs/overlay.js'
 import { identify, readAccounts, UserNotFound } from '../runtime/identity.js'
 import type { SpawnRequest } from '../runtime/init-wire.js'
 import { ContainerRefused } from '../runtime/oci-runtime.js'
@@ -138,7 +138,8 @@ async function ranToItsEnd<T>(parts: CommandParts, command: Command, named: Name
         }
       })
       .catch((error: unknown) => {
-        if (!(error instanceof ContainerRefused) || orNoRoom(error) !== error) throw error
+        if (!(error instanceof ContainerRefused) || !isOfMounts(error, shop.stage.directory)) throw error
+        if (orNoRoom(error) !== error) throw error
         log.warn({ command: named.id, err: error }, 'command.refused')
         throw failed(refusal(error, attachments, shop.stage.directory), null)
       })
@@ -156,12 +157,20 @@ async function ranToItsEnd<T>(parts: CommandParts, command: Command, named: Name
   }
 }
 
+/** Whether it is about the root and what is mounted in it, which are the tenant's; all else is the node's trouble. */
+const isOfMounts = ({ said }: ContainerRefused, directory: string): boolean =>
+  (said.includes(rootfsTarget(directory)) || /\b(mount|mkdir|target)/i.test(said)) && !/cgroup/i.test(said)
+
 /** What the runtime said, in words of the Dockerfile: of the node's own paths only what is mounted there is told. */
 function refusal({ said }: ContainerRefused, attachments: readonly Attachment[], directory: string): string {
   const binds = attachedBinds(attachments, directory).toSorted((a, b) => b.source.length - a.source.length)
   const told = binds.reduce((text, { source, path }) => text.replaceAll(source, `what is mounted at ${path}`), said)
-  const why = told.replaceAll(/\/[^\s`'":]*/g, (path) => (path.startsWith(directory) ? '…' : path)).slice(0, 1000)
-  const hint = /read-only file system/i.test(why) ? ' (make the place before, or mount with rw what it is in)' : ''
+  const why = told
+    .replaceAll(rootfsTarget(directory), '')
+    .replaceAll(/\/[^\s`'":]*/g, (path) => (path.startsWith(dirname(directory)) ? '…' : path))
+    .slice(0, 1000)
+  const isMissing = /read-only file system|no such file/i.test(why)
+  const hint = isMissing ? ' (make the place before, or mount with rw what it is in)' : ''
   return `its container could not be started: ${why}${hint}`
 }
 
