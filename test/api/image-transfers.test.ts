@@ -117,7 +117,6 @@ describe('a pull', () => {
     ['registry_unreachable', 502],
     ['image_invalid', 422],
     ['platform_unsupported', 422],
-    ['quota_exceeded', 403],
   ] as const)(
     'that fails at once with %s is a problem; one that fails later tells it in its stream',
     async (code, status) => {
@@ -306,6 +305,19 @@ describe('the quota', () => {
     expect((await mine.get('/v1/images?dangling=true')).body.items).toHaveLength(5)
     expect((await mine.get('/v1/images?reference=app')).body.items).toHaveLength(1)
     expect(most).toBeLessThanOrEqual(4)
+  })
+
+  test('is told with what is in use of it where the node finds that it is too little', async () => {
+    const mine = await tenant({ imageBytes: 1000 })
+    await have(mine, 'a', imageOf([layerOf(400)]))
+    const failed: ImageStep = { step: 'failed', code: 'quota_exceeded', message: 'as the node says' }
+    answers(failed)
+    const detail = 'as the node says: 400 of 1000 bytes are in use'
+    const body = { code: 'quota_exceeded', quota: 'imageBytes', limit: 1000, used: 400, detail }
+    expect(await pull(mine, 'b')).toMatchObject({ status: 403, body })
+    answers(moving(), failed)
+    const streamed = await mine.raw('POST', '/v1/images/load', { body: 'archive' })
+    expect((await linesOf(streamed)).at(-1)).toEqual({ step: 'failed', code: 'quota_exceeded', message: detail })
   })
 
   test('what is left of it is what a node may take in', async () => {

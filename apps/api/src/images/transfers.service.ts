@@ -186,7 +186,8 @@ export class TransfersService {
         quotaBytes: Math.min(limit, NO_LIMIT),
       })
       for await (const step of steps) {
-        if (step.step !== 'done') yield told(step)
+        if (step.step === 'failed' && step.code === 'quota_exceeded') yield tooMuch(step.message, limit, used)
+        else if (step.step !== 'done') yield told(step)
         else yield { step: 'done', images: await this.keep(call, nodeId, step, naming) }
       }
     } finally {
@@ -253,6 +254,14 @@ function pushTarget(text: string, isDigest: boolean): Reference {
   const message = 'say where to: a registry and a repository with a tag'
   throw new InvalidRequest([{ field: 'reference', message: `${text}: ${message}` }])
 }
+
+/** What the node says, which knows only what is left, with what that is of. */
+const tooMuch = (message: string, limit: number, used: number): Failure =>
+  new Failure('quota_exceeded', `${message}: ${used} of ${limit} bytes are in use`, {
+    quota: 'imageBytes',
+    limit,
+    used,
+  })
 
 function told(step: Exclude<ImageStep, { readonly step: 'done' }>): Step {
   return step.step === 'failed' ? new Failure(step.code, step.message) : step
