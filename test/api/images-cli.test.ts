@@ -117,6 +117,15 @@ test('a prune removes what it is told to', async () => {
   expect((await berth(['images', 'ls', '--json', 'kept'])).out).toContain('kept:latest')
 })
 
+test('who reads only the beginning of a list is told nothing of the rest', async () => {
+  const { key } = await tenant()
+  const env = { ...process.env, BERTH_URL: stack().url, BERTH_API_KEY: key }
+  const child = spawn(resolve('berth'), ['images', 'ls'], { env, stdio: ['ignore', 'pipe', 'pipe'] })
+  child.stdout.destroy()
+  const over = new Promise((done) => child.once('close', done))
+  expect([await text(child.stderr), await over]).toEqual(['', 0])
+})
+
 test('a login is set with a password that nobody sees, listed, used, and forgotten', async () => {
   const berth = berthOf(await tenant())
   await publish(locked, 'secret/app', '1', [await root()])

@@ -1,4 +1,4 @@
-import { Failure, Fault } from '@berth/contracts'
+import { Failure, Fault, ignore } from '@berth/contracts'
 import { ApiError, Unreachable } from '@berth/sdk'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { type BuildOptions, build } from './build.js'
@@ -99,6 +99,11 @@ program
     process.exitCode = await runTests(args)
   })
 
+// Who reads only the beginning of what is printed has seen what they wanted.
+process.stdout.on('error', (error) => {
+  ignore(error, 'EPIPE')
+  process.exit()
+})
 try {
   await program.parseAsync()
 } catch (error) {
