@@ -1,22 +1,14 @@
 import { randomBytes } from 'node:crypto'
 import { chmodSync, mkdirSync, statSync } from 'node:fs'
 import { join, resolve } from 'node:path'
-import {
-  createJob,
-  createNode,
-  createTenant,
-  createTenantKey,
-  Fault,
-  listImages,
-  listNodes,
-  listTenants,
-} from '@berth/contracts'
+import { createNode, createTenant, createTenantKey, Fault, listNodes, listTenants } from '@berth/contracts'
 import { expectSuccess, run } from '@berth/host'
 import { Client } from '@berth/sdk'
 import { type Credentials, loadCredentials, saveCredentials } from '../credentials.js'
 import { ensureBaseImages } from './base-images.js'
 import type { Places } from './config.js'
-import { awaitReady, type DaemonSpec, ensureDaemon, until } from './daemon.js'
+import { awaitReady, type DaemonSpec, ensureDaemon } from './daemon.js'
+import { firstJob } from './first-job.js'
 import { startPostgres } from './postgres.js'
 import { startRedis } from './redis.js'
 
@@ -78,7 +70,8 @@ export async function up(places: Places, port: number | undefined): Promise<void
   await using operator = new Client({ url, apiKey: credentials.operatorKey })
   const complete = await enroll(operator, places, credentials)
   await step('agent', () => startAgent(operator, places, complete))
-  await firstJob(complete)
+  await using client = new Client({ url, apiKey: complete.apiKey })
+  await firstJob(client)
   process.stdout.write(
     `\nBerth is up at ${url} (API document: ${url}/docs)\n  console: ${url}/console\n  key:     ${complete.apiKey}\n  shell:   eval "$(./berth env)"\n  try:     ./berth run --image python -- python3 -c 'print(6 * 7)'\n  stop:    ./berth down\n`,
   )
@@ -191,23 +184,4 @@ async function startAgent(operator: Client, places: Places, credentials: Complet
     return items.some((node) => node.state === 'ready' && node.images.length > 0)
   }
   await awaitReady(daemons, 'agent', record, ready, 120_000)
-}
-
-async function firstJob(credentials: Complete): Promise<void> {
-  await using client = new Client({ url: credentials.url, apiKey: credentials.apiKey })
-  const listed = async () =>
-    (await client.call(listImages, {})).items.some((image) => image.references.includes('python:latest'))
-  if (!(await until(listed, 30_000))) throw new Fault('run a first job', { cause: 'the node reports no image python' })
-  const command = [
-    'python3',
-    '-c',
-    'import os, platform; print("hello from a sandbox:", platform.platform(), "uid", os.getuid())',
-  ]
-  const job = await client.call(createJob, {
-    query: { wait: 'finished', output: 'true', timeoutMs: '60s' },
-    body: { image: 'python', command },
-  })
-  if (job.state !== 'succeeded')
-    throw new Fault('run a first job', { cause: `${job.state}: ${job.reason?.message ?? ''}` })
-  process.stdout.write(job.output?.stdout.data ?? '')
 }
