@@ -258,8 +258,10 @@ describe('where a registry may send us', () => {
   })
 
   test('a name that there is not is told as such', async () => {
-    await expect(on.store.pull(`${on.registry.host}/team/nothing:1`, accessTo(on.registry))).rejects.toMatchObject({
+    const nothing = `${on.registry.host}/team/nothing:1`
+    await expect(on.store.pull(nothing, accessTo(on.registry))).rejects.toMatchObject({
       code: 'registry_denied',
+      message: expect.stringMatching(`there is no ${nothing}, or not for you$`),
     })
     const nobody = { url: 'http://127.0.0.1:1', certificate: null }
     await expect(on.store.pull('127.0.0.1:1/a/b:1', accessTo(nobody))).rejects.toMatchObject({

@@ -243,13 +243,18 @@ export class Registry {
         path: `manifests/${name}`,
         headers: { accept: manifestTypes.join(', ') },
       })
-      if (answer.statusCode !== 200) throw await refusal(answer, endpoint.host, name)
+      if (answer.statusCode !== 200) throw await refusal(answer, endpoint.host, this.#inFull(name))
       const bytes = await endpoint.read(answer, MAX_MANIFEST_BYTES)
       const digest = digestOfBytes(bytes)
       if (name.includes(':') && digest !== name)
         throw new Failure('image_invalid', `${endpoint.host} gives ${digest} for the manifest ${name}`)
       return { bytes, digest, mediaType: (header(answer, 'content-type') ?? '').split(';')[0]?.trim() ?? '' }
     })
+  }
+
+  #inFull(name: string): string {
+    const { registry, repository } = this.#options.reference
+    return `${registry}/${repository}${name.includes(':') ? '@' : ':'}${name}`
   }
 
   /** Whether whoever is logged in may have the blob. */
