@@ -1,6 +1,6 @@
 import { describe, expect, test } from '@jest/globals'
 import fc from 'fast-check'
-import { FairTurns, mayTake, type TurnLimits, whoseTurn } from './turns.js'
+import { FairTurns, mayTake, OneTurn, type TurnLimits, whoseTurn } from './turns.js'
 
 const forever = new AbortController().signal
 const settled = () => new Promise((resolve) => setImmediate(resolve))
@@ -124,4 +124,25 @@ test('who stops waiting takes no turn from those behind, and a turn is given bac
   last()
   ;(await next)()
   await expect(turns.take('a', leaving.signal)).rejects.toThrow('gone')
+})
+
+test('one turn of several owners is of whoever it comes to first, and one that nobody wants any more goes to others', async () => {
+  const turns = new FairTurns(each(1))
+  const give = await turns.take('a', forever)
+  const ending = new AbortController()
+  const [both, left] = [new OneTurn(turns, forever), new OneTurn(turns, ending.signal)]
+  for (const owner of ['a', 'a', 'b']) both.stand(owner)
+  left.stand('a')
+  const gone = expect(left.turn).rejects.toThrow('gone')
+  const had = await both.turn
+  ending.abort(new Error('gone'))
+  await gone
+  // Of its owners only the one whose turn it was has one.
+  give()
+  const again = await turns.take('a', forever)
+  both.stand('c')
+  ;(await turns.take('c', forever))()
+  had()
+  ;(await turns.take('b', forever))()
+  again()
 })

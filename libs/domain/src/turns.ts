@@ -98,3 +98,41 @@ export class FairTurns {
     if (owner.own === 0 && owner.waiting.length === 0 && this.owners.get(name) === owner) this.owners.delete(name)
   }
 }
+
+/**
+ * One turn for what several owners want, of whichever it comes to first: nobody is to wait in the line of another one's
+ * own. Whoever makes it awaits `turn`, and has owners stand in line for it.
+ */
+export class OneTurn {
+  /** What gives the turn back. Rejects with the reason of `signal`, unless the turn has come. */
+  readonly turn: Promise<() => void>
+  private readonly owners = new Set<string>()
+  private readonly over = new AbortController()
+  private come: (give: () => void) => void = () => undefined
+  private fail: (reason: unknown) => void = () => undefined
+
+  constructor(
+    private readonly turns: FairTurns,
+    private readonly signal: AbortSignal,
+  ) {
+    this.turn = new Promise((come, fail) => {
+      this.come = come
+      this.fail = fail
+    })
+  }
+
+  stand(owner: string): void {
+    if (this.over.signal.aborted || this.owners.has(owner)) return
+    this.owners.add(owner)
+    const signal = AbortSignal.any([this.signal, this.over.signal])
+    this.turns.take(owner, signal).then(
+      (give) => {
+        if (this.over.signal.aborted) return give()
+        this.over.abort()
+        this.come(give)
+      },
+      // Where another owner's came, this changes nothing.
+      (reason: unknown) => this.fail(reason),
+    )
+  }
+}

@@ -3,7 +3,7 @@
 // pulled from. An image is brought once, however many wait for it, and as long as any of them does.
 import { setTimeout as pause } from 'node:timers/promises'
 import { Failure, Fault, type HeldImage, type ImageSources } from '@berth/contracts'
-import { FairTurns } from '@berth/domain'
+import { FairTurns, OneTurn } from '@berth/domain'
 import { type Descriptor, MAX_MANIFEST_BYTES, mediaTypes, parseDocument } from '@berth/oci'
 import type { Logger } from '@berth/telemetry'
 import { digestOfBytes, type Part } from './content.js'
@@ -50,7 +50,7 @@ const WITHIN_MS = 4.5 * 60_000
 
 interface Flight {
   readonly needs: Set<Need>
-  readonly line: Line
+  readonly line: OneTurn
   readonly ended: AbortController
   readonly brought: Promise<HeldImage>
 }
@@ -90,7 +90,7 @@ export class Bringing {
   #begin(digest: string): Flight {
     const ended = new AbortController()
     const needs = new Set<Need>()
-    const line = new Line(this.#turns, ended.signal)
+    const line = new OneTurn(this.#turns, ended.signal)
     const brought = this.#bring(digest, line, needs, ended.signal)
     // Whoever waits is told; all of them may have left.
     brought.catch(() => undefined)
@@ -105,7 +105,7 @@ export class Bringing {
     return flight
   }
 
-  async #bring(digest: string, line: Line, needs: ReadonlySet<Need>, signal: AbortSignal): Promise<HeldImage> {
+  async #bring(digest: string, line: OneTurn, needs: ReadonlySet<Need>, signal: AbortSignal): Promise<HeldImage> {
     const { log } = this.#options
     // Whoever asks stands in line, and adds its need, right after this was called.
     const give = await line.turn
@@ -253,40 +253,6 @@ export class Bringing {
         }
       }
     }
-  }
-}
-
-/** One turn for whichever of several owners it comes to first: nobody is to wait in the line of another one's images. */
-class Line {
-  readonly turn: Promise<() => void>
-  readonly #owners = new Set<string>()
-  readonly #over = new AbortController()
-  #come: (give: () => void) => void = () => undefined
-  #fail: (reason: unknown) => void = () => undefined
-
-  constructor(
-    private readonly turns: FairTurns,
-    private readonly signal: AbortSignal,
-  ) {
-    this.turn = new Promise((come, fail) => {
-      this.#come = come
-      this.#fail = fail
-    })
-  }
-
-  stand(owner: string): void {
-    if (this.#over.signal.aborted || this.#owners.has(owner)) return
-    this.#owners.add(owner)
-    const signal = AbortSignal.any([this.signal, this.#over.signal])
-    this.turns.take(owner, signal).then(
-      (give) => {
-        if (this.#over.signal.aborted) return give()
-        this.#over.abort()
-        this.#come(give)
-      },
-      // Where another owner's came, this changes nothing.
-      (reason: unknown) => this.#fail(reason),
-    )
   }
 }
 

@@ -66,7 +66,7 @@ export class BuildingService {
       const image = yield* this.carryOut({ principal: call.principal, signal: life.signal }, asked, context, run)
       const done = await run.succeed(image, keyId)
       end = undefined
-      this.scans.soon([done.image.digest])
+      this.scans.soon([done.image.digest], tenantId)
       const told = run.told({ step: 'done', build: buildView(done.build), image: imageView(done.image) })
       await run.close()
       yield told

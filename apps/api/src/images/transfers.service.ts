@@ -206,7 +206,10 @@ export class TransfersService {
       ...(from === undefined ? {} : { origin: `${from}@${image.manifestDigest}` }),
     }))
     const kept = await this.database.images.add({ owner: ownerOf(principal), images, nodeId, by: principal.keyId })
-    this.scans.soon(kept.map(({ digest }) => digest))
+    this.scans.soon(
+      kept.map(({ digest }) => digest),
+      ownerOf(principal),
+    )
     return kept.map(imageView)
   }
 

@@ -112,7 +112,7 @@ export class ImageGate {
     digest: string,
   ): Promise<Warning | undefined> {
     if (policy.mode === 'warn') return this.warnings.begin(tenantId, policy, text, digest)
-    const verdict = await this.verdicts.of(digest, policy)
+    const verdict = await this.verdicts.of(digest, policy, tenantId)
     if (!verdict.allowed) throw refusal(text, digest, policy, verdict)
     return undefined
   }

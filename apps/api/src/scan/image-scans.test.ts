@@ -27,6 +27,7 @@ function scans(more: Partial<ImageContents> = {}, given: Record<string, string> 
   const nodes = {
     contents: async (_: unknown, __: unknown, digest: string) => {
       read.push(digest)
+      if (digest.startsWith('sha256:slow')) return new Promise<never>(() => undefined)
       return { ...contents, ...more }
     },
   }
@@ -39,15 +40,25 @@ const unpacked = ({ packed }: ToldContents): ImageContents => JSON.parse(gunzipS
 
 test('an image is read once, by all who ask at once and afterwards', async () => {
   const { made, read } = scans()
-  const [one, other] = await Promise.all([made.told('sha256:a'), made.told('sha256:a')])
+  const [one, other] = await Promise.all([made.told('sha256:a', 'ten_1'), made.told('sha256:a', 'ten_1')])
   expect(unpacked(one)).toEqual(contents)
-  expect(await made.told('sha256:a')).toEqual(other)
+  expect(await made.told('sha256:a', 'ten_1')).toEqual(other)
   expect(read).toEqual(['sha256:a'])
+})
+
+test('images of one tenant that take long hold up nobody else’s, nor what others want too', async () => {
+  const { made, read } = scans()
+  for (const slow of ['sha256:slow1', 'sha256:slow2', 'sha256:slow3']) void made.told(slow, 'ten_1')
+  const common = made.told('sha256:common', 'ten_1')
+  await made.told('sha256:a', 'ten_2')
+  expect(read).toEqual(['sha256:slow1', 'sha256:a'])
+  expect(await made.told('sha256:common', 'ten_2')).toEqual(await common)
+  expect(read).toEqual(['sha256:slow1', 'sha256:a', 'sha256:common'])
 })
 
 test('one that no node has is said to be that, and looked for again', async () => {
   const { made } = scans()
-  for (const _ of [1, 2]) await expect(made.told('sha256:lost')).rejects.toMatchObject({ code: 'no_capacity' })
+  for (const _ of [1, 2]) await expect(made.told('sha256:lost', 'ten_1')).rejects.toMatchObject({ code: 'no_capacity' })
 })
 
 test('of one of which there is too much to tell nothing is told but that', async () => {
@@ -56,20 +67,37 @@ test('of one of which there is too much to tell nothing is told but that', async
   const one = { type: 'npm', version: '1', architecture: null, source: null, license: null, path: 'p' } as const
   const packages = Array.from({ length: 20_000 }, () => ({ ...one, name: name(), layer: `sha256:${name()}` }))
   const { made, kept } = scans({ packages })
-  const told = unpacked(await made.told('sha256:a'))
+  const told = unpacked(await made.told('sha256:a', 'ten_1'))
   expect(told).toMatchObject({ packages: [], complete: false, warnings: [expect.stringMatching(/^left out: all/)] })
   expect(kept.size).toBe(1)
 })
 
 test('what came is read ahead only where there is something to judge it by', async () => {
   const idle = scans()
-  idle.made.soon(['sha256:a'])
+  idle.made.soon(['sha256:a'], 'ten_1')
   const busy = scans({}, { BERTH_VULNERABILITIES: '/srv/osv' })
-  busy.made.soon(['sha256:a', 'sha256:lost', 'sha256:b'])
-  await busy.made.told('sha256:b')
-  await expect(busy.made.told('sha256:lost')).rejects.toThrow()
+  busy.made.soon(['sha256:a', 'sha256:lost', 'sha256:b'], 'ten_1')
+  await busy.made.told('sha256:b', 'ten_1')
+  await expect(busy.made.told('sha256:lost', 'ten_1')).rejects.toThrow()
   await new Promise(setImmediate)
   expect([idle.read, busy.read.sort()]).toEqual([[], ['sha256:a', 'sha256:b']])
+})
+
+test('a verdict that others wait for already is asked for by whoever else wants it', async () => {
+  const { made, read } = scans()
+  const answer: Verdict = { mode: 'refuse', allowed: true, against: [] } as unknown as Verdict
+  const known = { database: async () => ({ version: '1' }), ask: async () => ({ database: { version: '1' }, answer }) }
+  const verdicts = new ImageVerdicts(
+    { nodes: { exists: async () => true } } as unknown as Database,
+    { now: () => new Date(0) },
+    made,
+    known as unknown as KnownVulnerabilities,
+  )
+  const policy: ImagePolicy = { mode: 'refuse', severity: 'high', fixableOnly: false, exempt: [] }
+  void made.told('sha256:slow1', 'ten_1')
+  const first = verdicts.of('sha256:common', policy, 'ten_1')
+  expect(await verdicts.of('sha256:common', policy, 'ten_2')).toEqual(await first)
+  expect(read).toEqual(['sha256:slow1', 'sha256:common'])
 })
 
 test('a verdict is kept for image, policy and database while its node is one, and a failure is not', async () => {
@@ -96,20 +124,20 @@ test('a verdict is kept for image, policy and database while its node is one, an
     known as unknown as KnownVulnerabilities,
   )
   const policy: ImagePolicy = { mode: 'refuse', severity: 'high', fixableOnly: false, exempt: [] }
-  await Promise.all([verdicts.of('a', policy), verdicts.of('a', { ...policy })])
+  await Promise.all([verdicts.of('a', policy, 'ten_1'), verdicts.of('a', { ...policy }, 'ten_1')])
   expect(asked).toEqual(['a 1'])
-  await verdicts.of('a', { ...policy, severity: 'low' })
+  await verdicts.of('a', { ...policy, severity: 'low' }, 'ten_1')
   version = '2'
-  await verdicts.of('a', policy)
+  await verdicts.of('a', policy, 'ten_1')
   expect(asked).toEqual(['a 1', 'a 1', 'a 2'])
   // The node is removed, and another one tells what is in the image; it is seen after two seconds.
   by = 'nod_2'
   now = new Date(2000)
-  await Promise.all([verdicts.of('a', policy), verdicts.of('a', policy)])
-  await verdicts.of('a', policy)
+  await Promise.all([verdicts.of('a', policy, 'ten_1'), verdicts.of('a', policy, 'ten_1')])
+  await verdicts.of('a', policy, 'ten_1')
   expect(asked).toEqual(['a 1', 'a 1', 'a 2', 'a 2'])
   isBroken = true
-  await expect(verdicts.of('b', policy)).rejects.toThrow('broken')
+  await expect(verdicts.of('b', policy, 'ten_1')).rejects.toThrow('broken')
   isBroken = false
-  expect(await verdicts.of('b', policy)).toMatchObject({ allowed: true })
+  expect(await verdicts.of('b', policy, 'ten_1')).toMatchObject({ allowed: true })
 })

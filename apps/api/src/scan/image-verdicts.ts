@@ -1,6 +1,7 @@
 // image-verdicts.ts: what a policy says of an image. A verdict depends on nothing but the image, the policy and what is
 // known, so it is kept until one of them changes, or the node that told what is in the image is removed.
 import { Failure, type ImagePolicy, type NodeId } from '@berth/contracts'
+import type { ImageOwner } from '@berth/domain'
 import { Inject, Injectable } from '@nestjs/common'
 import { Recent } from '../recent.js'
 import { CLOCK, type Clock, DATABASE, type Database } from '../tokens.js'
@@ -27,6 +28,8 @@ interface Judged {
 export class ImageVerdicts {
   /** Those on their way too: who asks for the same at once gets the same. */
   private readonly kept = new Map<string, Promise<Judged>>()
+  /** Keys of those on their way. */
+  private readonly judging = new Set<string>()
   private readonly nodes: Recent<boolean>
 
   constructor(
@@ -38,17 +41,22 @@ export class ImageVerdicts {
     this.nodes = new Recent({ clock, forMs: THERE_MS, atMost: MAX_NODES })
   }
 
-  /** @throws scan_unavailable without a database, or when reading the image takes long; no_capacity, node_unreachable */
-  async of(digest: string, policy: ImagePolicy): Promise<Verdict> {
+  /**
+   * @param owner who asks
+   * @throws scan_unavailable without a database, or when reading the image takes long; no_capacity, node_unreachable
+   */
+  async of(digest: string, policy: ImagePolicy, owner: ImageOwner): Promise<Verdict> {
     const { version } = await this.known.database()
     const key = JSON.stringify([digest, version, policy])
     const before = this.kept.get(key)
+    // It need not wait in the line of whoever asked first. What comes of it the verdict tells.
+    if (this.judging.has(key)) this.scans.told(digest, owner).catch(() => undefined)
     const kept = before && (await patiently(before, digest))
     if (kept && (await this.isThere(kept.by))) return kept.verdict
     // Whoever else found the same may have asked anew meanwhile.
     if (this.kept.get(key) === before) this.kept.delete(key)
     const asked = this.kept.get(key)
-    const { verdict } = await patiently(asked ?? this.keep(key, this.judge(digest, policy)), digest)
+    const { verdict } = await patiently(asked ?? this.keep(key, this.judge(digest, policy, owner)), digest)
     return verdict
   }
 
@@ -56,10 +64,10 @@ export class ImageVerdicts {
     return this.nodes.get(node, () => this.database.nodes.exists(node))
   }
 
-  private async judge(digest: string, policy: ImagePolicy): Promise<Judged> {
+  private async judge(digest: string, policy: ImagePolicy, owner: ImageOwner): Promise<Judged> {
     for (;;) {
       const { version } = await this.known.database()
-      const { packed, nodeId } = await this.scans.told(digest)
+      const { packed, nodeId } = await this.scans.told(digest, owner)
       const { database, answer } = await this.known.ask('verdict', { digest, packed, policy })
       // What is known may have become more meanwhile; then this is no answer to keep.
       if (database.version === version) return { verdict: answer, by: nodeId }
@@ -70,7 +78,8 @@ export class ImageVerdicts {
     const [oldest] = this.kept.size >= MAX_VERDICTS ? this.kept.keys() : []
     if (oldest !== undefined) this.kept.delete(oldest)
     this.kept.set(key, judged)
-    judged.catch(() => this.kept.get(key) === judged && this.kept.delete(key))
+    this.judging.add(key)
+    judged.catch(() => this.kept.get(key) === judged && this.kept.delete(key)).finally(() => this.judging.delete(key))
     return judged
   }
 }

@@ -39,7 +39,7 @@ export class ImageWarnings {
 
   /** Begins to judge an image, which passes whatever comes of it. */
   begin(tenantId: TenantId, policy: ImagePolicy, image: string, digest: string): Warning {
-    const verdict = this.verdicts.of(digest, policy).catch((err: unknown) => {
+    const verdict = this.verdicts.of(digest, policy, tenantId).catch((err: unknown) => {
       this.log.warn({ err, digest }, 'image.not_scanned')
       return undefined
     })

@@ -26,7 +26,7 @@ export class ScansService {
 
   packages(call: ImagesCall, image: string, stretch: Stretch): Promise<Answers['packages']> {
     return this.inTurn(call, async () => {
-      const about = await this.about(await this.images.digestOf(ownerOf(call.principal), image))
+      const about = await this.about(call, await this.images.digestOf(ownerOf(call.principal), image))
       return this.plain.ask('packages', { ...about, ...stretch })
     })
   }
@@ -35,7 +35,7 @@ export class ScansService {
   sbom(call: ImagesCall, image: string, format: Questions['sbom']['format']): Promise<Uint8Array> {
     return this.inTurn(call, async () => {
       const { digest, createdAt } = await this.images.get(call, image, ownerOf(call.principal))
-      return this.plain.ask('sbom', { ...(await this.about(digest)), format, createdAt, version })
+      return this.plain.ask('sbom', { ...(await this.about(call, digest)), format, createdAt, version })
     })
   }
 
@@ -45,7 +45,7 @@ export class ScansService {
     shown: Pick<Questions['vulnerabilities'], 'severity' | 'fixable'> & Stretch,
   ): Promise<{ readonly database: VulnerabilityDatabase; readonly answer: Answers['vulnerabilities'] }> {
     return this.inTurn(call, async () => {
-      const about = await this.about(await this.images.digestOf(ownerOf(call.principal), image))
+      const about = await this.about(call, await this.images.digestOf(ownerOf(call.principal), image))
       return this.known.ask('vulnerabilities', { ...about, ...shown, policy: await this.policy(call) })
     })
   }
@@ -54,8 +54,8 @@ export class ScansService {
     return this.gate.policy(principal.kind === 'tenant' ? principal.tenantId : undefined)
   }
 
-  private async about(digest: string) {
-    const { packed } = await this.scans.told(digest)
+  private async about({ principal }: ImagesCall, digest: string) {
+    const { packed } = await this.scans.told(digest, ownerOf(principal))
     return { digest, packed }
   }
 
