@@ -1,5 +1,6 @@
 // Builds on a real node: containers, layers, cache.
 import { execFileSync } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { BuildStep } from '@berth/contracts'
@@ -156,6 +157,23 @@ describe('a command', () => {
     expect(large.output).toContain('Disk quota exceeded')
     const quota = await build(['FROM busybox', 'RUN yes | head -c 2000000 > /big'], { maxBytes: 1e6, cacheBytes: 1e9 })
     expect(quota.failed.code).toBe('quota_exceeded')
+  })
+
+  test('is packed, and what is copied is unpacked, in the group of its tenant', async () => {
+    const { cgroups, tenants } = builder.node.shop
+    const errands = (group: string) => cgroups.children(group).filter((name) => name.startsWith('errand_'))
+    for (const step of ['RUN head -c 30000000 /dev/urandom > /noise', 'COPY noise /']) {
+      const files = step.startsWith('COPY') ? { noise: randomBytes(30_000_000) } : {}
+      const over = build(['FROM busybox', step], { files }).then((told) => told.image)
+      const group = tenants.group(builder.tenantId)
+      const seen = () => errands(group).some((name) => cgroups.processes(`${group}/${name}`).length > 0)
+      let isSeen = false
+      const looking = setInterval(() => {
+        isSeen ||= seen()
+      }, 2)
+      await over.finally(() => clearInterval(looking))
+      expect([isSeen, errands(group)]).toEqual([true, []])
+    }
   })
 
   test('gains nothing by a set-user-id program, unless that is allowed', async () => {

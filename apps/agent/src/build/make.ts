@@ -4,11 +4,13 @@
 // what is made anew and comes out as before changes nothing that comes after it. Values of secrets are in no key.
 
 import { createHash } from 'node:crypto'
+import type { Readable } from 'node:stream'
 import { type BuildId, Failure, type ImageLayer, invariant, type NodeBuild } from '@berth/contracts'
 import type { BuildOp, BuildPlan, CopySource, Dockerfile } from '@berth/oci'
 import { Budget } from '../images/budget.js'
 import type { Exclusive } from '../images/exclusive.js'
 import { addLayer } from '../images/ingest.js'
+import { asErrand } from '../sandbox/errand.js'
 import { Turns } from '../sandbox/turns.js'
 import type { BuildCache, CachedStep } from './cache.js'
 import type { Context } from './context.js'
@@ -46,6 +48,11 @@ export interface Below {
   /** Lowest first. */
   readonly layers: readonly ImageLayer[]
   readonly root: Root
+}
+
+interface LayerBounds {
+  readonly maxBytes: number
+  readonly signal: AbortSignal
 }
 
 /** What became of a step: its image stays as it was, it was made before, or now. */
@@ -130,7 +137,7 @@ export class Maker {
     return this.#layered(key, op, async (limits) => {
       const made = await workdirLayer(tree, op.path, owner, { newestMs: this.#newestMs, signal: limits.signal })
       invariant(made, 'the directory was not there')
-      return this.#inTurn('copies', () => addLayer(this.#parts.images, made.tar(), limits))
+      return this.#inTurn('copies', () => this.#taken(made.tar(), limits))
     })
   }
 
@@ -153,11 +160,17 @@ export class Maker {
     // What is linked is the same whatever it is put on.
     const content = await this.#inTurn('copies', () => copy.key)
     const key = this.#key('copy', link ? '' : onto, content, JSON.stringify(how))
-    const made = await this.#layered(key, op, (limits) =>
-      this.#inTurn('copies', () => addLayer(this.#parts.images, copy.tar(), limits)),
-    )
+    const made = await this.#layered(key, op, (limits) => this.#inTurn('copies', () => this.#taken(copy.tar(), limits)))
     if (quick) await this.#parts.cache.put(this.#solving.build.tenantId, quick, made.step)
     return made
+  }
+
+  /** A layer of what the agent has written as a tar; unpacking it is the tenant's own work, as its commands are. */
+  #taken(tar: Readable, { maxBytes, signal }: LayerBounds): Promise<ImageLayer> {
+    const { tenantId } = this.#solving.build
+    return asErrand(this.#parts, tenantId, signal, (groups) =>
+      addLayer(this.#parts.images, tar, { maxBytes, groups, signal }),
+    )
   }
 
   async #run(on: Below, op: BuildOp & { kind: 'run' }, vertex: number): Promise<Made> {
@@ -220,7 +233,7 @@ export class Maker {
   async #layered(
     key: string,
     op: BuildOp,
-    make: (limits: { readonly maxBytes: number; readonly signal: AbortSignal }) => Promise<ImageLayer>,
+    make: (limits: LayerBounds) => Promise<ImageLayer>,
   ): Promise<Exclude<Made, { kind: 'nothing' }>> {
     const { cache, making, log } = this.#parts
     const { buildId, build, hold, signal } = this.#solving

@@ -25,6 +25,7 @@ import type { SpawnRequest } from '../runtime/init-wire.js'
 import { ContainerRefused } from '../runtime/oci-runtime.js'
 import { MAIN, type MainEnd, type OutputSinks, Processes } from '../runtime/processes.js'
 import { endedByMemory, ownReason, statusOf } from '../sandbox/ending.plan.js'
+import { asErrand } from '../sandbox/errand.js'
 import { buildRequest } from '../sandbox/process.plan.js'
 import { buildShape } from '../sandbox/shape.plan.js'
 import {
@@ -229,22 +230,20 @@ function checkEnd({ argv, limits, timeoutMs }: Command, end: MainEnd, oomKills: 
 
 /** What the command has left in its writable layer. Nothing of it runs any more. */
 function changes(
-  { images }: CommandParts,
-  { ids, newestMs, maxBytes, signal }: Command,
+  parts: CommandParts,
+  { tenantId, ids, newestMs, maxBytes, signal }: Command,
   upper: string,
   stubs: readonly string[],
 ): Promise<ImageLayer> {
-  const { tar } = packUpper({
-    program: images.program,
-    upper,
-    ids,
-    ...(newestMs === undefined ? {} : { newestMs }),
-    without: placedFiles,
-    stubs,
-    signal,
+  const { images } = parts
+  return asErrand(parts, tenantId, signal, (groups) => {
+    const { tar } = packUpper({
+      ...{ program: images.program, upper, ids, without: placedFiles, stubs, groups, signal },
+      ...(newestMs === undefined ? {} : { newestMs }),
+    })
+    // What packing fails with comes by the tar. That the tar is read no more is the end of packing too, and no reason.
+    return addLayer(images, tar, { maxBytes, groups, signal })
   })
-  // What packing fails with comes by the tar. That the tar is read no more is the end of packing too, and no reason.
-  return addLayer(images, tar, { maxBytes, signal })
 }
 
 /**

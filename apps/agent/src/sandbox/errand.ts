@@ -1,7 +1,8 @@
 // errand.ts: programs of the node that work for one tenant outside of its sandboxes, as those that pack their files. They
 // have a control group beside the sandboxes', so that what they take of memory and CPU is the tenant's. One that a killed
 // agent left is removed by the next, as any group whose name nobody knows.
-import type { TenantId } from '@berth/contracts'
+import { Failure, type TenantId } from '@berth/contracts'
+import type { Logger } from '@berth/telemetry'
 import type { Workshop } from './steps.js'
 
 export interface Errand {
@@ -42,4 +43,32 @@ export function beginErrand({ cgroups, tenants }: Pick<Workshop, 'cgroups' | 'te
       }
     },
   }
+}
+
+/**
+ * Does work whose programs are an errand of a tenant.
+ * @param work is given the directories of its group; it is over when its programs are
+ * @param signal ends the work
+ * @throws Failure unavailable where the tenant's memory did not last; what the work fails with
+ */
+export async function asErrand<T>(
+  { shop, log }: { readonly shop: Pick<Workshop, 'cgroups' | 'tenants'>; readonly log: Logger },
+  tenantId: TenantId,
+  signal: AbortSignal,
+  work: (groups: readonly string[]) => Promise<T>,
+): Promise<T> {
+  const errand = beginErrand(shop, tenantId)
+  try {
+    return await work(errand.groups)
+  } catch (error) {
+    if (signal.aborted || error instanceof Failure || !errand.ranOutOfMemory()) throw error
+    throw new Failure('unavailable', 'the memory of the tenant on this node was used up: nothing was left for packing')
+  } finally {
+    await endErrand(errand, log)
+  }
+}
+
+/** What becomes of it is nothing that its tenant is told of. */
+export async function endErrand(errand: Errand, log: Logger): Promise<void> {
+  await errand.end().catch((err: unknown) => log.error({ err }, 'errand.end_failed'))
 }

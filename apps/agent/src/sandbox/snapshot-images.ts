@@ -16,7 +16,7 @@ import { addLayer } from '../images/ingest.js'
 import { packUpper } from '../images/pack.js'
 import { Progress } from '../images/progress.js'
 import type { Copies } from './copies.js'
-import { beginErrand, type Errand } from './errand.js'
+import { asErrand, beginErrand, endErrand } from './errand.js'
 import type { LiveSandbox } from './live.js'
 import type { Residents } from './residents.js'
 import type { RunnableImage } from './sandbox.js'
@@ -81,7 +81,7 @@ export class SnapshotImages {
    * @throws Failure wrong_state, rate_limited
    */
   export(id: LiveSandbox['id'], signal: AbortSignal): Readable {
-    const { residents, images, shop } = this.#parts
+    const { residents, images, shop, log } = this.#parts
     const live = residents.find(id)
     const { tenantId, ids, upper } = live
     const image = imageOf(live)
@@ -108,7 +108,7 @@ export class SnapshotImages {
       const left = (this.#exports.get(tenantId) ?? 1) - 1
       if (left > 0) this.#exports.set(tenantId, left)
       else this.#exports.delete(tenantId)
-      await this.#end(errand)
+      await endErrand(errand, log)
     }
     // Whoever reads the tar is told by it.
     ended.then(over, over)
@@ -118,38 +118,23 @@ export class SnapshotImages {
   /** What a sandbox has changed, of a copy that is there no longer than that takes. */
   async #layerOf(live: LiveSandbox, image: RunnableImage, asked: NodeCommit, signal: AbortSignal): Promise<ImageLayer> {
     const { id, tenantId, ids, spec } = live
-    const { residents, images, copies, shop } = this.#parts
+    const { residents, images, copies } = this.#parts
     const copy = `copy_${process.pid}_${this.#serial++}`
     const still = (work: () => Promise<unknown>) => stillWithFiles(residents, id, asked.pause, signal, work)
     const path = await withRoom(() => copies.take(id, copy, spec.limits.diskBytes, still))
     try {
       const upper = join(path, 'upper')
-      const errand = beginErrand(shop, tenantId)
-      const { groups } = errand
-      try {
+      return await asErrand(this.#parts, tenantId, signal, (groups) => {
         const { maxBytes } = asked
         const { tar } = packUpper({
           ...{ program: images.program, upper, ids, signal, without: placedFiles, maxBytes, groups },
           stubs: [...mountPoints, ...spec.tmpfs.map(({ path }) => path), ...untouchedEtc(upper, image, ids.base)],
         })
-        return await addLayer(images, tar, { maxBytes, groups, signal })
-      } catch (error) {
-        if (signal.aborted || error instanceof Failure || !errand.ranOutOfMemory()) throw error
-        throw new Failure(
-          'unavailable',
-          'the memory of the tenant on this node was used up: nothing was left for packing',
-        )
-      } finally {
-        await this.#end(errand)
-      }
+        return addLayer(images, tar, { maxBytes, groups, signal })
+      })
     } finally {
       await copies.drop(copy)
     }
-  }
-
-  /** What becomes of it is nothing that its tenant is told of. */
-  async #end(errand: Errand): Promise<void> {
-    await errand.end().catch((err: unknown) => this.#parts.log.error({ err }, 'errand.end_failed'))
   }
 
   async #assemble(base: HeldImage, layer: ImageLayer, asked: NodeCommit, signal: AbortSignal): Promise<HeldImage> {
