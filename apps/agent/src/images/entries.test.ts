@@ -62,6 +62,64 @@ describe('headers of an archive', () => {
   })
 })
 
+/** The block of a header, and what it says it has. */
+function headerOf(type: string, size: number, name = 'h'): Buffer {
+  const block = Buffer.alloc(512)
+  block.write(name)
+  for (const [at, text] of [
+    [100, '0000644'],
+    [124, size.toString(8).padStart(11, '0')],
+    [136, '0'.repeat(11)],
+    [156, type],
+    [257, 'ustar\x0000'],
+  ] as const)
+    block.write(text, at)
+  const sum = block.reduce((all, byte) => all + byte, 8 * 0x20)
+  block.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148)
+  return block
+}
+const inBlocks = (bytes: Buffer) => Buffer.concat([bytes, Buffer.alloc(-bytes.length & 511)])
+const extendedBy = (text: string) => [headerOf('x', text.length), inBlocks(Buffer.from(text))]
+
+describe('what one reader may take for an entry and another for its content', () => {
+  // As content it would be passed on unseen, whatever its headers come to.
+  const hidden = Buffer.concat([headerOf('0', 0, 'hidden'), Buffer.alloc(1024)])
+  const file = Buffer.concat([headerOf('0', hidden.length, 'file'), hidden])
+  const end = Buffer.alloc(1024)
+
+  test('is content where zeros come after the headers that say how large it is', async () => {
+    const large = await tarOf([{ name: 'a', pax: fields(2, 100_000) }])
+    const empty = Buffer.concat([...extendedBy('10 size=0\n'), Buffer.alloc(512), headerOf('0', large.length), large])
+    await expect(namesIn(empty)).rejects.toMatchObject({ code: 'archive_invalid', message: /headers.*too large/ })
+    const larger = Buffer.concat([
+      ...extendedBy(`13 size=${hidden.length}\n`),
+      Buffer.alloc(512),
+      headerOf('0', 0, 'file'),
+      hidden,
+      end,
+    ])
+    expect(await namesIn(larger)).toEqual(['file', 'file'])
+  })
+
+  test('is never a block that holds nothing but its checksum', async () => {
+    const blank = Buffer.alloc(512)
+    blank.write('000400\0 ', 148)
+    const tar = Buffer.concat([...extendedBy(`13 size=${hidden.length}\n`), blank, hidden, end])
+    await expect(namesIn(tar)).rejects.toMatchObject({ code: 'archive_invalid' })
+  })
+
+  test.each(['x', 'g', 'L', 'K'])('is content after an empty header of type %s', async (type) => {
+    const text = Buffer.from('x'.repeat(600))
+    const tar = Buffer.concat([headerOf(type, 0), headerOf('0', 600, 'a'), inBlocks(text), file, end])
+    expect(await namesIn(tar)).toEqual(['a', 'file', 'a', 'file'])
+  })
+
+  test('is content though an extended header came before one that is empty', async () => {
+    const tar = Buffer.concat([...extendedBy('10 size=0\n'), headerOf('x', 0), file, end])
+    expect(await namesIn(tar)).toEqual(['file', 'file'])
+  })
+})
+
 /** What is in a tar that comes in pieces of so many bytes. */
 async function filesIn(tar: Buffer, piece: number, maxBytes = 1 << 30) {
   const files: Record<string, Buffer> = {}

@@ -56,14 +56,19 @@ async function* entriesOf(input: Input, maxBytes: number): AsyncGenerator<Buffer
   let about = new About()
   for (;;) {
     const block = await input.take(BLOCK)
-    if (block.length < BLOCK || block.equals(ZEROS.subarray(0, BLOCK))) {
+    if (block.length < BLOCK) {
       yield* about.bytes()
-      about = new About()
       yield block
-      if (block.length < BLOCK) return
+      return
+    }
+    // What headers before it say is of the entry that comes after it, as tar-stream has it.
+    if (block.equals(ZEROS.subarray(0, BLOCK))) {
+      yield block
       continue
     }
-    if (!isTarHeader(block)) throw refuse('it is no tar, or damaged: a checksum is wrong')
+    // One that holds nothing but its checksum is no entry for tar-stream.
+    if (!isTarHeader(block) || checksumOf(block) === BLANK_CHECKSUM)
+      throw refuse('it is no tar, or damaged: a checksum is wrong')
     const type = String.fromCharCode(block[156] ?? 0)
     const size = numberAt(block, 124, 12)
     if ('xgLKN'.includes(type)) {
@@ -159,6 +164,11 @@ class About {
   }
 
   add(type: string, block: Buffer, content: Buffer, size: number): void {
+    // tar-stream does not get over an empty one: of what comes next it would take something for its content.
+    if (size === 0) {
+      if (type === 'x') [this.#extended, this.fields] = [undefined, []]
+      return
+    }
     const fields = 'xg'.includes(type) ? fieldsOf(content.subarray(0, size)) : []
     if (type === 'g' && fields.some(({ key }) => key === 'size' || isOfSparse(key)))
       throw refuse('a global header that says how large every entry is')
@@ -187,7 +197,6 @@ class About {
       ...kept.map(({ written }) => written),
       ...(file.name === undefined ? [] : [paxRecord('path', file.name)]),
     ])
-    // tar-stream does not get over an empty one.
     if (records.length > 0) yield* [patched(block, records.length, 'x'), records, padding(records.length)]
   }
 }
@@ -364,9 +373,12 @@ function patched(header: Buffer, size: number, type: string): Buffer {
   return block
 }
 
+/** Of a block of zeros. */
+const BLANK_CHECKSUM = 8 * 0x20
+
 /** The sum of its bytes, its own as spaces. */
 function checksumOf(block: Buffer): number {
-  let sum = 8 * 0x20
+  let sum = BLANK_CHECKSUM
   for (let at = 0; at < BLOCK; at++) if (at < 148 || at >= 156) sum += block[at] ?? 0
   return sum
 }
