@@ -94,6 +94,19 @@ test('one owner leaves some to others, and turns go round between owners, whoeve
   expect(began.slice(5)).toEqual(['a4', 'b2'])
 })
 
+test('who waits for another turn is not passed by owners that leave after theirs and come again', async () => {
+  const { began, line, end } = given(all(2))
+  await line('x', 'y', 'b1', 'b2', 'z')
+  for (const name of ['x', 'y']) {
+    await end(name)
+    await line(name)
+  }
+  await end('b1')
+  expect(began).toEqual(['x', 'y', 'b1', 'z', 'b2'])
+  await end('z')
+  expect(began.slice(5)).toEqual(['x'])
+})
+
 test('so many of one owner at once, the others in order, and owners do not wait for each other', async () => {
   const { began, line, end } = given(each(2))
   await line('a1', 'a2', 'a3', 'a4', 'b1')

@@ -3,7 +3,8 @@
 // An owner may take a turn only while it has fewer than are free then. Alone it comes to half of all; with others to less;
 // and whoever has none yet finds one, unless very many have come before. A turn that is given back goes to whoever has the
 // fewest, among equals to who was served longest ago: owners take turns, however many of one wait and whatever theirs take.
-// Of one owner they go in the order in which they came.
+// Who comes is as one that was served just then: else those that leave after each turn and come again would always go before
+// one that stays in line for its next. Of one owner they go in the order in which they came.
 
 export interface TurnLimits {
   /** Of all owners; Infinity where they do not stand in each other's way. */
@@ -20,7 +21,7 @@ export const mayTake = ({ all, each }: TurnLimits, taken: number, own: number): 
 export interface InLine {
   /** Turns that it has. */
   readonly own: number
-  /** Grows with each turn that anybody is given: when this one was last; 0: not yet. */
+  /** Grows with each turn that anybody is given: when this one was last, or when it came. */
   readonly served: number
 }
 
@@ -54,7 +55,7 @@ export class FairTurns {
    */
   async take(name: string, signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted()
-    const owner = this.owners.get(name) ?? { own: 0, served: 0, waiting: [] }
+    const owner = this.owners.get(name) ?? { own: 0, served: this.served, waiting: [] }
     this.owners.set(name, owner)
     await new Promise<void>((resolve, reject) => {
       const leave = () => {
