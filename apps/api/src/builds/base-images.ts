@@ -53,7 +53,7 @@ export class BaseImages {
     const wanted = await Promise.all(
       references.map((text) =>
         this.wanted(tenantId, text).catch((error: unknown) => {
-          throw placed(error, places[text])
+          throw placed(error, places, text)
         }),
       ),
     )
@@ -63,7 +63,7 @@ export class BaseImages {
       try {
         digests[want.text] = yield* this.one(call, nodeId, want, found[i], wish)
       } catch (error) {
-        throw placed(error, places[want.text])
+        throw placed(error, places, want.text)
       }
     }
     return digests
@@ -128,7 +128,9 @@ export class BaseImages {
 }
 
 /** Where in the Dockerfile the image is named that it is about. */
-function placed(error: unknown, place: BuildReferences['places'][string] | undefined): unknown {
+function placed(error: unknown, places: BuildReferences['places'], text: string): unknown {
+  // Whatever a Dockerfile writes is looked for here, `__proto__` too.
+  const place = Object.hasOwn(places, text) ? places[text] : undefined
   if (!(error instanceof Failure) || !place) return error
   const { line, instruction } = place
   const [word = ''] = instruction.split(/\s/, 1)
