@@ -81,6 +81,15 @@ test('a verdict is of the whole image', () => {
   })
 })
 
+test('what is told of an image anew counts, and not what was told before', () => {
+  const answering = new Answering(known())
+  const verdict = (more: Partial<ImageContents>) => answering.answer({ kind: 'verdict', ...about(more), policy })
+  expect(verdict({ packages: [] })).toMatchObject({ allowed: true })
+  expect(verdict({})).toMatchObject({ allowed: false, against: ['B', 'C'] })
+  const question = { kind: 'packages', ...about({ packages: [found('d')] }), from: 0, limit: 9 } as const
+  expect(answering.answer(question)).toMatchObject({ items: [{ name: 'd' }] })
+})
+
 test('a verdict of an image of which not all is told is as of one that was not looked at whole', () => {
   const left = { found: [], leftOut: ['left out: much'] }
   const known = { match: () => left, unknowable: () => undefined } as unknown as Vulnerabilities

@@ -10,6 +10,8 @@ const MAX_BYTES = 16 * MiB
 const REMEMBERED = 8
 
 interface Image {
+  /** What `contents` are of. */
+  readonly packed: Uint8Array
   readonly contents: ImageContents
   /** What is known of it, once that was asked. */
   matched?: Matched
@@ -37,7 +39,9 @@ export class Answering {
 
   private image({ digest, packed }: Question): Image {
     const remembered = this.images.get(digest)
-    const image = remembered ?? { contents: contentsOf(packed) }
+    // Once a node is removed that told what is in an image, another one may tell something else.
+    const isSame = remembered !== undefined && Buffer.compare(remembered.packed, packed) === 0
+    const image = isSame ? remembered : { packed, contents: contentsOf(packed) }
     this.images.delete(digest)
     this.images.set(digest, image)
     const [oldest] = this.images.size > REMEMBERED ? this.images.keys() : []
