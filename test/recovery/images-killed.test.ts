@@ -1,7 +1,7 @@
 // Agent and API are killed while they pull, build, commit and fork: at a line of what they tell, or at any moment. What they
 // were at ends, nothing of it is left, the store is whole, and the same thing asked again is done.
 //
-// BERTH_KILL_ROUNDS says how many times, BERTH_KILL_SEED which: a run with the same seed picks the same.
+// BERTH_KILL_ROUNDS says how many times, BERTH_KILL_SEED which: the same seed picks the same.
 import { execFile, execFileSync } from 'node:child_process'
 import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -30,7 +30,7 @@ interface Round {
 
 const ORDINARY = 4
 const ROUNDS = Number(process.env.BERTH_KILL_ROUNDS ?? ORDINARY)
-const SEED = Number(process.env.BERTH_KILL_SEED ?? Date.now() % 1_000_000)
+const SEED = Number(process.env.BERTH_KILL_SEED ?? 20261127)
 /** mulberry32: numbers below 1, the same for the same seed. */
 function randomOf(seed: number): () => number {
   let state = seed

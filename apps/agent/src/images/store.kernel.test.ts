@@ -80,7 +80,8 @@ test('killed at any moment, the store is whole after the next start, and the nex
     const ended = once(child, 'close')
     await once(child.stdout, 'data')
     child.stdin.end('go')
-    await delay(Math.random() * 400)
+    // Anywhere within it, by round.
+    await delay((round * 149) % 400)
     child.kill('SIGKILL')
     await ended
     await store.reopen()
