@@ -237,9 +237,15 @@ test('below dist-packages of Debian, what dpkg lists is its own, and all else is
     [`${place}/six-1.egg-info/PKG-INFO`]: python('six'),
     [`${place}/ply-1.egg-info`]: python('ply'),
     [`${place}/other-1.dist-info/METADATA`]: python('other'),
+    // Debian's modules are where node finds them by a link only.
+    'var/lib/dpkg/info/node-linked.list': '/usr/share/nodejs/linked/package.json\n',
+    'usr/share/nodejs/linked/package.json': npm('linked', '1.0.0'),
+    'usr/share/nodejs/unlisted/package.json': npm('unlisted', '1.0.0'),
+    'usr/lib/node_modules/linked': '->/usr/share/nodejs/linked',
+    'usr/lib/node_modules/unlisted': '->/usr/share/nodejs/unlisted',
   })
   const { packages, complete } = await scan([debian], forever)
-  expect(packages.map(({ name }) => name)).toEqual(['python3-ply', 'python3-six', 'other'])
+  expect(packages.map(({ name }) => name)).toEqual(['python3-ply', 'python3-six', 'unlisted', 'other'])
   expect(complete).toBe(true)
 })
 

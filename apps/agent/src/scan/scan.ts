@@ -72,11 +72,10 @@ export async function scan(
   const { files, omitted } = await walk(paths, wanted, signal, limits.walk)
   const reading = new Reading(layers, limits, omitted)
   const isList = ({ path }: WalkedFile) => packageFileOf(path) === 'dpkg-files'
-  if (files.some(({ path }) => isOfDebian(path))) {
-    for (const file of files.filter(isList)) {
-      signal.throwIfAborted()
-      await reading.takeList(file)
-    }
+  const lists = reading.mayBeOfDebian(files) ? files.filter(isList) : []
+  for (const file of lists) {
+    signal.throwIfAborted()
+    await reading.takeList(file)
   }
   for (const file of files) {
     signal.throwIfAborted()
@@ -88,8 +87,8 @@ export async function scan(
 class Reading {
   private readonly packages = new Map<string, FoundPackage>()
   private readonly releases = new Map<string, Distribution>()
-  /** Files of Debian's packages, of those that may be something else too. */
-  private readonly debian = new Set<string>()
+  /** Files that may be of Debian's packages, and whether dpkg lists them. Lists themselves may be of any length. */
+  private readonly debian = new Map<string, boolean>()
   private readonly warnings: string[] = []
   private complete = true
   private bytes = 0
@@ -104,16 +103,21 @@ class Reading {
     for (const what of omitted) this.leaveOut(`not looked at: ${what}`)
   }
 
-  /** Remembers what is dpkg's of what may be. */
+  /** Remembers of which files dpkg's lists are to be asked. @returns whether there are any */
+  mayBeOfDebian(files: readonly WalkedFile[]): boolean {
+    for (const { real } of files) if (isOfDebian(real)) this.debian.set(textOf(real), false)
+    return this.debian.size > 0
+  }
+
   async takeList({ path, real, layers: [index] }: WalkedFile): Promise<void> {
     const layer = this.layers[index ?? 0]
     const text = layer && (await this.read(layer, { path, real }, 'dpkg-files'))
-    for (const its of parseDpkgFiles(text ?? '')) if (isOfDebian(its) && packageFileOf(its)) this.debian.add(its)
+    for (const its of parseDpkgFiles(text ?? '')) if (this.debian.has(its)) this.debian.set(its, true)
   }
 
   async take({ path, real, layers }: WalkedFile): Promise<void> {
     const kind = packageFileOf(path)
-    if (kind === undefined || kind === 'dpkg-files' || this.debian.has(textOf(real))) return
+    if (kind === undefined || kind === 'dpkg-files' || this.debian.get(textOf(real))) return
     let attribution: Attribution | undefined
     for (const index of hasHistory.has(kind) ? layers : layers.slice(0, 1)) {
       const layer = this.layers[index]
