@@ -72,8 +72,8 @@ describe('a document', () => {
   test('of an image may have a layer of a kind that is not known, or call its configuration what it likes', () => {
     const lz4 = { ...layer, mediaType: 'application/vnd.oci.image.layer.v1.tar+lz4' }
     expect(parseDocument(bytes({ ...manifest, layers: [lz4] })).kind).toBe('manifest')
-    const plain = { ...manifest.config, mediaType: 'application/octet-stream' }
-    expect(parseDocument(bytes({ ...manifest, config: plain })).kind).toBe('manifest')
+    for (const mediaType of ['application/octet-stream', 'application/json', 'text/html', ''])
+      expect(parseDocument(bytes({ ...manifest, config: { ...manifest.config, mediaType } })).kind).toBe('manifest')
   })
 
   test('agrees with its configuration', () => {

@@ -158,9 +158,10 @@ export function parseDocument(bytes: Uint8Array): Document {
   return { kind: 'index', index: checked(Index, value, 'index') }
 }
 
-/** Of configurations of images; the last one is what the first registries gave for them. */
+/** Of configurations of images; the last ones are what registries have given for them, which Docker takes too. */
 const configTypes: ReadonlySet<string> = new Set([
-  ...[mediaTypes.config, 'application/vnd.docker.container.image.v1+json', 'application/octet-stream'],
+  ...[mediaTypes.config, 'application/vnd.docker.container.image.v1+json'],
+  ...['application/octet-stream', 'application/json', 'text/html', ''],
 ])
 
 /**
