@@ -1,12 +1,15 @@
 // `./berth images` and what goes with it, as on a terminal: one image from a registry and back, through a file, and away.
 import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { afterAll, beforeAll, expect, test } from '@jest/globals'
 import { tarOf } from '../../apps/agent/src/images/registry.fixture.js'
-import { type Api, stack, tenant } from '../support/berth.js'
+import { type Api, stack, tenant, until } from '../support/berth.js'
 import { publish, startRegistry, type TestRegistry } from '../support/registry.js'
 
 const directory = mkdtempSync(join(tmpdir(), 'berth-images-cli-'))
@@ -103,6 +106,27 @@ test('images are saved into a file that is whole or not there, and come back of 
   expect(await other(['images', 'load', '-i', 'no.tar'])).toMatchObject({ code: 125 })
 })
 
+test('a save that is interrupted leaves nothing, and what was there before', async () => {
+  const endless = createServer((_, answer) => void answer.writeHead(200).write('half of it'))
+  endless.listen(0, '127.0.0.1')
+  await once(endless, 'listening')
+  try {
+    const { port } = endless.address() as AddressInfo
+    const env = { ...process.env, BERTH_URL: `http://127.0.0.1:${port}`, BERTH_API_KEY: (await tenant()).key }
+    writeFileSync(join(directory, 'before.tar'), 'before')
+    const child = spawn(resolve('berth'), ['images', 'save', '-o', 'before.tar', 'made:1'], { env, cwd: directory })
+    const over = once(child, 'close')
+    const partial = join(directory, 'before.tar.partial')
+    await until('it has begun', async () => existsSync(partial) || undefined)
+    child.kill('SIGINT')
+    expect(await over).toEqual([130, null])
+    expect([existsSync(partial), readFileSync(join(directory, 'before.tar'), 'utf8')]).toEqual([false, 'before'])
+  } finally {
+    endless.closeAllConnections()
+    endless.close()
+  }
+})
+
 test('a prune removes what it is told to', async () => {
   const berth = berthOf(await tenant())
   const config = JSON.stringify({ labels: { name: 'also' } })
@@ -117,13 +141,13 @@ test('a prune removes what it is told to', async () => {
   expect((await berth(['images', 'ls', '--json', 'kept'])).out).toContain('kept:latest')
 })
 
-test('who reads only the beginning of a list is told nothing of the rest', async () => {
+test('who reads only the beginning of a list is told nothing of the rest, and no 0', async () => {
   const { key } = await tenant()
   const env = { ...process.env, BERTH_URL: stack().url, BERTH_API_KEY: key }
   const child = spawn(resolve('berth'), ['images', 'ls'], { env, stdio: ['ignore', 'pipe', 'pipe'] })
   child.stdout.destroy()
   const over = new Promise((done) => child.once('close', done))
-  expect([await text(child.stderr), await over]).toEqual(['', 0])
+  expect([await text(child.stderr), await over]).toEqual(['', 141])
 })
 
 test('a login is set with a password that nobody sees, listed, used, and forgotten', async () => {

@@ -17,7 +17,7 @@ import type { Client } from '@berth/sdk'
 import { contextEntries, type FoundDockerfile, packContext } from './build-context.js'
 import { type BuildInput, readInput } from './build-input.js'
 import { BuildScreen } from './build-screen.js'
-import { withClient } from './images.js'
+import { INTERRUPTED, withClient } from './images.js'
 import type { Places } from './up/config.js'
 
 export interface BuildOptions {
@@ -38,7 +38,7 @@ export interface BuildOptions {
   readonly progress: string
 }
 
-const [BUILT, FAILED, INTERRUPTED] = [0, 1, 130]
+const [BUILT, FAILED] = [0, 1]
 /** What secrets and a Dockerfile may have together in headers, in characters: the API takes 64 KiB of them in all. */
 const MAX_HEADERS = 56 * KiB
 

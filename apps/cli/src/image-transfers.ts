@@ -1,5 +1,5 @@
 // image-transfers.ts: images that come and go: pull, push, load, import and save, over the API.
-import { createReadStream, createWriteStream } from 'node:fs'
+import { createReadStream, createWriteStream, rmSync } from 'node:fs'
 import { lstat, open, rename, unlink } from 'node:fs/promises'
 import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
@@ -13,7 +13,7 @@ import {
   pushImage,
   saveImages,
 } from '@berth/contracts'
-import { OWN_FAILURE, print, say, shortId, withClient } from './images.js'
+import { INTERRUPTED, OWN_FAILURE, print, say, shortId, withClient } from './images.js'
 import type { Places } from './up/config.js'
 
 export interface PullOptions {
@@ -130,9 +130,7 @@ export function save(places: Places, image: readonly string[], { output, format 
       if (output === undefined) await pipeline(archive, process.stdout, { end: false })
       else await intoFile(archive, output)
     } catch (cause) {
-      // Who reads only the beginning has seen what they wanted.
-      if (output === undefined) ignore(cause, 'EPIPE')
-      else throw new Fault(`save images as ${output}`, { cause })
+      throw new Fault(`save images as ${output ?? 'standard output'}`, { cause })
     }
   })
 }
@@ -142,11 +140,19 @@ async function intoFile(bytes: Readable, path: string): Promise<void> {
   const there = await lstat(path).catch((error: unknown) => ignore(error, 'ENOENT'))
   if (there && !there.isFile()) return pipeline(bytes, createWriteStream(path))
   const partial = `${path}.partial`
+  const interrupted = () => {
+    rmSync(partial, { force: true })
+    process.exit(INTERRUPTED)
+  }
+  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+  for (const signal of signals) process.once(signal, interrupted)
   try {
     await pipeline(bytes, createWriteStream(partial))
     await rename(partial, path)
   } catch (error) {
     await unlink(partial).catch((left: unknown) => ignore(left, 'ENOENT'))
     throw error
+  } finally {
+    for (const signal of signals) process.off(signal, interrupted)
   }
 }

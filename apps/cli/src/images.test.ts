@@ -2,7 +2,7 @@ import type { Image, ImageHistoryEntry, ImageProgress } from '@berth/contracts'
 import { describe, expect, test } from '@jest/globals'
 import { ageText, sizeText } from './figures.js'
 import { lineOf } from './image-transfers.js'
-import { historyLine, linesOf } from './images.js'
+import { historyLine, jsonText, linesOf } from './images.js'
 
 const digest = `sha256:${'ab'.repeat(32)}`
 const layer = (state: 'fetching' | 'done', bytes: number): ImageProgress => ({
@@ -46,6 +46,13 @@ describe('a list', () => {
     expect(linesOf(image, { ...plain, quiet: true }, now)).toEqual(['abababababab'])
     expect(linesOf(image, { ...plain, json: true }, now).map((line) => JSON.parse(line))).toEqual([image])
   })
+})
+
+test('JSON holds nothing that a terminal would obey, and means the same', () => {
+  const value = { label: '\u009b2J\u007f\u001b[2J', plain: 'é' }
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what must not be there
+  expect(jsonText(value)).not.toMatch(/[\u0000-\u001f\u007f-\u009f]/)
+  expect(JSON.parse(jsonText(value, 2))).toEqual(value)
 })
 
 test('a history has a line an entry, whatever its command holds', () => {

@@ -21,8 +21,9 @@ import type { Places } from './up/config.js'
 import { readDaemon } from './up/daemon.js'
 import { agentProgram } from './up/up.js'
 
-/** As of `berth run`. */
+/** What Berth itself got wrong, as `docker run` has it. */
 export const OWN_FAILURE = 125
+export const INTERRUPTED = 130
 const SOME_FAILED = 1
 
 /** Runs with a client of the API that `up` started, or that the environment names. */
@@ -67,9 +68,16 @@ export function listAll(places: Places, reference: string | undefined, options: 
   })
 }
 
+/** What images say of themselves may hold C1 controls, which JSON has as they are, and some terminals obey. */
+export const jsonText = (value: unknown, indent?: number): string =>
+  JSON.stringify(value, undefined, indent).replace(
+    /[\u007f-\u009f]/g,
+    (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  )
+
 /** What is printed of an image: a line for each of its names, or one where names are not told. */
 export function linesOf(image: Image, { quiet, json }: Pick<ListOptions, 'quiet' | 'json'>, now: Date): string[] {
-  if (json) return [JSON.stringify(image)]
+  if (json) return [jsonText(image)]
   const id = shortId(image.digest)
   if (quiet) return [id]
   const added = image.addedAt === null ? '-' : ageText(now.getTime() - Date.parse(image.addedAt))
@@ -85,7 +93,7 @@ export function inspect(places: Places, images: readonly string[]): Promise<numb
     const code = await each(images, async (image) => {
       found.push(await client.call(getImage, { params: { image } }))
     })
-    print(JSON.stringify(found, undefined, 2))
+    print(jsonText(found, 2))
     return code
   })
 }

@@ -1,9 +1,10 @@
-import { Failure, Fault, ignore } from '@berth/contracts'
+import { Failure, Fault } from '@berth/contracts'
 import { ApiError, Unreachable } from '@berth/sdk'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { type BuildOptions, build } from './build.js'
 import { readCredentials } from './credentials.js'
 import { addImageCommands } from './image-commands.js'
+import { OWN_FAILURE } from './images.js'
 import { runJob } from './run.js'
 import { runTests } from './test.js'
 import { placesFrom } from './up/config.js'
@@ -11,8 +12,8 @@ import { down } from './up/down.js'
 import { showLogs, showStatus } from './up/status.js'
 import { up } from './up/up.js'
 
-/** What Berth itself got wrong, as `docker run` has it. */
-const OWN_FAILURE = 125
+/** Of a program that SIGPIPE ends, as a shell tells it. */
+const NOBODY_READS = 141
 
 const places = placesFrom(process.env)
 const program = new Command('berth')
@@ -99,11 +100,14 @@ program
     process.exitCode = await runTests(args)
   })
 
-// Who reads only the beginning of what is printed has seen what they wanted.
-process.stdout.on('error', (error) => {
-  ignore(error, 'EPIPE')
-  process.exit()
-})
+// Who reads only the beginning of what is printed has seen what they wanted. It ends as SIGPIPE would end it, and never with
+// 0: what it was at may not be done, and `images scan` may not have said what its exit code is to say.
+for (const stream of [process.stdout, process.stderr])
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') process.exit(NOBODY_READS)
+    process.stderr.write(`berth: write: ${error.message}\n`)
+    process.exit(OWN_FAILURE)
+  })
 try {
   await program.parseAsync()
 } catch (error) {

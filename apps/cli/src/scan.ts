@@ -3,7 +3,6 @@ import { pipeline } from 'node:stream/promises'
 import {
   getImageSbom,
   type ImageVulnerability,
-  ignore,
   listImageVulnerabilities,
   type Severity,
   severities,
@@ -48,7 +47,6 @@ export const summaryOf = (counted: Readonly<Record<Severity, number>>): string =
 export function printSbom(places: Places, image: string, format: 'spdx' | 'cyclonedx'): Promise<void> {
   return withClient(places, async (client) => {
     const document = await client.open(getImageSbom, { params: { image }, query: { format } })
-    // Who reads only the beginning has seen what they wanted.
-    await pipeline(document, process.stdout, { end: false }).catch((error: unknown) => ignore(error, 'EPIPE'))
+    await pipeline(document, process.stdout, { end: false })
   })
 }

@@ -1,4 +1,13 @@
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { mount, mountAt, unmount } from '@berth/host'
@@ -62,4 +71,18 @@ test('a disk that is mounted as the data directory is emptied, and stays mounted
   }
   await down(own, true)
   expect(existsSync(own.data)).toBe(false)
+})
+
+test('a link to the data directory stays, and nothing is left where it leads', async () => {
+  const real = mkdtempSync(join(tmpdir(), 'berth-down-real-'))
+  const own = placesFrom({ BERTH_DATA: `${real}-link` })
+  symlinkSync(real, own.data)
+  try {
+    mkdirSync(own.logs, { recursive: true })
+    await down(own, true)
+    expect([readdirSync(own.data), readlinkSync(own.data)]).toEqual([[], real])
+  } finally {
+    rmSync(own.data)
+    rmSync(real, { recursive: true })
+  }
 })

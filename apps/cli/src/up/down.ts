@@ -29,17 +29,17 @@ export async function down(places: Places, withData: boolean): Promise<void> {
     await unmount(join(places.agent, 'pool'))
     for (const name of existsSync(places.data) ? readdirSync(places.data) : [])
       rmSync(join(places.data, name), { recursive: true, force: true })
-    say(`${places.data} ${removed(places.data) ? 'deleted' : 'emptied: a disk is mounted there'}`)
+    say(`${places.data} ${removed(places.data) ? 'deleted' : 'emptied: it is a disk that is mounted there, or a link'}`)
   } else say(`data is kept in ${join(places.data)}`)
 }
 
-/** @returns whether an empty directory is gone; one where something is mounted stays */
+/** @returns whether an empty directory is gone; one where something is mounted stays, and a link to one */
 function removed(directory: string): boolean {
   try {
     rmdirSync(directory)
     return true
   } catch (error) {
-    ignore(error, 'EBUSY', 'ENOENT')
+    ignore(error, 'EBUSY', 'ENOTDIR', 'ENOENT')
     return !existsSync(directory)
   }
 }
