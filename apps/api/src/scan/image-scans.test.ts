@@ -100,6 +100,44 @@ test('a verdict that others wait for already is asked for by whoever else wants 
   expect(read).toEqual(['sha256:slow1', 'sha256:common'])
 })
 
+test('verdicts of one tenant are asked for one after the other, and hold up nobody else’s, nor what others want too', async () => {
+  const asked: string[] = []
+  const answers = new Map<string, () => void>()
+  const known = {
+    database: async () => ({ version: '1' }),
+    ask: async (_: string, { digest }: { digest: string }) => {
+      asked.push(digest)
+      await new Promise<void>((done) => answers.set(digest, done))
+      return { database: { version: '1' }, answer: { mode: 'refuse', allowed: true, against: [], complete: true } }
+    },
+  }
+  const verdicts = new ImageVerdicts(
+    { nodes: { exists: async () => true } } as unknown as Database,
+    { now: () => new Date(0) },
+    { told: async () => ({ packed: gzipSync('{}'), nodeId: 'nod_1' }) } as unknown as ImageScans,
+    known as unknown as KnownVulnerabilities,
+  )
+  const policy: ImagePolicy = { mode: 'refuse', severity: 'high', fixableOnly: false, exempt: [] }
+  const [first, common, last] = ['a', 'common', 'b'].map((digest) => verdicts.of(digest, policy, 'ten_1'))
+  const others = verdicts.of('x', policy, 'ten_2')
+  const settled = () => new Promise((done) => setImmediate(done))
+  await settled()
+  expect(asked).toEqual(['a', 'x'])
+  const joined = verdicts.of('common', policy, 'ten_2')
+  answers.get('x')?.()
+  await others
+  await settled()
+  expect(asked).toEqual(['a', 'x', 'common'])
+  answers.get('common')?.()
+  expect(await joined).toEqual(await common)
+  answers.get('a')?.()
+  await first
+  await settled()
+  expect(asked).toEqual(['a', 'x', 'common', 'b'])
+  answers.get('b')?.()
+  await last
+})
+
 test('a verdict is kept for image, policy and database while its node is one, and a failure is not', async () => {
   const asked: string[] = []
   let version = '1'

@@ -27,7 +27,7 @@ function warnings(found: () => Promise<Verdict>, isNew: () => Promise<boolean> =
     { of: found } as unknown as ImageVerdicts,
     { told: (tenantId: TenantId) => woken.push(tenantId) } as unknown as Changes,
   )
-  const use = (tenantId = one) => made.begin(tenantId, policy, 'app', 'sha256:1')()
+  const use = (tenantId = one, digest = 'sha256:1') => made.begin(tenantId, policy, 'app', digest)()
   const pass = (ms: number) => {
     now += ms
   }
@@ -62,6 +62,25 @@ test('what another process has told is not told again', async () => {
   expect(await use()).toMatch(/CVE-1/)
   await settled()
   expect([logged, woken]).toEqual([[], []])
+})
+
+test('of many images at once a tenant is told one after the other, which holds up nobody else', async () => {
+  const telling: (() => void)[] = []
+  const { use, events } = warnings(
+    async () => verdict('CVE-1'),
+    () => new Promise((done) => telling.push(() => done(true))),
+  )
+  const digests = ['sha256:1', 'sha256:2', 'sha256:3']
+  await Promise.all([...digests.map((digest) => use(one, digest)), use(other)])
+  const told = () => events.map(([tenantId, digest]) => [tenantId, digest])
+  const [first, second, third] = digests.map((digest) => [one, digest])
+  expect(told()).toEqual([first, [other, 'sha256:1']])
+  telling[0]?.()
+  await settled()
+  expect(told().slice(2)).toEqual([second])
+  telling[2]?.()
+  await settled()
+  expect(told().slice(3)).toEqual([third])
 })
 
 test('many vulnerabilities are named by the worst; an image that is not known whole is told too, and a clean one not', async () => {

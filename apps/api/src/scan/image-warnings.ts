@@ -5,6 +5,7 @@
 // Nobody waits for an image to be read: an answer tells what is known by then, and only the first one who asks gives it a
 // moment. The event tells what is found later.
 import { DAY, type ImagePolicy, type PolicyVerdict, type TenantId } from '@berth/contracts'
+import { FairTurns } from '@berth/domain'
 import { Inject, Injectable } from '@nestjs/common'
 import { Recent } from '../recent.js'
 import { Changes } from '../scheduling/changes.js'
@@ -24,6 +25,8 @@ export type Warning = () => Promise<string | undefined>
 @Injectable()
 export class ImageWarnings {
   private readonly told: Recent<void>
+  /** Events of one tenant wait for the same row, each with a connection that others need: one at a time. */
+  private readonly turns = new FairTurns({ all: Number.POSITIVE_INFINITY, each: 1 })
   /** Images that an answer gives a moment. */
   private readonly awaited = new Set<string>()
 
@@ -72,7 +75,12 @@ export class ImageWarnings {
     const { severity } = policy
     const work = async () => {
       const warning = { image, severity, vulnerabilities: against.slice(0, NAMED), complete }
-      if (!(await this.database.events.warned(tenantId, digest, warning))) return
+      const give = await this.turns.take(tenantId, new AbortController().signal)
+      try {
+        if (!(await this.database.events.warned(tenantId, digest, warning))) return
+      } finally {
+        give()
+      }
       this.log.warn({ tenant: tenantId, digest, against, complete }, 'image.vulnerable')
       this.changes.told(tenantId)
     }
