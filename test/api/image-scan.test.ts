@@ -219,6 +219,11 @@ describe('a tenant whose policy warns', () => {
         const { body } = await warned.get(`/v1/images/${image}/vulnerabilities`)
         return body.policy.mode === 'warn' ? true : undefined
       })
+    // An answer gives a verdict a moment only, which on a busy machine may be too short for the first one.
+    await until('it is judged', async () => {
+      const { body } = await warned.post('/v1/jobs', job('vulnerable'))
+      return body.warnings.length > 0 ? true : undefined
+    })
   })
   /** Those with the same key are the same request. */
   const create = async (path: string, body: object, key?: string) =>
