@@ -40,3 +40,17 @@ test('there is one Dockerfile, and one thing that is read', async () => {
   await expect(readInput(by(99, Buffer.from('FROM x')), 'other')).rejects.toBeInstanceOf(Fault)
   await expect(readInput(by(99, tar), '-')).rejects.toBeInstanceOf(Fault)
 })
+
+test.each([undefined, 'other'])('what is neither is told before its end, and left, with --file %s', async (file) => {
+  let isLeft = false
+  async function* endless() {
+    try {
+      for (;;) yield Buffer.alloc(1000, 'PK')
+    } finally {
+      isLeft = true
+    }
+  }
+  const cause = file === undefined ? 'it is no tar, and too long for a Dockerfile' : expect.anything()
+  await expect(readInput(endless(), file)).rejects.toMatchObject({ cause })
+  expect(isLeft).toBe(true)
+})

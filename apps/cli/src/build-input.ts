@@ -1,8 +1,7 @@
 // build-input.ts: `./berth build -`: what comes by standard input is the context, a tar, packed or not, or a Dockerfile that
 // needs none, as with docker.
 import { Readable } from 'node:stream'
-import { buffer } from 'node:stream/consumers'
-import { Fault, invariant } from '@berth/contracts'
+import { Fault, invariant, KiB } from '@berth/contracts'
 import { pack } from 'tar-stream'
 import type { FoundDockerfile } from './build-context.js'
 
@@ -18,24 +17,31 @@ const packed = [[0x1f, 0x8b], Buffer.from('BZh'), [0xfd, 0x37, 0x7a, 0x58, 0x5a,
   (of) => Buffer.from(of),
 )
 
+/** Most bytes of a Dockerfile: what has more goes into no header (build.ts). */
+const MAX_TEXT = 56 * KiB
+
 /**
  * @param file as `--file` names it: a path in the tar
- * @throws Fault where `file` and the input are both a Dockerfile
+ * @throws Fault where `file` and the input are both a Dockerfile, or the input is neither that nor a tar
  */
 export async function readInput(input: AsyncIterable<unknown>, file: string | undefined): Promise<BuildInput> {
   const chunks = bytesOf(input)
   const head = await firstOf(chunks, MARK_AT + MARK.length)
-  const whole = Readable.from(followedBy(head, chunks), { objectMode: false })
   if (isArchive(head) && file !== '-') {
     const path = file ?? 'Dockerfile'
-    return { dockerfile: { path, target: path, text: null, ignoreFile: null }, bytes: whole }
+    const bytes = Readable.from(followedBy(head, chunks), { objectMode: false })
+    return { dockerfile: { path, target: path, text: null, ignoreFile: null }, bytes }
   }
+  const text = file === undefined ? Buffer.concat([head, await firstOf(chunks, MAX_TEXT)]) : head
+  // What is left of it is not waited for.
+  await chunks.return()
   if (file !== undefined) throw new Fault('read the context', { cause: 'both it and --file are a Dockerfile' })
+  if (text.length > MAX_TEXT)
+    throw new Fault('read the context', { cause: 'it is no tar, and too long for a Dockerfile' })
   const nothing = pack()
   nothing.finalize()
-  const text = (await buffer(whole)).toString()
   return {
-    dockerfile: { path: null, target: null, text, ignoreFile: null },
+    dockerfile: { path: null, target: null, text: text.toString(), ignoreFile: null },
     bytes: Readable.from(nothing, { objectMode: false }),
   }
 }
