@@ -5,6 +5,7 @@ import { Inject, Injectable } from '@nestjs/common'
 import type { Config } from '../config.js'
 import { Changes } from '../scheduling/changes.js'
 import { Secrets } from '../secrets.js'
+import { NodeDoors } from '../streams/node-doors.js'
 import { CONFIG, DATABASE, type Database } from '../tokens.js'
 import { NodeUsers } from './node-users.js'
 
@@ -20,12 +21,15 @@ export class ProtocolService {
     private readonly secrets: Secrets,
     private readonly users: NodeUsers,
     private readonly changes: Changes,
+    private readonly doors: NodeDoors,
   ) {}
 
   /** The node may read its queue before it is told where that is. @throws Fault when Redis does not answer: join again */
   async join(id: NodeId, body: JoinBody): Promise<Output<typeof joinNode>> {
     const password = await this.users.ensure(id)
     const { changed, ...standing } = await this.database.nodes.join(id, body)
+    // It may be elsewhere than before, and will be asked for what it has as soon as it works.
+    this.doors.forget(id)
     this.changes.announceSandboxes(changed)
     this.changes.roomMade()
     const redisUrl = withoutCredentials((this.config.BERTH_NODE_REDIS_URL ?? this.config.REDIS_URL).reveal())
