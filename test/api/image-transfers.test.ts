@@ -469,6 +469,24 @@ describe('logins for registries', () => {
   })
 })
 
+test('a login for Docker Hub is one, whichever of its names is written', async () => {
+  const mine = await tenant()
+  const put = await mine.raw('PUT', '/v1/registries/index.docker.io', {
+    body: JSON.stringify({ username: 'me', password: 'correct horse' }),
+    headers: { 'content-type': 'application/json' },
+  })
+  expect(await put.json()).toMatchObject({ registry: 'docker.io' })
+  const logins: unknown[] = []
+  node.images = async (call) => {
+    logins.push((await call.json(PullImage)).access.login)
+    await call.lines([{ step: 'failed', code: 'registry_denied', message: 'no' }])
+  }
+  await pull(mine, 'team/app')
+  expect(logins).toMatchObject([{ username: 'me' }])
+  expect((await mine.delete('/v1/registries/index.docker.io')).status).toBe(204)
+  expect((await mine.get('/v1/registries')).body.items).toEqual([])
+})
+
 test('what no registry, login or label can be is refused by name', async () => {
   const mine = await tenant()
   const put = async (registry: string, body: object) => {

@@ -307,12 +307,16 @@ export const pruneImages = route({
 export const RegistryAccount = z.object({ registry: z.string(), username: z.string(), updatedAt: Time })
 export type RegistryAccount = z.infer<typeof RegistryAccount>
 
+/** A registry by the one name that it has here: Docker Hub was called something else, which Docker takes still. */
+export const registryAt = (host: string): string => (host === 'index.docker.io' ? 'docker.io' : host)
+
 const Registry = z
   .string()
   .regex(
     /^(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:]{2,39}\])(?::[0-9]{1,5})?$/,
     'must be a host name with an optional port, in lower case',
   )
+  .transform(registryAt)
 const registryParams = z.object({ registry: Registry })
 
 export const listRegistries = route({

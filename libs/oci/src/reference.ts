@@ -1,4 +1,4 @@
-import { InvalidRequest } from '@berth/contracts'
+import { InvalidRequest, registryAt } from '@berth/contracts'
 
 /** A name of an image, in full, as Docker normalises it (distribution/reference, `normalize.go`). */
 export interface Reference {
@@ -42,9 +42,6 @@ export function parseReference(text: string, field = 'image'): Reference {
   return { registry, repository, tag: tag ?? (digest === undefined ? 'latest' : undefined), digest }
 }
 
-/** What Docker Hub was called; Docker takes it still. */
-const formerly: Readonly<Record<string, string>> = { 'index.docker.io': 'docker.io' }
-
 /**
  * The first component is a registry when it could be a host: it has a dot or a port, or is `localhost`. Docker takes one
  * with an upper-case letter for a host too: here it is a name that is wrong.
@@ -53,7 +50,7 @@ function splitRegistry(name: string): { registry: string; repository: string } {
   const slash = name.indexOf('/')
   const first = name.slice(0, Math.max(0, slash)).toLowerCase()
   const isRegistry = /[.:]/.test(first) || first === 'localhost'
-  const [registry, repository] = isRegistry ? [formerly[first] ?? first, name.slice(slash + 1)] : ['docker.io', name]
+  const [registry, repository] = isRegistry ? [registryAt(first), name.slice(slash + 1)] : ['docker.io', name]
   const official = registry === 'docker.io' && !repository.includes('/')
   return { registry, repository: official ? `library/${repository}` : repository }
 }

@@ -1,5 +1,5 @@
 // names.plan.ts: what callers write for an image, and what is looked for then.
-import { InvalidRequest } from '@berth/contracts'
+import { InvalidRequest, registryAt } from '@berth/contracts'
 import type { ImageWanted } from '@berth/domain'
 import { familiar, parseReference, type Reference } from '@berth/oci'
 import type { BaseImage, ImageFilter, ImageScope } from '@berth/persistence'
@@ -129,5 +129,5 @@ function beginningInFull(text: string): string {
   if (more.length === 0) return text === '' ? '' : `docker.io/library/${text}`
   const host = first.toLowerCase()
   if (!/[.:]/.test(host) && host !== 'localhost') return `docker.io/${text}`
-  return [host === 'index.docker.io' ? 'docker.io' : host, ...more].join('/')
+  return [registryAt(host), ...more].join('/')
 }
