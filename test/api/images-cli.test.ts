@@ -156,6 +156,9 @@ test('a login is set with a password that nobody sees, listed, used, and forgott
   const name = `${locked.host}/secret/app:1`
   expect((await berth(['pull', name])).code).toBe(125)
   expect(await berth(['login', '--username', 'me', locked.host])).toMatchObject({ code: 125 })
+  expect(await berth(['login', locked.host], 'correct horse\n')).toMatchObject({
+    ...{ code: 125, error: `berth: log in to ${locked.host}: say as whom, with --username` },
+  })
   expect((await berth(['login', '--username', 'me', locked.host], 'correct horse\n')).code).toBe(0)
   expect(await berth(['login'])).toMatchObject({ code: 0, out: `${locked.host}\tme` })
   expect((await berth(['pull', name])).code).toBe(0)

@@ -1,5 +1,5 @@
 // image-commands.ts: what of the command line is about images, and in which words.
-import { type Severity, severities } from '@berth/contracts'
+import { Fault, type Severity, severities } from '@berth/contracts'
 import { type Command, Option } from 'commander'
 import {
   type ImportOptions,
@@ -66,14 +66,17 @@ function addTransfers(parent: Command, places: Places): void {
 function addAccounts(program: Command, places: Places): void {
   program
     .command('login')
-    .description('set your login for a registry, with the password from standard input; without a name, list logins')
-    .argument('[registry]', 'host, with a port where it has one', DOCKER_HUB)
+    .description('set your login for a registry, with the password from standard input; with nothing, list logins')
+    .argument('[registry]', `host, with a port where it has one (default: "${DOCKER_HUB}")`)
     .option('-u, --username <name>', 'user name')
     .option('--identity-token', 'what is on standard input is an identity token, as `docker login` keeps one')
-    .action((registry: string, { username, identityToken }: { username?: string; identityToken?: true }) =>
-      username === undefined
-        ? logins(places)
-        : login(places, registry, username, identityToken ? 'identityToken' : 'password'),
+    .action(
+      (registry: string | undefined, { username, identityToken }: { username?: string; identityToken?: true }) => {
+        if (username !== undefined)
+          return login(places, registry ?? DOCKER_HUB, username, identityToken ? 'identityToken' : 'password')
+        if (registry === undefined && !identityToken) return logins(places)
+        throw new Fault(`log in to ${registry ?? DOCKER_HUB}`, { cause: 'say as whom, with --username' })
+      },
     )
   program
     .command('logout')
