@@ -1,9 +1,20 @@
 // Archives: what is saved is read back with the same digests, what others write is read, and what is wrong is refused.
 import { execFileSync } from 'node:child_process'
-import { lstatSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  lstatSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
+import { fileURLToPath } from 'node:url'
 import { gzipSync } from 'node:zlib'
 import { mediaTypes, parseReference } from '@berth/oci'
 import { afterEach, beforeEach, describe, expect, jest, test } from '@jest/globals'
@@ -287,6 +298,46 @@ describe('an import', () => {
     expect(store.inventory()).toMatchObject({ images: [], layers: [], incoming: [] })
   })
 })
+
+test.each([
+  ['xz', [0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00]],
+  ['bzip2', [0x42, 0x5a, 0x68, 0x39, 0x31, 0x41]],
+  ['zstd', [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x00]],
+] as const)(
+  'an archive is refused that is packed by %s, where the node has no such program',
+  async (program, bytes) => {
+    const entries = fileURLToPath(new URL('../../dist/images/entries.js', import.meta.url))
+    const script = `
+    import { Readable } from 'node:stream'
+    import { eachEntry } from ${JSON.stringify(entries)}
+    const source = Readable.from([Buffer.from(${JSON.stringify(bytes)})])
+    await eachEntry(source, async (entry) => void entry.resume(), new AbortController().signal).catch(({ code, message }) =>
+      process.stdout.write(JSON.stringify({ code, message })),
+    )`
+    // Programs are there no more but for this one.
+    const hidden =
+      'touch "$1/node" && mount --bind "$2" "$1/node" && mount -t tmpfs none /usr/bin && cd / && exec "$1/node" "$3" "$4"'
+    const place = mkdtempSync(join(tmpdir(), 'berth-programs-'))
+    const argv = [
+      '--mount',
+      'sh',
+      '-c',
+      hidden,
+      'sh',
+      place,
+      process.execPath,
+      '--input-type=module',
+      `--eval=${script}`,
+    ]
+    try {
+      const told = JSON.parse(execFileSync('unshare', argv, { encoding: 'utf8' }))
+      const message = `it is packed by ${program}, and the node has no program for that`
+      expect(told).toEqual({ code: 'archive_invalid', message })
+    } finally {
+      rmSync(place, { recursive: true })
+    }
+  },
+)
 
 test.each([
   ['', 'must be given'],

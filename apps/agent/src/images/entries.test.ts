@@ -226,6 +226,19 @@ describe('files with holes', () => {
   })
 })
 
+describe('what is packed', () => {
+  test('otherwise than its beginning says is told so', async () => {
+    const packed = gzipSync(await tarOf([{ name: 'a', text: 'x'.repeat(100_000) }]))
+    packed.fill(0xff, 20, 60)
+    const reading = eachEntry(
+      Readable.from([packed]),
+      async (entry) => void entry.resume(),
+      new AbortController().signal,
+    )
+    await expect(reading).rejects.toMatchObject({ code: 'archive_invalid', message: /not packed as it says: gzip/ })
+  })
+})
+
 describe('a tar that stops in the middle of an entry', () => {
   const half = async () => (await tarOf([{ name: 'a', text: 'x'.repeat(300_000) }])).subarray(0, 200_000)
   const packings = [

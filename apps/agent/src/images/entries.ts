@@ -109,7 +109,12 @@ async function unpacked(source: Readable, tar: Tar, limits: TarLimits, signal: A
   // Not `Duplex.from`: of node 20, one that is destroyed while it waits for bytes never ends.
   const passing = pipeline(plain, withoutHoles(maxBytes), sink, { signal })
   const inflating = inflate(Readable.from(again(first, bytes, signal)), packingOf(first), [plain], signal)
-  for (const end of await Promise.allSettled([passing, inflating])) if (end.status === 'rejected') throw end.reason
+  // It may fail before it has anything to do with `plain`, which would be waited for without an end.
+  inflating.catch((error: unknown) => plain.destroy(error instanceof Error ? error : undefined))
+  const ends = await Promise.allSettled([passing, inflating])
+  const reasons = ends.flatMap((end) => (end.status === 'rejected' ? [end.reason] : []))
+  // Where both fail, one only knows that the other did.
+  if (reasons.length > 0) throw reasons.find((reason) => reason instanceof Failure) ?? reasons[0]
 }
 
 /** Ends with the signal: nothing else would wake it from waiting for bytes that do not come. */
