@@ -164,9 +164,9 @@ export class BuildCache {
     const all = layersOf(this.#steps.all()).filter(
       ({ diffId }) => !building.has(diffId) && !named.has(diffId) && !inUse.has(images.layers.path(diffId)),
     )
+    const idle = new Set(all.map(({ diffId }) => diffId))
     for (const [diffId] of this.#going)
-      if (all.some((one) => one.diffId === diffId) || (await images.layers.bytes(diffId)) === undefined)
-        this.#going.delete(diffId)
+      if (idle.has(diffId) || (await images.layers.bytes(diffId)) === undefined) this.#going.delete(diffId)
     const going = sum([...this.#going.values()])
     const half = (going + sum(all.map(({ bytes }) => bytes))) / 2
     let left = Math.max(missing.bytes, missing.inodes ? half : 0) - going
