@@ -144,10 +144,13 @@ async function get(store: Session, { owner, base }: ImageScope, wanted: ImageWan
   return { image: recordOf(row), held: row.held }
 }
 
+// The range is for the index: nothing else is between a beginning and that with the letter after the last digit, by whatever
+// rules the database sorts. A batch may have a thousand names that might be such beginnings.
 const readBeginning: Statement = {
   name: 'images_beginning',
   text: `SELECT DISTINCT i.digest FROM images i
-         WHERE i.owner IN ($1, '${PUBLIC_OWNER}') AND starts_with(i.digest, $3)
+         WHERE i.owner IN ($1, '${PUBLIC_OWNER}') AND i.digest BETWEEN $3::text AND $3::text || 'g'
+           AND starts_with(i.digest, $3::text)
            AND NOT EXISTS (SELECT 1 FROM image_names n WHERE n.owner IN ($1, '${PUBLIC_OWNER}') AND n.reference = $2)
          LIMIT 2`,
 }
