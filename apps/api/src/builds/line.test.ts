@@ -20,6 +20,8 @@ let room: number
 let held: Promise<void> | undefined
 /** What is thrown by what is tried. */
 let trouble: Error | undefined
+/** What is thrown by a look whether one can ever have room. */
+let unseen: Error | undefined
 let quotas: Record<string, number>
 let going: string[]
 let tried: string[]
@@ -46,6 +48,7 @@ async function admit(asked: NewBuild, kept: ReadonlySet<NodeId> = new Set()): Pr
   return { build: { names: [name] } } as unknown as AdmittedBuild
 }
 async function check(asked: NewBuild): Promise<void> {
+  if (unseen) throw unseen
   if (sizeOf(nameOf(asked)) === 9) throw new Failure('no_capacity', 'no node is that large')
 }
 async function running(tenants: readonly TenantId[]) {
@@ -54,7 +57,7 @@ async function running(tenants: readonly TenantId[]) {
 }
 
 beforeEach(() => {
-  ;[room, held, trouble, quotas, going, tried, now] = [0, undefined, undefined, {}, [], [], 0]
+  ;[room, held, trouble, unseen, quotas, going, tried, now] = [0, undefined, undefined, undefined, {}, [], [], 0]
   drain = new Drain()
   waiters = new Waiters(drain)
   line = new BuildLine({ admit, check, running }, waiters, { now: () => new Date(now) })
@@ -237,6 +240,21 @@ test('a database that is away for a moment ends the wait of those only that it n
   room = 1
   waiters.wake([ROOM])
   await first.done
+})
+
+test('one that nobody can tell so, for the moment, is tried when its turn comes', async () => {
+  const first = begin('a1')
+  await until('it was tried', () => tried.length > 0)
+  await new Promise(setImmediate)
+  unseen = new Fault('look', { cause: 'away' })
+  const second = begin('a1')
+  await new Promise(setImmediate)
+  unseen = undefined
+  expect(second.seen.became).toBe('waits')
+  room = 2
+  waiters.wake([ROOM])
+  await Promise.all([first.done, second.done])
+  expect([first.seen.became, second.seen.became]).toEqual(['goes', 'goes'])
 })
 
 test('a process that shuts down waits no longer', async () => {

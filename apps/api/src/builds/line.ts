@@ -72,7 +72,9 @@ export class BuildLine {
         signal.addEventListener('abort', leave, { once: true })
         this.line.add(one)
         // Behind others of its tenant it would find out only when it is first that it can never have room.
-        if (before > 0) this.builds.check(asked).catch((error: unknown) => this.leave(one, error))
+        // A Fault has found out nothing: it is tried when its turn comes.
+        if (before > 0)
+          this.builds.check(asked).catch((error: unknown) => error instanceof Fault || this.leave(one, error))
         this.work()
       })
     } finally {
