@@ -1,7 +1,7 @@
 import { setMaxListeners } from 'node:events'
 import { Failure, Fault, type NodeId, type TenantId } from '@berth/contracts'
 import type { AdmittedBuild, NewBuild, NotYet } from '@berth/persistence'
-import { beforeEach, expect, test } from '@jest/globals'
+import { afterEach, beforeEach, expect, test } from '@jest/globals'
 import { Waiters } from '../jobs/waiters.js'
 import { Drain } from '../operations/drain.js'
 import { ROOM } from '../scheduling/wakes.js'
@@ -62,6 +62,9 @@ beforeEach(() => {
   waiters = new Waiters(drain)
   line = new BuildLine({ admit, check, running }, waiters, { now: () => new Date(now) })
 })
+
+// Nobody waits on for a test that has failed.
+afterEach(() => drain.begin())
 
 /** What becomes of a build. */
 function begin(name: string, queueMs = HOUR, signal = forever) {
