@@ -19,12 +19,15 @@ const base = {
       },
     ],
   },
-  moduleNameMapper: { '^@berth/([a-z-]+)$': '<rootDir>/libs/$1/src/index.ts', '^(\\.{1,2}/.*)\\.js$': '$1' },
+  moduleNameMapper: {
+    '^@berth/([a-z-]+)$': '<rootDir>/libs/$1/src/index.ts',
+    '^fast-check$': '<rootDir>/test/support/chance.ts',
+    '^(\\.{1,2}/.*)\\.js$': '$1',
+  },
   modulePathIgnorePatterns: ['<rootDir>/.*/dist/'],
-  setupFilesAfterEnv: ['<rootDir>/test/support/chance.ts'],
 }
 // On a real kernel, real time passes: see the file for why a test may be tried again.
-const real = { ...base, setupFilesAfterEnv: [...base.setupFilesAfterEnv, '<rootDir>/test/support/retries.ts'] }
+const real = { ...base, setupFilesAfterEnv: ['<rootDir>/test/support/retries.ts'] }
 export default {
   testTimeout: 120_000,
   projects: [

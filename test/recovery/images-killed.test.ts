@@ -68,7 +68,7 @@ const directory = mkdtempSync(join(tmpdir(), 'berth-killed-'))
 const took: Record<Operation, number> = { pull: 1000, build: 3000, commit: 500, fork: 100 }
 const tenants: TestTenant[] = []
 let registry: TestRegistry
-let nodeBefore: unknown
+let nodeBefore: Readonly<Record<string, number>>
 let base: Buffer
 
 beforeAll(async () => {
@@ -260,7 +260,8 @@ test.each(planOf(SEED, ROUNDS).map((round) => [titleOf(round), round] as const))
     await answering()
     await task.works(outcome === 'done')
     await nothingLeft(before)
-    await storeIsWhole()
+    // That takes as long as all images of the node are large: the usual rounds have it in the end.
+    if (ROUNDS > ORDINARY) await storeIsWhole()
 
     const since = performance.now()
     expect(await outcomeOf(task.ask())).toBe('done')
@@ -295,8 +296,9 @@ async function holdings() {
   }
 }
 
-/** Nothing is there that was not before, and nothing that was is gone. */
-async function nothingLeft(before: Awaited<ReturnType<typeof holdings>>): Promise<void> {
+/** Nothing is there that was not before, and nothing that was is gone, but for what was only being made. */
+async function nothingLeft({ trees, ...held }: Awaited<ReturnType<typeof holdings>>): Promise<void> {
+  const before = { ...held, trees: trees.filter((entry) => !entry.includes('/.making-')) }
   await until(
     'the node holds what it did',
     async () => {
@@ -314,7 +316,7 @@ async function storeIsWhole(): Promise<void> {
   expect(told).toContain('nothing is wrong')
 }
 
-const usedOfNode = async () => {
+const usedOfNode = async (): Promise<Record<string, number>> => {
   const { items } = (await operator().get('/v1/nodes')).body
   return items.find(({ state }: { state: string }) => state === 'ready').used
 }
@@ -338,7 +340,9 @@ test('after all of it the store is whole, and everything is given back', async (
     )
   }
   await until('the node has its room back', async () => {
-    expect(await usedOfNode()).toEqual(nodeBefore)
+    // What was still going when this began may be over.
+    for (const [what, used] of Object.entries(await usedOfNode()))
+      expect(used).toBeLessThanOrEqual(nodeBefore[what] ?? 0)
     return true
   })
 }, 300_000)
