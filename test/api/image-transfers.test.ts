@@ -285,6 +285,8 @@ describe('the quota', () => {
     const shared = layerOf(MiB)
     let [now, most] = [0, 0]
     node.images = async (call) => {
+      // What is in those that are there already is asked for beside.
+      if (asked(call) !== 'load') throw new Error(`${asked(call)} is nothing that this test is about`)
       most = Math.max(most, ++now)
       call.body.resume()
       await new Promise((resolve) => setTimeout(resolve, 10))
