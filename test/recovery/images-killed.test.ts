@@ -80,7 +80,14 @@ beforeAll(async () => {
   copyFileSync('/bin/busybox', join(root, 'bin/busybox'))
   for (const applet of ['sh', 'cat']) symlinkSync('busybox', join(root, 'bin', applet))
   base = tarOf(root)
-  nodeBefore = await usedOfNode()
+  nodeBefore = await until(
+    'what ran before is over',
+    async () => {
+      const used = await usedOfNode()
+      return Object.values(used).some((value) => value > 0) ? undefined : used
+    },
+    60_000,
+  )
 }, 120_000)
 // Also before each try of a test whose last one failed in the middle.
 beforeEach(async () => {

@@ -87,7 +87,7 @@ export const commitSandbox = route({
     })
     .prefault({}),
   reply: imageProgress.reply,
-  errors: ['sandbox_not_found', 'wrong_state', 'image_not_found', 'unavailable', ...imageProgress.taking],
+  errors: ['sandbox_not_found', 'wrong_state', 'image_not_found', ...imageProgress.taking],
 })
 
 export const forkSandbox = route({
@@ -119,7 +119,7 @@ export const forkSandbox = route({
   reply: { 201: z.object({ items: z.array(Sandbox) }) },
   errors: [
     ...(['sandbox_not_found', 'wrong_state', 'name_taken', 'quota_exceeded', 'policy_forbidden'] as const),
-    ...(['no_capacity', 'node_unreachable', 'tenant_suspended', 'unavailable', 'rate_limited'] as const),
+    ...(['no_capacity', 'node_unreachable', 'tenant_suspended'] as const),
     'scan_unavailable',
   ],
 })

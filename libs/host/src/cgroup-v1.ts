@@ -1,4 +1,4 @@
-import { mkdirSync } from 'node:fs'
+import { existsSync, mkdirSync } from 'node:fs'
 import { errnoOf, Fault, ignore } from '@berth/contracts'
 import {
   ancestry,
@@ -43,10 +43,15 @@ export class CgroupsV1 implements Cgroups {
   }
 
   create(group: string, limits: CgroupLimits = {}): void {
-    checkGroup(group)
-    for (const hierarchy of this.#hierarchies)
-      for (const part of ancestry(group)) this.#make(hierarchy, `${hierarchy.path}/${part}`)
-    this.setLimits(group, limits)
+    const made = this.#directories(group).filter((directory) => !existsSync(directory))
+    try {
+      for (const hierarchy of this.#hierarchies)
+        for (const part of ancestry(group)) this.#make(hierarchy, `${hierarchy.path}/${part}`)
+      this.setLimits(group, limits)
+    } catch (error) {
+      for (const directory of made) removeDirectories(directory)
+      throw error
+    }
   }
 
   setLimits(group: string, limits: CgroupLimits): void {

@@ -1,4 +1,4 @@
-import { mkdirSync } from 'node:fs'
+import { existsSync, mkdirSync } from 'node:fs'
 import { errnoOf, Fault } from '@berth/contracts'
 import {
   ancestry,
@@ -42,15 +42,20 @@ export class CgroupsV2 implements Cgroups {
   }
 
   create(group: string, limits: CgroupLimits = {}): void {
-    checkGroup(group)
+    const isNew = !existsSync(this.#directory(group))
     const available = this.#controllers().filter((name) => wanted.includes(name))
     let parent = this.#root
-    for (const part of ancestry(group)) {
-      passDown(parent, available)
-      parent = `${this.#root}/${part}`
-      makeDirectory(parent)
+    try {
+      for (const part of ancestry(group)) {
+        passDown(parent, available)
+        parent = `${this.#root}/${part}`
+        makeDirectory(parent)
+      }
+      this.setLimits(group, limits)
+    } catch (error) {
+      if (isNew) removeDirectories(this.#directory(group))
+      throw error
     }
-    this.setLimits(group, limits)
   }
 
   setLimits(group: string, limits: CgroupLimits): void {

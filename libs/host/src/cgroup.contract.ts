@@ -50,6 +50,16 @@ export function cgroupContract(open: () => Cgroups, directories: Directories, pa
     expect(cgroups.usage(`${parent}/tenant`)).toMatchObject({ pids: 0, oomKills: 0 })
   })
 
+  test('create makes nothing where a limit is refused, and leaves what was there', () => {
+    const refused = { pids: 5, cpuset: '4000' }
+    expect(() => cgroups.create(`${parent}/tenant/one`, refused)).toThrow('cpuset.cpus')
+    expect(cgroups.children(`${parent}/tenant`)).toEqual([])
+    for (const directory of directories(`${parent}/tenant/one`)) expect(existsSync(directory)).toBe(false)
+    cgroups.create(`${parent}/tenant/one`)
+    expect(() => cgroups.create(`${parent}/tenant/one`, refused)).toThrow('cpuset.cpus')
+    expect(cgroups.children(`${parent}/tenant`)).toEqual(['one'])
+  })
+
   test('a group that is not there: nothing in it, nothing to do', async () => {
     const none = `${parent}/none`
     expect(cgroups.traffic(none)).toBeUndefined()

@@ -53,7 +53,10 @@ export interface CgroupTraffic {
 export interface Cgroups {
   /** Controller (`memory`, `cpu`, …) → directory of the group; on v2 all are the same directory. */
   paths(group: string): ReadonlyMap<string, string>
-  /** Makes the group and its ancestors and sets its limits; one that exists just gets the limits. */
+  /**
+   * Makes the group and its ancestors and sets its limits; one that exists just gets the limits.
+   * @throws Fault as `setLimits`; a group that was not there is not there then
+   */
   create(group: string, limits?: CgroupLimits): void
   /** @throws Fault when the group is gone, the kernel refuses a value, or has no such limit */
   setLimits(group: string, limits: CgroupLimits): void

@@ -136,6 +136,12 @@ export function expectSuccess(result: ProcessResult): ProcessResult {
   return result
 }
 
+/** Also that nothing of its output was left out. @throws CommandFailed, Fault */
+export function expectWhole(result: ProcessResult): ProcessResult {
+  if (expectSuccess(result).truncated) throw new Fault(printable(result.argv), { cause: 'it said more than is read' })
+  return result
+}
+
 /** A program ended in another way than exit 0; the message holds reason, command and what it said on stderr. */
 export class CommandFailed extends Fault {
   constructor(readonly result: ProcessResult) {

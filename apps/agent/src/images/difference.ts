@@ -1,7 +1,7 @@
 // difference.ts: whether two trees of files are the same: names, types, owners, modes, times, contents, attributes.
 import { type FileHandle, lstat, open, readdir, readlink } from 'node:fs/promises'
 import { join } from 'node:path'
-import { expectSuccess, run } from '@berth/host'
+import { expectWhole, run } from '@berth/host'
 
 /** The first thing in which two trees of files differ, as `/path is not` or the like; undefined where they are the same. */
 export async function differenceOf(a: string, b: string): Promise<string | undefined> {
@@ -58,7 +58,7 @@ async function sameBytes(here: FileHandle, there: FileHandle): Promise<boolean> 
 /** All of a tree, in the order of its names. */
 async function attributesOf(root: string): Promise<string> {
   const argv = ['getfattr', '--recursive', '--physical', '--no-dereference', '--dump', '--match=-', '.'] as const
-  const { stdout } = expectSuccess(
+  const { stdout } = expectWhole(
     await run(argv, {
       cwd: root,
       timeoutMs: 600_000,

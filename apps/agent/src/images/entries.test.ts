@@ -16,6 +16,7 @@ import { join } from 'node:path'
 import { PassThrough, Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
 import { gzipSync } from 'node:zlib'
+import { Fault } from '@berth/contracts'
 import { afterAll, describe, expect, test } from '@jest/globals'
 import { type Header, pack } from 'tar-stream'
 import { eachEntry } from './entries.js'
@@ -224,6 +225,15 @@ describe('files with holes', () => {
     )
     await expect(filesIn(old, 1000)).rejects.toMatchObject({ message: /unknown kind/ })
   })
+})
+
+test.each([
+  ['a fault', new Fault('write a file', { cause: 'the disk' })],
+  ['what the kernel says', Object.assign(new Error('EIO: i/o error, write'), { code: 'EIO', syscall: 'write' })],
+])('%s while an entry is taken is not told of the archive', async (_, fault) => {
+  const tar = await tarOf([{ name: 'a', text: 'x' }])
+  const reading = eachEntry(Readable.from([tar]), () => Promise.reject(fault), new AbortController().signal)
+  await expect(reading).rejects.toBe(fault)
 })
 
 describe('what is packed', () => {

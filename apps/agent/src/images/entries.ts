@@ -1,7 +1,7 @@
 // entries.ts: what is in a tar, plain or packed, one entry after another, as it comes.
 import { PassThrough, Readable, Writable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
-import { Failure } from '@berth/contracts'
+import { Failure, Fault } from '@berth/contracts'
 import { compressionOf } from '@berth/oci'
 import { extract } from 'tar-stream'
 import { abortable } from './exclusive.js'
@@ -50,9 +50,13 @@ export async function eachEntry(
   })().catch(ending)
   const [read, taken] = await Promise.allSettled([reading, taking])
   signal.throwIfAborted()
-  if (taken.status === 'rejected' && taken.reason instanceof Failure) throw taken.reason
+  if (taken.status === 'rejected' && isOwn(taken.reason)) throw taken.reason
   for (const end of [read, taken]) if (end.status === 'rejected') throw broken(end.reason)
 }
+
+/** Whether it is of what was done with an entry, and not of the archive that it is read from: a disk may fail, or files run out. */
+const isOwn = (error: unknown): boolean =>
+  error instanceof Failure || error instanceof Fault || (error instanceof Error && 'syscall' in error)
 
 /** @throws Failure archive_invalid */
 function checkFields({ header }: TarEntry): void {

@@ -1,8 +1,8 @@
 import { existsSync, renameSync } from 'node:fs'
 import { mkdir, open, readdir, rename, rm, statfs } from 'node:fs/promises'
 import { join } from 'node:path'
-import { errnoOf, Fault, ignore, invariant } from '@berth/contracts'
-import { expectSuccess, mountAt, run, unmount } from '@berth/host'
+import { errnoOf, Fault, ignore, invariant, MiB } from '@berth/contracts'
+import { expectSuccess, expectWhole, mountAt, run, unmount } from '@berth/host'
 
 // pool.ts: where writable layers live. Each is a btrfs subvolume with a qgroup limit, so that its size is a hard limit
 // of the kernel's, creating one costs a millisecond, and removing one does not walk its files.
@@ -18,6 +18,9 @@ const BTRFS_MAGIC = 0x9123683e
 const MAX_DELETE_BATCH = 64
 /** Making one takes two processes: of the CPU that the sandbox needs which was just given one, unless few are left. */
 const REFILL_MS = 200
+
+/** A line for each layer, some 60 bytes. */
+const MAX_QGROUPS = 64 * MiB
 
 export interface PoolOptions {
   /** Directory of the agent; the pool is `pool` in it, its file `pool.img`. */
@@ -121,7 +124,8 @@ export class Pool {
 
   /** Of every layer that has a limit: what counts towards it, and the limit. One look at all, a moment old. */
   async fill(): Promise<ReadonlyMap<string, { readonly usedBytes: number; readonly limitBytes: number }>> {
-    const result = expectSuccess(await run(['btrfs', 'qgroup', 'show', '--raw', '-r', this.root]))
+    const show = ['btrfs', 'qgroup', 'show', '--raw', '-r', this.root] as const
+    const result = expectWhole(await run(show, { maxOutputBytes: MAX_QGROUPS }))
     const rows = result.stdout.matchAll(/^0\/\d+\s+(\d+)\s+\d+\s+(\d+)\s+(?:\S*\/)?(\S+)$/gm)
     return new Map(
       [...rows].map(([, used, limit, name = '']) => [name, { usedBytes: Number(used), limitBytes: Number(limit) }]),
